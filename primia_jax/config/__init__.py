@@ -1,0 +1,33 @@
+"""The settings of an experiment: sections, their schema, and the check at the door."""
+
+from primia_jax.config.schema import from_config_dict, to_config_dict, to_plain
+from primia_jax.config.sections import (
+    AugmentationConfig,
+    DataConfig,
+    EarlyStoppingConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    FederatedConfig,
+    ModelConfig,
+    PhantomConfig,
+    RuntimeConfig,
+    SecureAggregationConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AugmentationConfig",
+    "DataConfig",
+    "EarlyStoppingConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "FederatedConfig",
+    "ModelConfig",
+    "PhantomConfig",
+    "RuntimeConfig",
+    "SecureAggregationConfig",
+    "TrainingConfig",
+    "from_config_dict",
+    "to_config_dict",
+    "to_plain",
+]

@@ -1,0 +1,193 @@
+"""Every setting of an experiment, with its default, its allowed values and what it means."""
+
+import dataclasses
+
+from primia_jax.config.schema import section, setting
+
+frozen = dataclasses.dataclass(frozen=True)
+
+
+@frozen
+class PhantomConfig:
+    """The bundled generator of paediatric chest radiographs (`primia_jax.data.phantom`)."""
+
+    n_train: int = setting(900, "images for training and validation, over all hospitals", low=12)
+    n_test: int = setting(300, "held-out test images, over all hospitals", low=3)
+    site_shift: float = setting(1.0, "strength of scanner differences (0: none)", low=0, high=3)
+    difficulty: float = setting(1.0, "subtlety of the findings and strength of noise", low=0, high=3)
+    scanner: int = setting(0, "first scanner of the family of scanners, one a hospital", low=0)
+
+
+@frozen
+class DataConfig:
+    """Where the images come from and how they are divided."""
+
+    source: str = setting(
+        "phantom", "kind of source", choices=("phantom", "folder", "dicom", "tfds", "csv")
+    )
+    path: str = setting(
+        "", "folder, CSV file or TFDS directory; `{site}` in it makes each hospital read its own"
+    )
+    test_path: str = setting("", "the model owner's held-out data; else `test_fraction` of `path`")
+    image_size: int = setting(64, "side of the square images, in pixels", low=8, high=1024)
+    on_error: str = setting("fail", "what to do with unreadable files", choices=("fail", "skip"))
+    validation_fraction: float = setting(0.15, "of each hospital's patients", low=0.01, high=0.5)
+    test_fraction: float = setting(0.2, "of the patients, where no test set is given", low=0, high=0.5)
+    partition: str = setting(
+        "given", "how patients are spread over hospitals", choices=("given", "iid", "dirichlet", "size")
+    )
+    dirichlet_alpha: float = setting(0.5, "label skew: small is skewed", low=0.01, high=1000)
+    size_ratio: float = setting(4.0, "largest hospital over smallest one", low=1, high=100)
+    phantom: PhantomConfig = section(PhantomConfig)
+
+
+@frozen
+class AugmentationConfig:
+    """Random changes of the training images; every one has a probability and a strength.
+
+    A probability of 0 removes the operation from the compiled step.
+    """
+
+    rotation_p: float = setting(1.0, "probability of a rotation", low=0, high=1)
+    rotation_degrees: float = setting(10.0, "largest angle, either way", low=0, high=180)
+    scale_p: float = setting(1.0, "probability of a zoom", low=0, high=1)
+    scale: float = setting(0.1, "largest relative zoom, either way", low=0, high=0.9)
+    translation_p: float = setting(1.0, "probability of a shift", low=0, high=1)
+    translation: float = setting(0.05, "largest shift, as a fraction of the side", low=0, high=1)
+    flip_p: float = setting(0.0, "probability of a left-right flip", low=0, high=1)
+    brightness_p: float = setting(0.5, "probability of added brightness", low=0, high=1)
+    brightness: float = setting(0.1, "largest addition, either way", low=0, high=1)
+    gamma_p: float = setting(0.5, "probability of a gamma change", low=0, high=1)
+    gamma: float = setting(0.2, "exponent drawn from exp(±gamma)", low=0, high=3)
+    noise_p: float = setting(0.5, "probability of Gaussian noise", low=0, high=1)
+    noise: float = setting(0.02, "largest standard deviation", low=0, high=1)
+    blur_p: float = setting(0.0, "probability of a Gaussian blur", low=0, high=1)
+    blur_pixels: float = setting(1.0, "largest standard deviation, in pixels", low=0, high=10)
+    elastic_p: float = setting(0.0, "probability of an elastic distortion", low=0, high=1)
+    elastic: float = setting(0.02, "displacement, as a fraction of the side", low=0, high=0.5)
+    grid_p: float = setting(0.0, "probability of a grid distortion", low=0, high=1)
+    grid: float = setting(0.05, "displacement of grid lines, as a fraction of the side", low=0, high=0.5)
+    equalise_p: float = setting(0.0, "probability of CLAHE-like equalisation", low=0, high=1)
+    equalise_clip: float = setting(2.0, "contrast limit over a flat histogram", low=1, high=40)
+    mixup_p: float = setting(0.0, "probability that a batch is mixed", low=0, high=1)
+    mixup_alpha: float = setting(0.2, "parameter of the Beta distribution", low=0.01, high=10)
+
+
+@frozen
+class ModelConfig:
+    """The network."""
+
+    name: str = setting("resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple"))
+    stem: str = setting("imagenet", "7×7/2 and pooling, or 3×3", choices=("imagenet", "small"))
+    pooling: str = setting("max", "pooling of the stem", choices=("max", "avg"))
+    norm: str = setting("batch", "normalisation", choices=("batch", "group", "frozen"))
+    channels: int = setting(1, "input channels; grey images are repeated for 3", choices=(1, 3))
+    width: int = setting(64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256)
+    pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth")
+    convolution: str = setting(
+        "auto", "how convolutions run", choices=("auto", "xla", "im2col")
+    )
+
+
+@frozen
+class TrainingConfig:
+    """The local optimiser and its schedule."""
+
+    batch_size: int = setting(16, "images a local step", low=1, high=4096)
+    optimizer: str = setting("adam", "local optimiser", choices=("adam", "adamw", "sgd"))
+    learning_rate: float = setting(1e-3, "at the start", low=0, high=10)
+    end_learning_rate: float = setting(1e-5, "at the end", low=0, high=10)
+    schedule: str = setting(
+        "log_linear", "shape over the global step", choices=("constant", "log_linear", "cosine")
+    )
+    restarts: int = setting(0, "times the schedule starts again", low=0, high=100)
+    beta1: float = setting(0.9, "Adam's first decay, or SGD's momentum", low=0, high=0.9999)
+    beta2: float = setting(0.99, "Adam's second decay", low=0, high=0.999999)
+    weight_decay: float = setting(5e-4, "L2 added to the gradient (adamw: decoupled)", low=0, high=1)
+    class_weights: bool = setting(True, "weight the loss by securely summed class counts")
+    label_smoothing: float = setting(0.0, "share given to all classes alike", low=0, high=0.9)
+
+
+@frozen
+class EarlyStoppingConfig:
+    """Local early stopping (see `primia_jax.federated.early_stopping`)."""
+
+    enabled: bool = setting(False, "watch the local validation loss within a round")
+    check_every: int = setting(5, "local steps between checks", low=1)
+    patience: int = setting(3, "checks without improvement that end a site's round", low=1)
+    stop_after_rounds: int = setting(5, "rounds without improvement that end a site's training", low=1)
+
+
+@frozen
+class FederatedConfig:
+    """Who trains, how often models are averaged, and by which rule."""
+
+    mode: str = setting(
+        "federated_secure", "setting", choices=("local", "federated", "federated_secure")
+    )
+    hospitals: int = setting(3, "number of hospitals", low=1, high=1000)
+    rounds: int = setting(20, "times the models are averaged", low=1)
+    sync_every: int = setting(1, "local steps or epochs a round", low=1)
+    sync_unit: str = setting("epochs", "unit of `sync_every`", choices=("steps", "epochs"))
+    rule: str = setting(
+        "fedavg", "aggregation rule", choices=("fedavg", "fedprox", "fedadam", "fedyogi")
+    )
+    proximal_mu: float = setting(0.01, "FedProx: weight of the proximal term", low=0, high=100)
+    server_learning_rate: float = setting(0.01, "FedAdam, FedYogi", low=0, high=10)
+    server_tau: float = setting(1e-3, "FedAdam, FedYogi: degree of adaptivity", low=1e-8, high=1)
+    batch_norm: str = setting(
+        "pooled", "moments of batch norm: pooled exactly, or local (FedBN)", choices=("pooled", "fedbn")
+    )
+    optimizer_state: str = setting(
+        "keep", "local optimiser state over a synchronisation", choices=("keep", "reset", "average")
+    )
+    early_stopping: EarlyStoppingConfig = section(EarlyStoppingConfig)
+
+
+@frozen
+class SecureAggregationConfig:
+    """Fixed point in Z_2^64; the sum is proven not to overflow, or refused."""
+
+    frac_bits: int = setting(24, "fractional bits", low=1, high=52)
+    clip: float = setting(1024.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
+    max_samples: int = setting(1 << 20, "public bound on one hospital's samples", low=1, high=2**40)
+
+
+@frozen
+class EvaluationConfig:
+    """How the final model is judged."""
+
+    batch_size: int = setting(64, "images at a time", low=1)
+    bootstrap: int = setting(1000, "resamples behind each 95 % interval", low=10, high=100000)
+
+
+@frozen
+class RuntimeConfig:
+    """Processes, threads and patience."""
+
+    driver: str = setting("ray", "real actors, or all in this process", choices=("ray", "local"))
+    threads: int = setting(
+        0, "threads of a party's computing; part of what makes runs bit-identical (0: cores / hospitals)",
+        low=0, high=1024,
+    )
+    cpus_per_hospital: float = setting(0.0, "Ray CPUs reserved for a hospital", low=0, high=1024)
+    gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
+    message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)
+    latency_s: float = setting(0.0, "one-way latency of every link (virtual or injected)", low=0, high=10)
+    bandwidth_bps: float = setting(0.0, "bandwidth of every link in bit/s (0: unlimited)", low=0)
+
+
+@frozen
+class ExperimentConfig:
+    """One experiment: what `configs/NAME.py` describes."""
+
+    name: str = setting("experiment", "title of the report")
+    seed: int = setting(0, "seed of everything that only shuffles", low=0, high=2**31 - 1)
+    data: DataConfig = section(DataConfig)
+    augmentation: AugmentationConfig = section(AugmentationConfig)
+    model: ModelConfig = section(ModelConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    federated: FederatedConfig = section(FederatedConfig)
+    secure_aggregation: SecureAggregationConfig = section(SecureAggregationConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+    runtime: RuntimeConfig = section(RuntimeConfig)

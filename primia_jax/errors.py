@@ -1,0 +1,46 @@
+"""What a user can get wrong, and the exit code each mistake ends the command with.
+
+Every message is one line that says what is wrong, where, and how to mend it.
+"""
+
+
+class UserError(Exception):
+    """A mistake of the user's or of the user's data: shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """An unknown key, a wrong type or an impossible value in the configuration."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Images, labels or folders that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint or weights file that is missing, damaged or of another model."""
+
+    exit_code = 4
+
+
+class ClusterError(UserError):
+    """The Ray cluster cannot be reached, or a party of the computation was lost."""
+
+    exit_code = 5
+
+
+class StorageError(UserError):
+    """The working directory cannot be written to (full disk, permissions)."""
+
+    exit_code = 6
+
+
+class ProtocolError(UserError):
+    """A party program broke the rules: a deadlock, a non-array message, an unproven bound."""
+
+    exit_code = 7
