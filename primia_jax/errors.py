@@ -44,3 +44,9 @@ class ProtocolError(UserError):
     """A party program broke the rules: a deadlock, a non-array message, an unproven bound."""
 
     exit_code = 7
+
+
+class TrainingError(UserError):
+    """The training went wrong, for instance diverged."""
+
+    exit_code = 8

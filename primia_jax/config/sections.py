@@ -80,7 +80,9 @@ class ModelConfig:
     name: str = setting("resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple"))
     stem: str = setting("imagenet", "7×7/2 and pooling, or 3×3", choices=("imagenet", "small"))
     pooling: str = setting("max", "pooling of the stem", choices=("max", "avg"))
-    norm: str = setting("batch", "normalisation", choices=("batch", "group", "frozen"))
+    norm: str = setting(
+        "batch", "normalisation (none: not for resnets)", choices=("batch", "group", "frozen", "none")
+    )
     channels: int = setting(1, "input channels; grey images are repeated for 3", choices=(1, 3))
     width: int = setting(64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256)
     pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth")

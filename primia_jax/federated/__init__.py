@@ -1,0 +1,1 @@
+"""Federated learning: what hospitals, the model owner and the crypto provider do."""

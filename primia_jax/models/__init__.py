@@ -1,0 +1,72 @@
+"""The networks: built from settings, given variables, or loaded from torchvision-named weights.
+
+A network is a Flax Linen module: `module.apply(variables, images, train=False)` takes images
+[n s s c] float32 and gives logits [n k]. In training,
+`module.apply(variables, images, train=True, mutable=['batch_stats'])` also gives the new moments.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from primia_jax.config.sections import ModelConfig
+from primia_jax.errors import ConfigError
+from primia_jax.models import resnet, simple, vgg
+from primia_jax.models.torch_import import load_torch
+
+__all__ = ["build", "init", "load_torch"]
+
+
+def build(config: ModelConfig, n_classes: int) -> nn.Module:
+    """The network that `config` describes, with `n_classes` outputs.
+
+    Raises:
+      ConfigError: for a residual network without normalisation.
+    """
+    common: dict[str, Any] = {
+        "n_classes": n_classes,
+        "width": config.width,
+        "pooling": config.pooling,
+        "norm": config.norm,
+        "convolution": config.convolution,
+    }
+    if config.name == "vgg16":
+        return vgg.VGG(**common)
+    if config.name == "simple":
+        return simple.Simple(**common)
+    if config.norm == "none":
+        raise ConfigError(
+            f"config.model.norm = 'none': {config.name} needs a norm; take batch | group | frozen"
+        )
+    return resnet.ResNet(blocks=resnet.BLOCKS[config.name], stem=config.stem, **common)
+
+
+def init(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
+    """Fresh variables: 'params', and 'batch_stats' where the norm has moments.
+
+    Args:
+      module: a network made by `build`.
+      key: a key of `jax.random`; consumed.
+      image_size: side of the images, in pixels.
+      channels: of the images.
+
+    Raises:
+      ConfigError: if the images are too small for the network.
+    """
+    if isinstance(module, vgg.VGG) and image_size < vgg.SMALLEST_SIDE:
+        raise ConfigError(
+            f"config.data.image_size = {image_size}: vgg16 halves the image five times and needs "
+            f"at least {vgg.SMALLEST_SIDE} pixels"
+        )
+    return dict(_init(module, key, image_size, channels))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _init(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> Any:
+    # XLA's own generator: with JAX's, a ResNet-18's initial values take four times as long to
+    # compile, most of them the unrolled rounds of one Threefry a layer.
+    key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2)[:4], impl="rbg")
+    return module.init(key, jnp.zeros((1, image_size, image_size, channels), jnp.float32))

@@ -1,0 +1,21 @@
+"""Party programs and what runs them. The Ray driver is imported from `runtime.ray_driver`."""
+
+from primia_jax.runtime.cost import count
+from primia_jax.runtime.link import Link
+from primia_jax.runtime.local_driver import LocalDriver, run_local
+from primia_jax.runtime.party import Driver, Locally, Program, Receive, Send, Steps
+from primia_jax.runtime.trace import Trace
+
+__all__ = [
+    "Driver",
+    "Link",
+    "LocalDriver",
+    "Locally",
+    "Program",
+    "Receive",
+    "Send",
+    "Steps",
+    "Trace",
+    "count",
+    "run_local",
+]

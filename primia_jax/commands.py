@@ -1,0 +1,68 @@
+"""What each mode of the command line prints around the verb that it calls."""
+
+import pathlib
+from typing import Any
+
+from PIL import Image
+
+from primia_jax import experiment
+from primia_jax.config import ExperimentConfig
+from primia_jax.data import make_test_plan
+
+_SHOWN = 20  # predictions printed
+_DEMO_IMAGES = 6
+
+
+def train(config: ExperimentConfig, workdir: str, **arguments: Any) -> experiment.Result:
+    """--mode=train."""
+    result = experiment.train(config, workdir, **arguments)
+    metrics = result.metrics
+    print(f"kept the model of round {metrics['best_round']} of {metrics['rounds']}")
+    if metrics["test"]:
+        _print_scores(metrics["test"])
+    print(f"report: {result.workdir / 'report.html'}")
+    return result
+
+
+def evaluate(config: ExperimentConfig, workdir: str) -> None:
+    """--mode=evaluate."""
+    _print_scores(experiment.evaluate(config, workdir))
+    print(f"written: {pathlib.Path(workdir) / 'evaluation.json'}")
+
+
+def predict(config: ExperimentConfig, workdir: str, input_path: str) -> experiment.Predictions:
+    """--mode=predict."""
+    found = experiment.predict(config, workdir, input_path)
+    for name, reason in found.skipped:
+        print(f"left out: {name}: {reason}")
+    for name, label, row in list(zip(found.names, found.classes(), found.probabilities))[:_SHOWN]:
+        chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(found.class_names, row))
+        print(f"{name}: {label}   ({chances})")
+    if len(found.names) > _SHOWN:
+        print(f"and {len(found.names) - _SHOWN} more")
+    print(f"written: {pathlib.Path(workdir) / 'predictions.csv'}")
+    return found
+
+
+def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
+    """--mode=demo: trains, then diagnoses a few test films from files, as a user would."""
+    result = train(config, workdir, **arguments)
+    plan = make_test_plan(config)
+    test = plan.load_test(config.data.image_size)
+    folder = result.workdir / "films"
+    folder.mkdir(exist_ok=True)
+    chosen = range(0, len(test), max(1, len(test) // _DEMO_IMAGES))[:_DEMO_IMAGES]
+    for i in chosen:
+        name = f"{test.class_names[test.labels[i]]}_{i}.png"
+        Image.fromarray(test.images[i, :, :, 0]).save(folder / name)
+    print(f"\ndiagnosing {len(chosen)} test films (each file is named after its true class):")
+    predict(config, workdir, str(folder))
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    print(f"test set of {scores['n']} images:")
+    for key, title in (("mcc", "MCC"), ("accuracy", "accuracy"), ("roc_auc", "ROC-AUC")):
+        if scores.get(key) is None:
+            continue
+        low, high = scores["intervals"][key]
+        print(f"  {title:9} {scores[key]:.3f}   (95 % interval {low:.3f} to {high:.3f})")

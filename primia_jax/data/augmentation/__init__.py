@@ -1,0 +1,84 @@
+"""Random changes of training images, drawn anew at every step, inside the compiled step.
+
+`augment` is a pure function of a key and a batch. Every image of the batch gets draws of its own; the
+operations and their strengths come from an `AugmentationConfig`, which is static: an operation of
+probability 0 leaves no trace in the compiled program.
+
+Axis letters: b images of a batch, s image side, c channels, k classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from primia_jax.config.sections import AugmentationConfig
+from primia_jax.data.augmentation import geometry, intensity
+
+__all__ = ["augment"]
+
+
+def augment(
+    key: jax.Array, images: jax.Array, labels_onehot: jax.Array, config: AugmentationConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A batch, changed at random.
+
+    In this order: rotation, zoom, shift, flip, elastic and grid distortion in one resampling, whose
+    border repeats the image's edge; blur; equalisation; gamma; brightness; noise; MixUp. With all
+    probabilities 0 the very arrays given are returned; an image that no operation picked keeps its
+    bits (MixUp picks whole batches).
+
+    Args:
+      key: a key of `jax.random`; consumed.
+      images: [b s s c] float32 in [0, 1].
+      labels_onehot: [b k] float32.
+      config: static under `jax.jit`.
+
+    Returns:
+      Images, again float32 in [0, 1], and labels, of the shapes given. Labels change by MixUp alone.
+    """
+    warp_key, blur_key, equalise_key, gamma_key, brightness_key, noise_key, mix_key = (
+        jax.random.split(key, 7)
+        if any(getattr(config, name) > 0 for name in _PROBABILITIES)
+        else (key,) * 7
+    )
+    images = geometry.warp_at_random(warp_key, images, config)
+    if config.blur_p > 0:
+        images = intensity.random_blur(blur_key, images, config.blur_p, config.blur_pixels)
+    if config.equalise_p > 0:
+        images = intensity.random_equalisation(
+            equalise_key, images, config.equalise_p, config.equalise_clip
+        )
+    if config.gamma_p > 0:
+        images = intensity.random_gamma(gamma_key, images, config.gamma_p, config.gamma)
+    if config.brightness_p > 0:
+        images = intensity.random_brightness(
+            brightness_key, images, config.brightness_p, config.brightness
+        )
+    if config.noise_p > 0:
+        images = intensity.random_noise(noise_key, images, config.noise_p, config.noise)
+    if config.mixup_p > 0:
+        images, labels_onehot = mixup(
+            mix_key, images, labels_onehot, config.mixup_p, config.mixup_alpha
+        )
+    return images, labels_onehot
+
+
+_PROBABILITIES = tuple(name for name in AugmentationConfig.__dataclass_fields__ if name.endswith("_p"))
+
+
+def mixup(
+    key: jax.Array, images: jax.Array, labels_onehot: jax.Array, probability: float, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """MixUp (Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", eq. 1).
+
+    With `probability`, blends the whole batch [b s s c] and its labels [b k] with a permutation of
+    itself, in shares λ and 1 - λ, λ ~ Beta(alpha, alpha).
+    """
+    choice_key, share_key, order_key = jax.random.split(key, 3)
+    mixed = jax.random.uniform(choice_key) < probability
+    share = jnp.where(mixed, jax.random.beta(share_key, alpha, alpha), 1.0)
+    order = jax.random.permutation(order_key, images.shape[0])
+
+    def blend(x: jax.Array) -> jax.Array:
+        return (share * x + (1.0 - share) * x[order]).astype(x.dtype)
+
+    return jnp.clip(blend(images), 0.0, 1.0), blend(labels_onehot)

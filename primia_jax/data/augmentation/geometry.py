@@ -1,0 +1,160 @@
+"""Where the pixels come from: affine maps and distortions, composed into one resampling.
+
+Coordinates count pixels from the image's centre, x to the right and y downwards. A map says, for each
+pixel of the new image, which place of the old one it shows; places outside show the nearest edge.
+
+Axis letters: b images of a batch, s image side, c channels, g knots of a lattice.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.config.sections import AugmentationConfig
+
+ELASTIC_KNOTS = 9  # of the lattice of random displacements, along either side
+GRID_CELLS = 5  # cells of a distorted grid, along either side
+
+
+def warp_at_random(key: jax.Array, images: jax.Array, config: AugmentationConfig) -> jax.Array:
+    """Applies the geometric operations of `config` to images [b s s c]; `key` is consumed."""
+    enabled = (
+        config.rotation_p,
+        config.scale_p,
+        config.translation_p,
+        config.flip_p,
+        config.elastic_p,
+        config.grid_p,
+    )
+    if not any(p > 0 for p in enabled):
+        return images
+    b, s = images.shape[0], images.shape[1]
+    keys = jax.random.split(key, 6)
+    x, y = centred_grid(s)
+    if config.elastic_p > 0:
+        on = bernoulli(keys[4], config.elastic_p, b)
+        dx, dy = elastic_displacement(jax.random.fold_in(keys[4], 1), b, s, config.elastic * s)
+        x = x + jnp.where(on[:, None, None], dx, 0.0)
+        y = y + jnp.where(on[:, None, None], dy, 0.0)
+    if config.grid_p > 0:
+        on = bernoulli(keys[5], config.grid_p, b)
+        dx, dy = grid_displacement(jax.random.fold_in(keys[5], 1), b, s, config.grid)
+        x = x + jnp.where(on[:, None, None], dx[:, None, :], 0.0)
+        y = y + jnp.where(on[:, None, None], dy[:, :, None], 0.0)
+    if config.rotation_p > 0:
+        angle = _draw(keys[0], config.rotation_p, b, config.rotation_degrees * np.pi / 180.0)
+        x, y = rotate(x, y, angle)
+    if config.scale_p > 0:
+        zoom = 1.0 + _draw(keys[1], config.scale_p, b, config.scale)
+        x, y = x / zoom[:, None, None], y / zoom[:, None, None]
+    if config.translation_p > 0:
+        on = bernoulli(keys[2], config.translation_p, b)
+        limit = config.translation * s
+        shift = jax.random.uniform(
+            jax.random.fold_in(keys[2], 1), (2, b, 1, 1), minval=-limit, maxval=limit
+        )
+        shift = jnp.where(on[:, None, None], shift, 0.0)
+        x, y = x - shift[0], y - shift[1]
+    if config.flip_p > 0:
+        x = jnp.where(bernoulli(keys[3], config.flip_p, b)[:, None, None], -x, x)
+    return sample(images, x, y)
+
+
+def bernoulli(key: jax.Array, probability: float, b: int) -> jax.Array:
+    """[b] bool: which images are picked."""
+    return jax.random.uniform(key, (b,)) < probability
+
+
+def _draw(key: jax.Array, probability: float, b: int, limit: float) -> jax.Array:
+    """[b] uniform in ±limit for the images picked, else exactly 0."""
+    value = jax.random.uniform(jax.random.fold_in(key, 1), (b,), minval=-limit, maxval=limit)
+    return jnp.where(bernoulli(key, probability, b), value, 0.0)
+
+
+def centred_grid(s: int) -> tuple[jax.Array, jax.Array]:
+    """The pixels' own coordinates, x [1 1 s] and y [1 s 1]."""
+    line = jnp.arange(s, dtype=jnp.float32) - (s - 1) / 2
+    return line[None, None, :], line[None, :, None]
+
+
+def rotate(x: jax.Array, y: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The map that turns the image counter-clockwise by `angle` [b] radians."""
+    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
+    return cos * x - sin * y, sin * x + cos * y
+
+
+def elastic_displacement(
+    key: jax.Array, b: int, s: int, limit: float
+) -> tuple[jax.Array, jax.Array]:
+    """Smooth random displacements [b s s] of x and y, at most `limit` pixels.
+
+    After Simard et al. 2003 ("Best practices for convolutional neural networks", section 2), with a
+    cubic B-spline through a coarse random lattice in place of a Gaussian filter over every pixel.
+    """
+    lattice = jax.random.uniform(
+        key, (2, b, ELASTIC_KNOTS, ELASTIC_KNOTS), minval=-limit, maxval=limit
+    )
+    weights = _spline_weights(ELASTIC_KNOTS, s)
+    field = jnp.einsum("yi,xj,abij->abyx", weights, weights, lattice, precision="highest")
+    return field[0], field[1]
+
+
+def _spline_weights(g: int, s: int) -> np.ndarray:
+    """[s g] each pixel's weights on the knots of a uniform cubic B-spline; rows sum to one."""
+    position = (np.arange(s) + 0.5) / s * (g - 3) + 1.0
+    distance = np.abs(position[:, None] - np.arange(g)[None, :])
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    outer = np.clip(2.0 - distance, 0.0, None) ** 3 / 6
+    return np.where(distance < 1, inner, outer).astype(np.float32)
+
+
+def grid_displacement(
+    key: jax.Array, b: int, s: int, limit: float
+) -> tuple[jax.Array, jax.Array]:
+    """Displacements [b s] of columns and of rows as a grid's inner lines move, in pixels.
+
+    Every line moves by at most `limit` of the side and stays between its neighbours, so that the
+    image is stretched and squeezed but never folded; the outer lines stay.
+    """
+    rest = np.linspace(0.0, 1.0, GRID_CELLS + 1, dtype=np.float32)
+    shift = jax.random.uniform(key, (2, b, GRID_CELLS - 1), minval=-limit, maxval=limit)
+    inner = jnp.sort(jnp.clip(rest[1:-1] + shift, 0.0, 1.0), axis=-1)
+    lines = jnp.pad(inner, ((0, 0), (0, 0), (1, 1)), constant_values=((0, 0), (0, 0), (0, 1)))
+    place = np.arange(s, dtype=np.float32) / max(s - 1, 1)
+    cell = np.minimum((place * GRID_CELLS).astype(np.int32), GRID_CELLS - 1)
+    part = place * GRID_CELLS - cell
+    moved = lines[:, :, cell] * (1.0 - part) + lines[:, :, cell + 1] * part
+    displacement = (moved - place) * (s - 1)
+    return displacement[0], displacement[1]
+
+
+def sample(images: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Bilinear samples of images [b s s c] at centred coordinates broadcastable to [b s s].
+
+    Places outside the image show its nearest edge. At whole pixels the samples are exact.
+    """
+    b, s, _, c = images.shape
+    if s == 1:
+        return images
+    centre = (s - 1) / 2
+    x, y = jnp.broadcast_arrays(x, y)
+    shape = (b, s, s)
+    column, fx = _cell(jnp.broadcast_to(x, shape) + centre, s)
+    row, fy = _cell(jnp.broadcast_to(y, shape) + centre, s)
+    first = (jnp.arange(b, dtype=jnp.int32)[:, None, None] * s + row) * s + column
+    pixels = images.reshape(b * s * s, c)
+
+    def at(offset: int) -> jax.Array:
+        return pixels.at[first + offset].get(mode="promise_in_bounds")
+
+    fx, fy = fx[..., None], fy[..., None]
+    above = at(0) * (1.0 - fx) + at(1) * fx
+    below = at(s) * (1.0 - fx) + at(s + 1) * fx
+    return above * (1.0 - fy) + below * fy
+
+
+def _cell(place: jax.Array, s: int) -> tuple[jax.Array, jax.Array]:
+    """The pixel before `place`, at most s - 2, and how far `place` lies beyond it, in [0, 1]."""
+    place = jnp.clip(place, 0.0, s - 1.0)
+    before = jnp.minimum(jnp.floor(place), s - 2.0)
+    return before.astype(jnp.int32), place - before

@@ -1,0 +1,213 @@
+"""From a list of images to a catalogue: every image is decoded once, before anything is trained.
+
+What cannot be used is reported all at once. Axis letters: n records, s image side.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from primia_jax.config.sections import DataConfig
+from primia_jax.data import image_files
+from primia_jax.data.catalogue import Catalogue
+from primia_jax.data.image_files import Decoded, ImageError
+from primia_jax.errors import DataError
+
+KEPT_BYTES = 1 << 29  # of fitted images that verification leaves for the first reading
+_LISTED_FILES = 20
+_THREADS = 2
+
+Decoder = Callable[[int], Decoded]
+
+
+class Entry(NamedTuple):
+    """What a layout, a table or a data set knows of an image before it is decoded."""
+
+    name: str
+    label: int
+    patient: str | None = None  # None: the DICOM header's, or else the image is its own patient
+    site: str | None = None  # None: the DICOM header's institution, if every image has one
+    split: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileDecoder:
+    """Decodes the image files at `paths`; `dicom_only` refuses other kinds."""
+
+    paths: tuple[str, ...]  # [n]
+    dicom_only: bool = False
+
+    def __call__(self, record: int) -> Decoded:
+        """The image of `record`; ImageError says why there is none."""
+        path = self.paths[record]
+        content = image_files.read_bytes(path)
+        suffix = os.path.splitext(path)[1]
+        if self.dicom_only and image_files.kind_of(content) == "image":
+            raise ImageError("an image, but not a DICOM file")
+        return image_files.decode(content, ".dcm" if self.dicom_only else suffix)
+
+
+class Reader:
+    """`Catalogue.read`: fitted images; those that verification made are handed out first.
+
+    A verified image of the side `kept_side` is kept until it is first read, so that opening and
+    loading a set decode each image once. Copies sent to another process start with nothing kept.
+    """
+
+    def __init__(self, decode: Decoder, kept_side: int, kept: dict[int, np.ndarray]):
+        self._decode = decode
+        self._kept_side = kept_side
+        self._kept = kept
+
+    def __call__(self, record: int, side: int) -> np.ndarray:
+        """[side, side] uint8 or uint16; DataError if the image has become unreadable."""
+        if side == self._kept_side:
+            image = self._kept.pop(record, None)
+            if image is not None:
+                return image
+        try:
+            return image_files.fit(self._decode(record).pixels, side)
+        except ImageError as error:
+            raise DataError(
+                f"image {record} could be read when the data were opened, and no longer: {error}"
+            ) from error
+
+    def __reduce__(self) -> tuple:
+        return Reader, (self._decode, self._kept_side, {})
+
+
+def assemble(
+    entries: Sequence[Entry],
+    class_names: Sequence[str],
+    decode: Decoder,
+    data: DataConfig,
+    where: str,
+    skipped: Sequence[tuple[str, str]] = (),
+) -> Catalogue:
+    """Decodes every entry once and makes the catalogue of those that can be read.
+
+    Args:
+      entries: [n] in the order of the records; names are unique.
+      class_names: what labels index.
+      decode: (index of an entry) -> its image; called from several threads.
+      data: `image_size` and `on_error` are used.
+      where: the source, for messages.
+      skipped: (name, reason) of images that are already known to be unusable.
+
+    Raises:
+      DataError: for unreadable images, all of them in one message, unless `data.on_error` is
+        "skip"; for an empty source, fewer than two classes, or a class without images.
+    """
+    if not entries and not skipped:
+        raise DataError(f"{where}: no images found")
+    check_classes(entries, class_names, where)
+    checks, kept = _verify(decode, len(entries), data.image_size)
+    bad = [(e.name, c) for e, c in zip(entries, checks) if isinstance(c, str)]
+    bad = sorted([*skipped, *bad])
+    if bad and data.on_error == "fail":
+        raise DataError(unreadable(bad, len(entries) + len(skipped), where))
+    good = [i for i, check in enumerate(checks) if isinstance(check, _Verified)]
+    check_classes([entries[i] for i in good], class_names, where, len(bad))
+    found = [(entries[i], check) for i, check in enumerate(checks) if isinstance(check, _Verified)]
+    splits = np.array([entry.split for entry, _ in found])
+    return Catalogue(
+        names=tuple(entry.name for entry, _ in found),
+        labels=np.array([entry.label for entry, _ in found], np.int32),
+        patients=np.array([e.patient or check.patient or f"file:{e.name}" for e, check in found]),
+        sites=_sites(found),
+        splits=splits if splits.astype(bool).any() else None,
+        class_names=tuple(class_names),
+        read=Reader(
+            _Selected(decode, tuple(good)),
+            data.image_size,
+            {record: kept[i] for record, i in enumerate(good) if i in kept},
+        ),
+        digests=tuple(check.digest for _, check in found),
+        skipped=tuple(bad),
+    )
+
+
+def check_classes(
+    entries: Sequence[Entry], class_names: Sequence[str], where: str, n_skipped: int = 0
+) -> None:
+    """DataError unless there are two classes or more and each has an image."""
+    left = f" once {n_skipped} unreadable files are left out" if n_skipped else ""
+    if len(class_names) < 2:
+        names = ", ".join(class_names)
+        raise DataError(f"{where}: only one class ({names}); two or more are needed to tell apart")
+    counts = np.bincount([entry.label for entry in entries], minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts) if not count]
+    if empty:
+        raise DataError(
+            f"{where}: no images of class {', '.join(empty)}{left}; add some or remove the class"
+        )
+
+
+def unreadable(bad: Sequence[tuple[str, str]], total: int, where: str) -> str:
+    """The message that lists unreadable images with reasons, at most `_LISTED_FILES` of them."""
+    lines = [
+        f"{where}: {len(bad)} of {total} images cannot be used; mend or remove them, "
+        "or set config.data.on_error = 'skip'"
+    ]
+    lines += [f"  {name}: {reason}" for name, reason in bad[:_LISTED_FILES]]
+    if len(bad) > _LISTED_FILES:
+        lines.append(f"  and {len(bad) - _LISTED_FILES} more")
+    return "\n".join(lines)
+
+
+class _Verified(NamedTuple):
+    digest: str
+    patient: str | None
+    institution: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selected:
+    """A decoder of the entries at `positions` alone."""
+
+    decode: Decoder
+    positions: tuple[int, ...]
+
+    def __call__(self, record: int) -> Decoded:
+        return self.decode(self.positions[record])
+
+
+def _verify(
+    decode: Decoder, count: int, side: int
+) -> tuple[list[_Verified | str], dict[int, np.ndarray]]:
+    """For each of `count` images its digest and origin, or the reason why it cannot be used.
+
+    Also the fitted images of side `side`, as many as fit into `KEPT_BYTES`.
+    """
+    kept: dict[int, np.ndarray] = {}
+    budget = [KEPT_BYTES]
+    lock = threading.Lock()
+
+    def check(i: int) -> _Verified | str:
+        try:
+            decoded = decode(i)
+            fitted = image_files.fit(decoded.pixels, side)
+        except ImageError as error:
+            return str(error)
+        with lock:
+            if fitted.nbytes <= budget[0]:
+                budget[0] -= fitted.nbytes
+                kept[i] = fitted
+        digest = image_files.pixel_digest(decoded.pixels)
+        return _Verified(digest, decoded.patient, decoded.institution)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(check, range(count))), kept
+
+
+def _sites(found: Sequence[tuple[Entry, _Verified]]) -> np.ndarray | None:
+    """[n] the sites that the source names, else the institutions in the headers, else None."""
+    for sites in ([e.site for e, _ in found], [check.institution for _, check in found]):
+        if all(sites):
+            return np.array(sites)
+    return None

@@ -1,0 +1,162 @@
+"""Folders of images: the Kermany chest radiographs, and any layout of one folder a class.
+
+Accepted, with or without a folder `chest_xray` around it:
+
+    [train|test|val/]NORMAL|PNEUMONIA/FILE   Kermany: bacterial or viral stands in the file name
+    [train|test|val/]CLASS/FILE              each image is its own patient
+    [train|test|val/]CLASS/PATIENT/FILE      images in one folder are one patient's
+
+Source of the Kermany layout: Kermany et al., Cell 172 (2018), data set "Labeled Optical Coherence
+Tomography (OCT) and Chest X-Ray Images".
+"""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from primia_jax.config.sections import DataConfig
+from primia_jax.data import file_catalogue, image_files
+from primia_jax.data.catalogue import TEST, TRAIN, VALIDATION, Catalogue
+from primia_jax.data.file_catalogue import Entry
+from primia_jax.errors import DataError
+
+KERMANY_CLASSES = ("normal", "bacterial", "viral")
+_KERMANY_FOLDERS = {"normal", "pneumonia"}
+_KINDS = {"bacteria": 1, "virus": 2}
+_PNEUMONIA_NAME = re.compile(r"(person\d+)_(bacteria|virus)", re.IGNORECASE)
+_NORMAL_NAME = re.compile(r"((?:[a-z0-9]+-)*IM-\d+)", re.IGNORECASE)
+
+SPLIT_NAMES = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "test": TEST,
+    "testing": TEST,
+}
+
+
+class Listing(NamedTuple):
+    """The images of a folder before any is opened."""
+
+    entries: list[Entry]  # [n]
+    paths: list[str]  # [n]
+    class_names: tuple[str, ...]
+    skipped: list[tuple[str, str]]  # (name, reason)
+
+
+def open_folder(path: str, data: DataConfig, dicom_only: bool = False) -> Catalogue:
+    """The catalogue of the images below `path`; see `list_folder` for the layouts.
+
+    Raises:
+      DataError: as `list_folder` and `file_catalogue.assemble`.
+    """
+    listing = list_folder(path)
+    decode = file_catalogue.FileDecoder(tuple(listing.paths), dicom_only)
+    where = f"folder {path}"
+    return file_catalogue.assemble(
+        listing.entries, listing.class_names, decode, data, where, listing.skipped
+    )
+
+
+def list_folder(path: str) -> Listing:
+    """The images below `path`, with their labels, patients and splits.
+
+    In the Kermany layout (folders NORMAL and PNEUMONIA, some file name with `_bacteria_` or
+    `_virus_`) the classes are normal, bacterial and viral. The patient is `SPLIT/personN` or
+    `SPLIT/IM-N`: `person1` of the training and of the test set are two people, since each set was
+    numbered by itself. Within a set, `personN_bacteria` and `personN_virus` count as one patient:
+    if they are not, nothing is lost by keeping them together. The folder `val` of the common
+    download (16 images, none of them viral) was taken from the training set and returns to it.
+
+    Elsewhere the classes are the folders' names in alphabetical order.
+
+    Raises:
+      DataError: if there is no such folder or no image, or a layout other than the above.
+    """
+    root = pathlib.Path(path)
+    if not root.is_dir():
+        problem = "is a file, not a folder" if root.exists() else "no such folder"
+        raise DataError(f"folder {path}: {problem}; set config.data.path")
+    top = _unwrapped(root)
+    folders = _subfolders(top)
+    split_folders = [f for f in folders if f.name.lower() in SPLIT_NAMES]
+    if not folders:
+        raise DataError(f"folder {path}: no folders of classes in it (expected CLASS/FILE)")
+    if split_folders and len(split_folders) < len(folders):
+        others = ", ".join(f.name for f in folders if f not in split_folders)
+        raise DataError(
+            f"folder {path}: {others} beside {split_folders[0].name}; expected either folders "
+            "train, test, val or one folder a class"
+        )
+    groups = [(f, SPLIT_NAMES[f.name.lower()]) for f in split_folders] or [(top, "")]
+    classes = {name for folder, _ in groups for name in _class_names(folder)}
+    images = [
+        _Image(file, split, class_folder.name, file.relative_to(class_folder).parts)
+        for folder, split in groups
+        for class_folder in _subfolders(folder)
+        for file in image_files.walk(class_folder)
+        if image_files.is_candidate(file)
+    ]
+    if not images:
+        raise DataError(f"folder {path}: no images found")
+    if {name.lower() for name in classes} == _KERMANY_FOLDERS and any(
+        _PNEUMONIA_NAME.match(image.file.name) for image in images
+    ):
+        return _kermany(images, root)
+    return _one_folder_a_class(images, sorted(classes), root)
+
+
+class _Image(NamedTuple):
+    file: pathlib.Path
+    split: str
+    class_name: str
+    parts: tuple[str, ...]  # of the path below the class's folder
+
+
+def _kermany(images: list[_Image], root: pathlib.Path) -> Listing:
+    listing = Listing([], [], KERMANY_CLASSES, [])
+    for image in images:
+        name = image.file.relative_to(root).as_posix()
+        split = TRAIN if image.split == VALIDATION else image.split
+        normal = image.class_name.lower() == "normal"
+        match = (_NORMAL_NAME if normal else _PNEUMONIA_NAME).match(image.file.name)
+        if not normal and not match:
+            listing.skipped.append((name, "neither bacteria nor virus in the name"))
+            continue
+        label = 0 if normal or not match else _KINDS[match[2].lower()]
+        patient = f"{split or 'all'}/{match[1]}" if match else None
+        listing.entries.append(Entry(name, label, patient, split=split))
+        listing.paths.append(str(image.file))
+    return listing
+
+
+def _one_folder_a_class(images: list[_Image], classes: list[str], root: pathlib.Path) -> Listing:
+    listing = Listing([], [], tuple(classes), [])
+    for image in images:
+        name = image.file.relative_to(root).as_posix()
+        # Neither class nor split is part of the identifier: one patient may have images in two
+        # classes, and a patient in two splits has to be noticed.
+        patient = image.parts[0] if len(image.parts) > 1 else None
+        label = classes.index(image.class_name)
+        listing.entries.append(Entry(name, label, patient, split=image.split))
+        listing.paths.append(str(image.file))
+    return listing
+
+
+def _unwrapped(root: pathlib.Path) -> pathlib.Path:
+    """The folder that holds the splits or classes: below any `chest_xray` of the download."""
+    while True:
+        folders = {folder.name.lower(): folder for folder in _subfolders(root)}
+        if "chest_xray" not in folders or SPLIT_NAMES.keys() & folders.keys():
+            return root
+        root = folders["chest_xray"]
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not image_files.is_ignored(f))
+
+
+def _class_names(folder: pathlib.Path) -> list[str]:
+    return [f.name for f in _subfolders(folder)]

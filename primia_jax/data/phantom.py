@@ -1,0 +1,140 @@
+"""Phantom radiographs: children's chest films drawn from anatomy, in three classes.
+
+The bundled source of images, so that everything can be tried without anybody's data: 0 normal,
+1 bacterial (a lobe filled by dense consolidation), 2 viral (fine interstitial pattern in both lungs).
+Pose, size, exposure, noise, wires and markers vary alike in all classes. The patients of a site share
+a scanner; scanners differ between sites, and those from number `FOREIGN` on see other patients too.
+
+Every film is a pure function of (seed, scanner, set, patient, film) and may be drawn alone, in any
+order, by any thread or process, at any size.
+
+Axis letters: n records, s image side.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from primia_jax.config.sections import PhantomConfig
+from primia_jax.data.catalogue import TEST, Catalogue, digest
+from primia_jax.data.phantom_anatomy import Pose, draw_anatomy, draw_scene
+from primia_jax.data.phantom_findings import affect, draw_disease
+from primia_jax.data.phantom_scanner import FOREIGN, expose, scanner
+from primia_jax.errors import ConfigError
+
+CLASS_NAMES = ("normal", "bacterial", "viral")
+CLASS_SHARES = (0.33, 0.40, 0.27)  # of the films of every site
+SMALLEST = 16  # pixels
+
+__all__ = ["CLASS_NAMES", "CLASS_SHARES", "FOREIGN", "SMALLEST", "catalogue"]
+
+
+class _Film(NamedTuple):
+    """The identity of a record: together with the settings, everything its pixels depend on."""
+
+    site: int
+    held_out: int  # 1 for the test set
+    patient: int
+    film: int
+    label: int
+
+
+def catalogue(config: PhantomConfig, hospitals: int, seed: int) -> Catalogue:
+    """All films of an experiment: `n_train` free ones (split ""), then `n_test` of split "test".
+
+    Films are dealt evenly over the sites "hospital_0", "hospital_1", …, every class alike (each site's
+    counts differ by at most one from any other's); each patient has one to three films, of one class,
+    in one set at one site.
+
+    Args:
+      config: sizes, difficulty, and the family of scanners; site i has the scanner config.scanner + i.
+      hospitals: number of sites.
+      seed: of everything random.
+
+    Raises:
+      ConfigError: if there are more hospitals than training films.
+    """
+    if config.n_train < hospitals:
+        raise ConfigError(
+            f"config.data.phantom.n_train = {config.n_train}: every one of the {hospitals} hospitals"
+            " needs at least one film; raise n_train or lower config.federated.hospitals"
+        )
+    films: list[_Film] = []
+    for held_out, count in enumerate((config.n_train, config.n_test)):
+        films += _deal(count, held_out, hospitals, seed)
+    machines = [scanner(config.scanner + site, config.site_shift) for site in range(hospitals)]
+
+    def read(index: int, s: int) -> np.ndarray:
+        if s < SMALLEST:
+            raise ConfigError(f"config.data.image_size = {s}: phantom films need at least {SMALLEST}")
+        film = films[index]
+        return _draw(film, seed, config.scanner + film.site, machines[film.site], config.difficulty, s)
+
+    splits = np.array([TEST if film.held_out else "" for film in films])
+    names = tuple(
+        f"hospital_{f.site}/{'test' if f.held_out else 'train'}/patient_{f.patient:04d}/film_{f.film}"
+        for f in films
+    )
+    stamp = f"phantom 1 {seed} {config.scanner} {config.site_shift!r} {config.difficulty!r}"
+    return Catalogue(
+        names=names,
+        labels=np.array([film.label for film in films], np.int32),
+        patients=np.array([name.rsplit("/", 1)[0] for name in names]),
+        sites=np.array([f"hospital_{film.site}" for film in films]),
+        splits=splits,
+        class_names=CLASS_NAMES,
+        read=read,
+        digests=tuple(digest(f"{stamp} {name}".encode()) for name in names),
+    )
+
+
+def _deal(count: int, held_out: int, hospitals: int, seed: int) -> list[_Film]:
+    """The films of one set, site by site, patients in random order."""
+    exact = np.array(CLASS_SHARES) * count
+    per_class = np.floor(exact).astype(int)
+    largest_rests = np.argsort(per_class - exact, kind="stable")
+    per_class[largest_rests[: count - per_class.sum()]] += 1
+    labels = np.repeat(np.arange(len(CLASS_SHARES)), per_class)
+    films = []
+    for site in range(hospitals):
+        rng = _generator(seed, 0, site, held_out)
+        groups: list[tuple[int, int]] = []  # (label, films of this patient)
+        for label, left in enumerate(np.bincount(labels[site::hospitals], minlength=3)):
+            while left > 0:
+                size = min(int(left), int(rng.choice(3, p=(0.6, 0.25, 0.15))) + 1)
+                groups.append((label, size))
+                left -= size
+        for patient, group in enumerate(rng.permutation(len(groups))):
+            label, size = groups[group]
+            films += [_Film(site, held_out, patient, film, label) for film in range(size)]
+    return films
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _draw(film, seed, number, machine, difficulty, s) -> np.ndarray:
+    """The pixels [s, s] uint8 of one film."""
+    patient_key = (seed, 1, number, film.held_out, film.patient)
+    patient = _generator(*patient_key, 0)
+    anatomy = draw_anatomy(patient, machine.age + 0.35 * float(patient.normal()))
+    disease = draw_disease(film.label, patient)
+    rng = _generator(*patient_key, 1 + film.film)
+    pose = _draw_pose(rng)
+    scene = draw_scene(anatomy, pose, rng, s)
+    haze = float(rng.uniform(0.0, 0.22))  # of the whole film: poor breath, thick clothes, scatter
+    tissue, air = affect(scene, disease, difficulty, rng, s)
+    return expose(tissue - air * (1.0 - haze), machine, difficulty, rng, s)
+
+
+def _draw_pose(rng: np.random.Generator) -> Pose:
+    return Pose(
+        rotation=float(rng.normal() * 0.07),
+        zoom=float(rng.uniform(1.04, 1.38)),
+        shift_x=float(rng.normal() * 0.06),
+        shift_y=float(0.06 + rng.normal() * 0.06),
+        turn=float(rng.normal() * 0.07),
+        inspiration=float(rng.uniform(-0.10, 0.05)),
+        arm_angle=(float(rng.uniform(-1.0, 0.9)), float(rng.uniform(-1.0, 0.9))),
+    )

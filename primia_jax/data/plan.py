@@ -1,0 +1,168 @@
+"""Which records each party of a run holds, decided before anything starts.
+
+The plan travels to the parties as recipes: a hospital reads its own images in its own process.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from primia_jax.config import DataConfig, ExperimentConfig
+from primia_jax.data.catalogue import TEST, TRAIN, VALIDATION, Catalogue, Dataset, load
+from primia_jax.data.partition import hospital_names, partition
+from primia_jax.data.sources import open_catalogue
+from primia_jax.data.splits import assign_splits
+from primia_jax.errors import DataError
+
+POOLED = "pooled"  # the only site of mode `local`
+_SITE = "{site}"
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteData:
+    """How one hospital comes by its training and validation images."""
+
+    site: str
+    data: DataConfig
+    seed: int
+    catalogue: Catalogue | None  # None: the site opens `data.path` for itself
+    train: np.ndarray | None
+    validation: np.ndarray | None
+
+    def load(self) -> tuple[Dataset, Dataset]:
+        """Training and validation images.
+
+        Raises:
+          DataError: if the site's own folder cannot be used.
+        """
+        catalogue, train, validation = self.catalogue, self.train, self.validation
+        if catalogue is None or train is None or validation is None:
+            path = self.data.path.replace(_SITE, self.site)
+            catalogue = open_catalogue(self.data, 1, self.seed, path=path)
+            splits = assign_splits(catalogue, self.data.validation_fraction, 0.0, self.seed)
+            train, validation = np.flatnonzero(splits == TRAIN), np.flatnonzero(splits == VALIDATION)
+        size = self.data.image_size
+        return load(catalogue, train, size), load(catalogue, validation, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlan:
+    """Everybody's data."""
+
+    sites: tuple[SiteData, ...]
+    class_names: tuple[str, ...]
+    test_catalogue: Catalogue
+    test: np.ndarray  # records of `test_catalogue` that the model owner holds for the final test
+    summary: tuple[dict, ...]  # {"site", "split", "counts", "patients"} where known at the door
+    skipped: tuple[tuple[str, str], ...]  # files left out, with reasons
+
+    def load_test(self, image_size: int) -> Dataset:
+        """The test images, each with its site's name (or "test")."""
+        dataset = load(self.test_catalogue, self.test, image_size)
+        if self.test_catalogue.sites is None:
+            dataset = dataclasses.replace(dataset, sites=np.full(len(dataset), TEST))
+        return dataset
+
+
+def make_plan(config: ExperimentConfig) -> DataPlan:
+    """Opens the source, splits by patient and divides over the hospitals of `config`.
+
+    Mode `local` pools what the hospitals would hold, with the same split.
+
+    Raises:
+      DataError: for anything that cannot be used, see `open_catalogue`, `assign_splits`,
+        `partition`.
+    """
+    data, hospitals = config.data, config.federated.hospitals
+    if _SITE in data.path and data.source != "phantom":
+        return _plan_of_own_paths(config)
+    catalogue = open_catalogue(data, hospitals, config.seed)
+    test_fraction = 0.0 if data.test_path else data.test_fraction
+    splits = assign_splits(catalogue, data.validation_fraction, test_fraction, config.seed)
+    held = np.flatnonzero(splits != TEST)
+    names = hospital_names(catalogue, hospitals, data.partition)
+    parts = partition(catalogue, held, hospitals, data, config.seed, splits=splits)
+    if config.federated.mode == "local":
+        names, parts = (POOLED,), [held]
+    sites, summary, skipped = [], [], list(catalogue.skipped)
+    for name, part in zip(names, parts):
+        train, validation = part[splits[part] == TRAIN], part[splits[part] == VALIDATION]
+        for split, records in ((TRAIN, train), (VALIDATION, validation)):
+            if not len(records):
+                raise DataError(
+                    f"{name} has no {split} images; change config.data.partition, "
+                    "config.data.validation_fraction or config.federated.hospitals"
+                )
+            summary.append(_summary(name, split, catalogue, records))
+        sites.append(SiteData(name, data, config.seed, catalogue, train, validation))
+    test_catalogue, test = catalogue, np.flatnonzero(splits == TEST)
+    if data.test_path:
+        test_catalogue, test = _own_test_set(config, catalogue.class_names)
+        skipped += test_catalogue.skipped
+    if len(test):
+        summary.append(_summary("model owner", TEST, test_catalogue, test))
+    return DataPlan(
+        tuple(sites), catalogue.class_names, test_catalogue, test, tuple(summary), tuple(skipped)
+    )
+
+
+def make_test_plan(config: ExperimentConfig) -> DataPlan:
+    """The same plan without the hospitals, for judging a finished model.
+
+    Raises:
+      DataError: if there is no test set.
+    """
+    if config.data.test_path:
+        catalogue, test = _own_test_set(config, None)
+        summary = (_summary("model owner", TEST, catalogue, test),)
+        plan = DataPlan((), catalogue.class_names, catalogue, test, summary, catalogue.skipped)
+    else:
+        plan = dataclasses.replace(make_plan(config), sites=())
+    if not len(plan.test):
+        raise DataError(
+            "there is no test set; give config.data.test_path or a positive "
+            "config.data.test_fraction"
+        )
+    return plan
+
+
+def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
+    """Every hospital opens its own path; only the test set is looked at here."""
+    if not config.data.test_path:
+        raise DataError(
+            "where every hospital has its own path ({site} in config.data.path), the model "
+            "owner's test set must be named: config.data.test_path"
+        )
+    catalogue, test = _own_test_set(config, None)
+    sites = tuple(
+        SiteData(f"hospital_{i}", config.data, config.seed, None, None, None)
+        for i in range(config.federated.hospitals)
+    )
+    summary = (_summary("model owner", TEST, catalogue, test),)
+    return DataPlan(sites, catalogue.class_names, catalogue, test, summary, catalogue.skipped)
+
+
+def _own_test_set(
+    config: ExperimentConfig, class_names: tuple[str, ...] | None
+) -> tuple[Catalogue, np.ndarray]:
+    """The records of `data.test_path`: its test split where it has one, else all of them."""
+    path = config.data.test_path
+    catalogue = open_catalogue(config.data, 1, config.seed, path=path)
+    if class_names is not None and catalogue.class_names != class_names:
+        raise DataError(
+            f"config.data.test_path has classes {', '.join(catalogue.class_names)}; the training "
+            f"data have {', '.join(class_names)}"
+        )
+    if catalogue.splits is not None and (catalogue.splits == TEST).any():
+        return catalogue, np.flatnonzero(catalogue.splits == TEST)
+    return catalogue, np.arange(len(catalogue))
+
+
+def _summary(site: str, split: str, catalogue: Catalogue, records: np.ndarray) -> dict:
+    counts = np.bincount(catalogue.labels[records], minlength=len(catalogue.class_names))
+    return {
+        "site": site,
+        "split": split,
+        "counts": [int(count) for count in counts],
+        "patients": len(set(catalogue.patients[records])),
+    }

@@ -1,0 +1,103 @@
+"""The one door to images: whatever the kind of source, a catalogue comes out."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from primia_jax.config.sections import DataConfig
+from primia_jax.data import csv_source, file_catalogue, folders, image_files
+from primia_jax.data.catalogue import Catalogue
+from primia_jax.data.image_files import ImageError
+from primia_jax.errors import DataError
+
+
+def open_catalogue(
+    data: DataConfig, hospitals: int, seed: int, *, path: str | None = None
+) -> Catalogue:
+    """Opens the source that `data.source` names; every image is checked before this returns.
+
+    Args:
+      data: the section of settings.
+      hospitals: sites that the phantom generator is to imitate; other sources ignore it.
+      seed: of the phantom generator; other sources ignore it.
+      path: read this instead of `data.path` (the model owner's test set, or one hospital's path).
+
+    Raises:
+      DataError: in one line what is missing or wrong; unreadable images are listed all at once.
+    """
+    if data.source == "phantom":
+        from primia_jax.data import phantom  # needed by this source alone, as below
+
+        return phantom.catalogue(data.phantom, hospitals, seed)
+    path = os.path.expanduser(data.path if path is None else path)
+    if not path:
+        raise DataError(f"config.data.path is empty; the source '{data.source}' needs one")
+    if "{site}" in path:
+        raise DataError(f"config.data.path = {path!r}: {{site}} stands for one hospital's name")
+    if data.source == "csv":
+        return csv_source.open_csv(path, data)
+    if data.source == "tfds":
+        from primia_jax.data import tfds_builder
+
+        return tfds_builder.open_prepared(path, data)
+    if data.source == "dicom":
+        table = _table_of(pathlib.Path(path))
+        if table is not None:
+            return csv_source.open_csv(str(table), data, dicom_only=True)
+        return folders.open_folder(path, data, dicom_only=True)
+    if data.source == "folder":
+        return folders.open_folder(path, data)
+    raise DataError(f"config.data.source = {data.source!r}: no such kind of source")
+
+
+def predict_inputs(
+    path: str, image_size: int
+) -> tuple[list[str], np.ndarray, list[tuple[str, str]]]:
+    """Images without labels: one file, or every image below a folder, of any nesting.
+
+    Args:
+      path: an image or DICOM file, or a folder.
+      image_size: s, the side of the squares.
+
+    Returns:
+      names: [n] below the folder (or the file's own name).
+      images: [n, s, s, 1] uint8, or uint16 if any image has 16 bits.
+      skipped: (name, reason) of images that cannot be used.
+
+    Raises:
+      DataError: if nothing is there, or no image can be used.
+    """
+    root = pathlib.Path(os.path.expanduser(path))
+    if root.is_dir():
+        files = [file for file in image_files.walk(root) if image_files.is_candidate(file)]
+        names = [file.relative_to(root).as_posix() for file in files]
+    elif root.exists():
+        files, names = [root], [root.name]
+    else:
+        raise DataError(f"input {path}: no such file or folder")
+    if not files:
+        raise DataError(f"input {path}: no images found")
+    used, images, skipped = [], [], []
+    for file, name in zip(files, names):
+        try:
+            decoded = image_files.decode(image_files.read_bytes(file), file.suffix)
+        except ImageError as error:
+            skipped.append((name, str(error)))
+            continue
+        used.append(name)
+        images.append(image_files.fit(decoded.pixels, image_size))
+    if not images:
+        raise DataError(file_catalogue.unreadable(skipped, len(files), f"input {path}"))
+    return used, image_files.stack(images), skipped
+
+
+def _table_of(path: pathlib.Path) -> pathlib.Path | None:
+    """The table that labels DICOM files: `path` itself, or the only CSV file in that folder."""
+    if path.is_file():
+        return path
+    tables = sorted(path.glob("*.csv")) if path.is_dir() else []
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables)
+        raise DataError(f"folder {path}: several tables ({names}); set config.data.path to one")
+    return tables[0] if tables else None

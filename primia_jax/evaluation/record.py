@@ -1,0 +1,45 @@
+"""What is known of one run once it has ended: everything the report shows."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One finished run. Only the first three fields are required; the report leaves out the rest.
+
+    Axis letters: n test records, k classes, m sample images, s their side.
+    """
+
+    config: Mapping[str, Any]  # nested, as `primia_jax.config.schema.to_plain` gives it
+    mode: str  # "local" | "federated" | "federated_secure"
+    class_names: Sequence[str]  # [k]
+
+    # {"site", "split", "counts": [k] or {class: count}, "patients"} for every site and split
+    data_summary: Sequence[Mapping[str, Any]] = ()
+    skipped: Sequence[tuple[str, str]] = ()  # (name, reason) of files left out
+
+    # The lines of rounds.jsonl, in order. Rounds count from 1. One line a round and site:
+    # {"round", "site", "loss", "validation_loss", "validation_accuracy", "samples", "steps",
+    # "learning_rate", "seconds", "compute_seconds", "bytes_sent", "stopped"}; and one a round with
+    # "site": "all": {"round", "site", "validation": {"mcc", "accuracy", …}, "seconds",
+    # "bytes_sent", "best"}. Any of them may be absent or None.
+    rounds: Sequence[Mapping[str, Any]] = ()
+    phases: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    # {phase: {"seconds", "bytes"}}
+
+    test: Mapping[str, Any] | None = None  # what `evaluate_predictions` returned
+    labels: np.ndarray | None = None  # [n] int, of the test records
+    probabilities: np.ndarray | None = None  # [n, k]
+    sites: np.ndarray | None = None  # [n] str
+    names: Sequence[str] | None = None  # [n]
+    images: np.ndarray | None = None  # [m, s, s] uint8, a few of the test records
+    image_indices: np.ndarray | None = None  # [m] int, their places among the n records
+
+    warnings: Sequence[str] = ()
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {package: version}
+    command: str = ""
+    finished: str = ""  # date and time, as it is to be shown

@@ -1,0 +1,376 @@
+"""The verbs: what `python -m primia_jax.launch --mode=…` and research code call.
+
+`train(config, workdir)` leaves in `workdir`: config.json, metrics.json, rounds.jsonl, timing.json,
+tensorboard/, checkpoints/, sites/ (each hospital's own) and report.html.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from primia_jax.config import ExperimentConfig, from_config_dict
+from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
+from primia_jax.errors import ConfigError, StorageError
+from primia_jax.evaluation.console import Console
+from primia_jax.evaluation.metrics import evaluate_predictions
+from primia_jax.evaluation.record import RunRecord
+from primia_jax.evaluation.report import write_report
+from primia_jax.federated import aggregation, checkpoints
+from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.trained_model import load_trained
+from primia_jax.runtime import Driver, Link, LocalDriver, Trace
+from primia_jax.workdir import Workdir, write_scalars
+
+_SAMPLES = 12  # test images shown in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training gave."""
+
+    metrics: dict[str, Any]  # what metrics.json holds
+    workdir: pathlib.Path
+
+
+def train(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    ray_address: str | None = None,
+    command: str = "",
+) -> Result:
+    """Trains over the hospitals of `config` and judges the best model on the test set, once.
+
+    Args:
+      config: what a file in configs/ gives, or the checked form of it.
+      workdir: folder for everything the run leaves; an earlier run there is moved to `previous/`.
+      resume: go on from the last complete round of the run in `workdir`.
+      ray_address: a running Ray cluster (HOST:PORT or "auto"); else one is started for the run.
+      command: the command line, for the report.
+
+    Raises:
+      UserError: one line that says what is wrong, where and how to mend it; finished rounds stay.
+    """
+    config = checked(config)
+    directory = Workdir(pathlib.Path(workdir).absolute())
+    clock = _Phases()
+    with clock("reading the data"):
+        plan = make_plan(config)
+    if resume:
+        last, best = directory.resume(config)
+    else:
+        directory.begin(config)
+        last, best = 0, 0
+    hospitals = tuple(site.site for site in plan.sites)
+    warnings = [f"{len(plan.skipped)} unreadable files were left out"] if plan.skipped else []
+    with (
+        Console(config.federated.rounds, hospitals) as console,
+        contextlib.ExitStack() as stack,
+    ):
+        for warning in warnings:
+            console.message(f"warning: {warning}")
+        if last:
+            console.message(f"going on after round {last} (best so far: round {best})")
+        if last < config.federated.rounds:
+            console.stage("starting")
+            with clock("starting the parties"):
+                driver = stack.enter_context(_driver(config, plan, ray_address))
+            federation = Federation(driver, config, hospitals, directory.path)
+            last, best = _train_rounds(federation, directory, console, clock, last)
+            driver.close()
+        console.stage("testing")
+        with clock("testing"):
+            test, probabilities = _test(config, directory, plan)
+    scores = evaluate_predictions(
+        test.labels,
+        probabilities,
+        test.class_names,
+        sites=test.sites,
+        n_bootstrap=config.evaluation.bootstrap,
+        seed=config.seed,
+    ) if len(test) else None
+    validation = [line for line in directory.rounds() if line["site"] == "all"]
+    metrics = {
+        "mode": config.federated.mode,
+        "model": config.model.name,
+        "rounds": last,
+        "best_round": best,
+        "validation": validation[best - 1]["validation"] if validation else None,
+        "test": scores,
+    }
+    checkpoints.write_json(directory.path / "metrics.json", metrics)
+    checkpoints.write_json(directory.path / "timing.json", clock.phases)
+    images, shown = _samples(test, probabilities)
+    record = RunRecord(
+        config=checkpoints.read_json(directory.path / "config.json"),
+        mode=config.federated.mode,
+        class_names=plan.class_names,
+        data_summary=plan.summary,
+        skipped=plan.skipped,
+        rounds=directory.rounds(),
+        phases=clock.phases,
+        test=scores,
+        labels=test.labels,
+        probabilities=probabilities,
+        sites=test.sites,
+        names=test.names,
+        images=images,
+        image_indices=shown,
+        warnings=warnings,
+        versions=_versions(),
+        command=command,
+        finished=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    write_report(directory.path / "report.html", record)
+    return Result(metrics, directory.path)
+
+
+def evaluate(
+    config: ConfigDict | ExperimentConfig, workdir: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Judges the best model of the run in `workdir` on the test set of `config.data`.
+
+    Writes evaluation.json, and returns what it holds (see `evaluate_predictions`).
+
+    Raises:
+      CheckpointError: if there is no model, or another one than `config.model`.
+      DataError: if there is no test set, or its classes are not the model's.
+    """
+    config = checked(config)
+    directory = Workdir(pathlib.Path(workdir).absolute())
+    model = load_trained(directory.path, config)
+    plan = make_test_plan(config)
+    test, probabilities = _test(config, directory, plan)
+    scores = evaluate_predictions(
+        test.labels,
+        probabilities,
+        model.class_names,
+        sites=test.sites,
+        n_bootstrap=config.evaluation.bootstrap,
+        seed=config.seed,
+    )
+    checkpoints.write_json(directory.path / "evaluation.json", scores)
+    return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Diagnoses of unlabelled images."""
+
+    names: list[str]
+    probabilities: np.ndarray  # [n k]
+    class_names: tuple[str, ...]
+    skipped: list[tuple[str, str]]  # files that could not be read, with reasons
+
+    def classes(self) -> list[str]:
+        """[n] the most probable class of each image."""
+        return [self.class_names[i] for i in self.probabilities.argmax(1)]
+
+
+def predict(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    input_path: str | os.PathLike[str],
+) -> Predictions:
+    """Diagnoses an image, a DICOM file or a folder of them with the best model in `workdir`.
+
+    Writes predictions.csv: file, class, and a probability for each class.
+
+    Raises:
+      CheckpointError: if there is no model, or another one than `config.model`.
+      DataError: if nothing readable is at `input_path`.
+    """
+    config = checked(config)
+    directory = pathlib.Path(workdir).absolute()
+    model = load_trained(directory, config)
+    names, images, skipped = predict_inputs(str(input_path), model.image_size)
+    probabilities = model.probabilities(images, config.evaluation.batch_size)
+    found = Predictions(list(names), probabilities, model.class_names, list(skipped))
+    try:
+        with open(directory / "predictions.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "class", *(f"p_{name}" for name in model.class_names)])
+            for name, label, row in zip(found.names, found.classes(), probabilities):
+                writer.writerow([name, label, *(f"{p:.6f}" for p in row)])
+    except OSError as error:
+        raise StorageError(f"{directory / 'predictions.csv'} cannot be written: {error}") from error
+    return found
+
+
+def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
+    """The configuration, checked as a whole and with its open choices settled.
+
+    Raises:
+      ConfigError: naming the setting, its value and the allowed ones.
+    """
+    if not isinstance(config, ExperimentConfig):
+        config = from_config_dict(ExperimentConfig, config)
+    fed = config.federated
+    if fed.mode == "federated_secure":
+        if fed.hospitals < 2:
+            raise ConfigError(
+                "config.federated.hospitals = 1: a secure sum over one hospital hides nothing; "
+                "take at least 2, or mode = local"
+            )
+        aggregation.additive(("",) * fed.hospitals, "", config.secure_aggregation)
+    if fed.batch_norm == "fedbn" and config.model.norm != "batch":
+        raise ConfigError(
+            f"config.federated.batch_norm = 'fedbn' needs config.model.norm = 'batch', "
+            f"not {config.model.norm!r}"
+        )
+    if config.runtime.threads == 0:
+        parties = 1 if fed.mode == "local" else fed.hospitals
+        threads = max(1, len(os.sched_getaffinity(0)) // parties)
+        runtime = dataclasses.replace(config.runtime, threads=threads)
+        config = dataclasses.replace(config, runtime=runtime)
+    return config
+
+
+@contextlib.contextmanager
+def _driver(
+    config: ExperimentConfig, plan: DataPlan, ray_address: str | None
+) -> Iterator[Driver]:
+    """The driver that the configuration asks for, with all parties started."""
+    makers, run = party_makers(config, plan), config.runtime
+    link = Link(run.latency_s, run.bandwidth_bps)
+    if run.driver == "local":
+        if ray_address:
+            raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
+        yield LocalDriver(makers, link)
+        return
+    from primia_jax.runtime import ray_driver  # Ray is slow to import
+
+    hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital, run.threads)
+    placements = {site.site: hospital for site in plan.sites}
+    with ray_driver.cluster(ray_address):
+        yield ray_driver.RayDriver(makers, link, placements, run.message_timeout_s)
+
+
+def _train_rounds(
+    federation: Federation, directory: Workdir, console: Console, clock: "_Phases", last: int
+) -> tuple[int, int]:
+    """Trains from after round `last` to the end; returns the last round and the best one."""
+    console.stage("set-up")
+    with clock("set-up"):
+        _, trace = federation.set_up(last)
+    clock.add_bytes("set-up", trace)
+    best = 0
+    writer = directory.tensorboard(last + 1)
+    try:
+        for number in range(last + 1, federation.config.federated.rounds + 1):
+            console.stage("training")
+            with clock("rounds"):
+                start = time.perf_counter()
+                reports, trace = federation.train_round(number)
+                seconds = time.perf_counter() - start
+            clock.add_bytes("rounds", trace)
+            best = reports["model_owner"]["best_round"]
+            lines = _round_lines(number, federation.hospitals, reports, trace, seconds)
+            console.stage("saving")
+            with clock("checkpoints"):
+                federation.save(number)
+                directory.append_rounds(lines)
+                federation.commit(number, best)
+            write_scalars(writer, lines)
+            console.round(lines)
+            last = number
+            if reports["model_owner"]["finished"]:
+                console.message(f"every site has stopped early; the training ends after {number}")
+                break
+    finally:
+        writer.close()
+    return last, best
+
+
+def _round_lines(
+    number: int,
+    hospitals: tuple[str, ...],
+    reports: dict[str, Any],
+    trace: Trace,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl: one a site, and one for all."""
+    lines = []
+    for name in hospitals:
+        cost = trace.parties[name]
+        lines.append(
+            {
+                "round": number,
+                "site": name,
+                **reports[name],
+                "seconds": cost.seconds,
+                "compute_seconds": cost.compute_seconds,
+                "bytes_sent": cost.bytes_sent,
+            }
+        )
+    owner = reports["model_owner"]
+    lines.append(
+        {
+            "round": number,
+            "site": "all",
+            "validation": owner["validation"],
+            "best": owner["best_round"] == number,
+            "samples": owner["samples"],
+            "seconds": seconds,
+            "compute_seconds": trace.compute_seconds,
+            "bytes_sent": trace.bytes_sent,
+            "round_trips": trace.round_trips,
+        }
+    )
+    return lines
+
+
+def _test(
+    config: ExperimentConfig, directory: Workdir, plan: DataPlan
+) -> tuple[Dataset, np.ndarray]:
+    """The test images and the best model's probabilities for them."""
+    model = load_trained(directory.path, config)
+    test = plan.load_test(model.image_size)
+    return test, model.probabilities(test.images, config.evaluation.batch_size)
+
+
+def _samples(test: Dataset, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A few test images as uint8 [m s s] with their places: half of them wrong ones, if there are."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != test.labels)[: _SAMPLES // 2]
+    right = np.flatnonzero(probabilities.argmax(1) == test.labels)
+    spread = np.linspace(0, len(right) - 1, min(len(right), _SAMPLES - len(wrong))).astype(int)
+    shown = np.concatenate([right[spread], wrong]).astype(int)
+    images = test.images[shown, :, :, 0]
+    return (images >> 8 if images.dtype == np.uint16 else images).astype(np.uint8), shown
+
+
+def _versions() -> dict[str, str]:
+    packages = ("primia_jax", "jax", "flax", "optax", "ray", "numpy")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+class _Phases:
+    """Seconds and bytes by phase of a run."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, dict[str, float]] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._of(name)["seconds"] += time.perf_counter() - start
+
+    def add_bytes(self, name: str, trace: Trace) -> None:
+        self._of(name)["bytes"] += trace.bytes_sent
+
+    def _of(self, name: str) -> dict[str, float]:
+        return self.phases.setdefault(name, {"seconds": 0.0, "bytes": 0})

@@ -1,0 +1,199 @@
+"""Weighted sums over hospitals, and who learns what by them.
+
+Everything that leaves a hospital during training leaves it through `contribute`: model updates,
+batch-norm moments, pixel statistics, class counts, confusion matrices. The model owner obtains the
+`Total` from `collect`. Two kinds share this interface:
+
+- `plain`: the owner receives each hospital's values and weight. FedAvg without protection.
+- `secure`: the paper's secure aggregation. Each hospital splits its fixed-point n_i·v_i, n_i and
+  counts into additive shares over Z_2^64, one for every hospital; each hospital sums the shares it
+  holds; the owner receives these sums and can open only the total. The owner learns neither an
+  update nor a sample count; nor does any set of hospitals short of all but one, nor anybody who
+  reads the messages between hospitals. All parties follow the protocol (honest but curious).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.config import ExperimentConfig, SecureAggregationConfig
+from primia_jax.errors import ProtocolError
+from primia_jax.federated.sealing import KeyRing
+from primia_jax.mpc import fixed_point, prg, ring, sharing
+from primia_jax.runtime import Receive, Send, Steps
+
+OWNER, PROVIDER = "model_owner", "crypto_provider"  # names of the parties beside the hospitals
+
+
+class Total(NamedTuple):
+    """What the model owner learns."""
+
+    values: tuple[np.ndarray, ...]  # float64 [p_j]: Σ_i n_i · v_ij
+    weight: int  # Σ_i n_i
+    counts: np.ndarray  # int64 [c]: Σ_i counts_i
+
+    def mean(self) -> tuple[np.ndarray, ...]:
+        """Σ n_i v_i / Σ n_i, float64.
+
+        Raises:
+          ProtocolError: if no hospital had any weight.
+        """
+        if self.weight <= 0:
+            raise ProtocolError("no hospital contributed to the average")
+        return tuple(value / self.weight for value in self.values)
+
+
+class Contribution(NamedTuple):
+    """One hospital's part of a sum."""
+
+    values: tuple[Any, ...]  # float arrays [p_j]
+    weight: int  # n_i; 0 leaves the hospital out of the average, unseen by anybody
+    counts: Any  # int64 [c], summed unweighted
+
+
+class Aggregation(NamedTuple):
+    """A way to sum: the hospital's half and the owner's half of one party program."""
+
+    # contribute(me, keys, own): the part of hospital `me`; `secure` needs its keys
+    contribute: Callable[[str, KeyRing | None, Contribution], Steps]
+    # collect(sizes, n_counts): the owner's part, returns a Total; sizes are the lengths p_j
+    collect: Callable[[Sequence[int], int], Steps]
+
+
+def make(config: ExperimentConfig, hospitals: Sequence[str]) -> Aggregation:
+    """The aggregation that the configuration asks for: secure in mode `federated_secure` only.
+
+    Raises:
+      ConfigError: if a secure sum could overflow the ring.
+    """
+    if config.federated.mode == "federated_secure":
+        return additive(hospitals, OWNER, config.secure_aggregation)
+    return plain(hospitals, OWNER)
+
+
+def plain(hospitals: Sequence[str], owner: str) -> Aggregation:
+    """The owner sees everything; sums in float64, in the order of `hospitals`."""
+
+    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+        message = {
+            "values": own.values,
+            "weight": np.asarray(own.weight, np.int64),
+            "counts": np.asarray(own.counts, np.int64),
+        }
+        yield Send(owner, message, "values in the clear")
+
+    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
+        sums = [np.zeros(size) for size in sizes]
+        weight, counts = 0, np.zeros(n_counts, np.int64)
+        for hospital in hospitals:
+            message = yield Receive(hospital)
+            weight += int(message["weight"])
+            counts += message["counts"]
+            for total, value in zip(sums, message["values"]):
+                total += np.asarray(value, np.float64) * int(message["weight"])
+        return Total(tuple(sums), weight, counts)
+
+    return Aggregation(contribute, collect)
+
+
+def additive(
+    hospitals: Sequence[str], owner: str, settings: SecureAggregationConfig
+) -> Aggregation:
+    """Secure aggregation by additive sharing (see the module's docstring).
+
+    For hospital i, with seeds s_ij drawn for the others: its own share is
+    x_i − Σ_j PRG(s_ij); it sends s_ij, sealed, to each j; what it sends to the owner is
+    its own share + Σ_j PRG(s_ji). Summed over i all PRG terms cancel and Σ x_i remains.
+
+    Cost for N hospitals and vectors of length p: N(N−1) messages of 60 bytes between hospitals and N
+    of 8p bytes to the owner; two one-way messages deep.
+    """
+    fixed_point.prove_no_overflow(
+        settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
+    )
+
+    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+        assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
+        secret = _encoded(me, own, settings)
+        seeds = {peer: prg.new_seed() for peer in hospitals if peer != me}
+        for peer, seed in seeds.items():
+            yield Send(peer, keys.seal(peer, seed), "seed of a share, sealed for its receiver")
+        share = sharing.own_share(secret, list(seeds.values()))
+        received = []
+        for peer in seeds:
+            sealed = yield Receive(peer)
+            received.append(keys.open(peer, sealed))
+        total = sharing.sum_of_shares(share, received)
+        yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
+
+    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
+        shares = []
+        for hospital in hospitals:
+            shares.append((yield Receive(hospital)))
+        return _decoded(sharing.reconstruct(shares), sizes, n_counts, settings.frac_bits)
+
+    return Aggregation(contribute, collect)
+
+
+def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> Any:
+    """uint64 [Σ p_j + 1 + c]: n·v in fixed point, then n, then the counts, as plain integers."""
+    values = tuple(own.values)
+    traced = any(isinstance(value, jax.core.Tracer) for value in values)
+    if not traced:
+        _check_bounds(me, own, settings)
+    with ring.x64():
+        tail = np.concatenate([np.asarray([own.weight], np.int64), own.counts])
+        encoded = _encode(values, own.weight, settings.frac_bits, tail)
+    return encoded if traced else np.asarray(encoded)
+
+
+@jax.jit
+def _encode(values: tuple[Any, ...], weight: Any, frac_bits: Any, tail: Any) -> Any:
+    parts = [fixed_point.encode(value, weight, frac_bits) for value in values]
+    return jnp.concatenate([*parts, ring.from_signed(tail)])
+
+
+@jax.jit
+def _largest(values: tuple[Any, ...]) -> Any:
+    return jnp.stack([jnp.max(jnp.abs(value), initial=0.0) for value in values]).max()
+
+
+def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig) -> None:
+    """What `prove_no_overflow` assumed of the values."""
+    if not 0 <= own.weight <= settings.max_samples:
+        raise ProtocolError(
+            f"{me} holds {own.weight} samples; config.secure_aggregation.max_samples is "
+            f"{settings.max_samples}"
+        )
+    if np.any(np.asarray(own.counts) < 0) or np.any(np.asarray(own.counts) > settings.max_samples):
+        raise ProtocolError(f"{me}: a count lies outside [0, {settings.max_samples}] (max_samples)")
+    if own.values:
+        with ring.x64():
+            largest = float(_largest(tuple(own.values)))
+        if not largest <= settings.clip:
+            raise ProtocolError(
+                f"{me}: a value to be averaged has magnitude {largest:g}, beyond "
+                f"config.secure_aggregation.clip = {settings.clip:g} (or is no number); "
+                "the training has diverged or the clip is too tight"
+            )
+
+
+def _decoded(total: Any, sizes: Sequence[int], n_counts: int, frac_bits: int) -> Total:
+    """Splits and decodes the opened total."""
+    ends = np.cumsum([0, *sizes])
+    with ring.x64():
+        values = tuple(
+            np.asarray(_decode(total[start:end], frac_bits)) for start, end in zip(ends, ends[1:])
+        )
+    if isinstance(total, jax.core.Tracer):
+        return Total((), 0, np.zeros(n_counts, np.int64))
+    integers = ring.to_signed(np.asarray(total[ends[-1] :]))
+    return Total(values, int(integers[0]), integers[1 : 1 + n_counts])
+
+
+@jax.jit
+def _decode(words: Any, frac_bits: Any) -> Any:
+    return fixed_point.decode(words, frac_bits)

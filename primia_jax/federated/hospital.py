@@ -1,0 +1,269 @@
+"""A hospital: its state, and the party programs that it runs.
+
+The programs are the functions `set_up`, `train_round`, `save` and `restore`; each takes
+the state first and ends with (new state, report). The report goes to whoever operates the run (its
+console and rounds.jsonl), never to the model owner.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from primia_jax.config import ExperimentConfig
+from primia_jax.data import Dataset
+from primia_jax.errors import TrainingError
+from primia_jax.federated import (
+    aggregation,
+    checkpoints,
+    local_training,
+    rules,
+    sealing,
+    statistics,
+    variables,
+)
+from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
+from primia_jax.federated.early_stopping import RoundWatch, SiteWatch
+from primia_jax.federated.local_training import Learner, Statistics, Step
+from primia_jax.federated.variables import Vectors
+from primia_jax.runtime import Receive, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Hospital:
+    """What one hospital holds. The data and everything derived from it alone stay here."""
+
+    name: str
+    index: int
+    hospitals: tuple[str, ...]
+    config: ExperimentConfig
+    train: Dataset
+    validation: Dataset
+    learner: Learner
+    keys: sealing.KeyRing | None = None
+    statistics: Statistics | None = None
+    variables: Any = None  # the global model; under FedBN with this site's batch norms
+    opt_state: Any = None
+    watch: SiteWatch = SiteWatch()
+
+    @property
+    def aggregation(self) -> aggregation.Aggregation:
+        """How this hospital contributes to sums."""
+        return aggregation.make(self.config, self.hospitals)
+
+
+def make_hospital(
+    config: ExperimentConfig,
+    hospitals: tuple[str, ...],
+    index: int,
+    train: Dataset,
+    validation: Dataset,
+) -> Hospital:
+    """The state of hospital number `index` before anything was exchanged."""
+    mu = rules.make(config.federated).proximal_mu
+    learner = local_training.make_learner(config, len(train.class_names), mu)
+    return Hospital(hospitals[index], index, hospitals, config, train, validation, learner)
+
+
+def set_up(state: Hospital) -> Steps:
+    """Exchanges keys, contributes to the pooled statistics, receives them and the first model."""
+    if state.config.federated.mode == "federated_secure":
+        peers = [name for name in state.hospitals if name != state.name]
+        keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER)
+        state = dataclasses.replace(state, keys=keys)
+    yield from state.aggregation.contribute(
+        state.name, state.keys, statistics.contribution(state.train)
+    )
+    pooled = yield Receive(OWNER)
+    size, channels = state.config.data.image_size, state.config.model.channels
+    template = local_training.template(state.learner, size, channels)
+    model = variables.from_vectors(template, Vectors(*pooled["model"]))
+    state = dataclasses.replace(
+        state,
+        statistics=Statistics(*pooled["statistics"]),
+        variables=model,
+        opt_state=state.learner.optimizer.init(model["params"]),
+    )
+    return state, {"samples": len(state.train), "validation_samples": len(state.validation)}
+
+
+def train_round(state: Hospital, number: int) -> Steps:
+    """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
+    state, result = _train_locally(state, number)
+    own = _contribution(state, result)
+    yield from state.aggregation.contribute(state.name, state.keys, own)
+    message = yield Receive(OWNER)
+    state = _with_model(dataclasses.replace(state, opt_state=result.opt_state), message["model"])
+    if "optimizer" in message:
+        state = dataclasses.replace(
+            state, opt_state=_replace_floats(state.opt_state, message["optimizer"])
+        )
+    judged = _score(state, state.variables)
+    yield from state.aggregation.contribute(
+        state.name,
+        state.keys,
+        Contribution((np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()),
+    )
+    report = {
+        "loss": result.loss,
+        "validation_loss": judged.loss,
+        "validation_accuracy": float(np.trace(judged.confusion) / max(1, judged.confusion.sum())),
+        "samples": len(state.train),
+        "steps": result.steps,
+        "learning_rate": result.learning_rate,
+        "stopped": state.watch.stopped,
+    }
+    return state, report
+
+
+class _Trained(NamedTuple):
+    """What local training gives."""
+
+    variables: Any
+    opt_state: Any
+    loss: float | None
+    steps: int
+    learning_rate: float
+
+
+def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
+    """Runs the local steps of a round; the state changes only in its early-stopping watch."""
+    config, fed = state.config, state.config.federated
+    per_round = steps_per_round(config, len(state.train))
+    rate = local_training.learning_rate(config.training, (number - 1) / fed.rounds)
+    opt_state = state.opt_state
+    if fed.optimizer_state == "reset":
+        opt_state = state.learner.optimizer.init(state.variables["params"])
+    if state.watch.stopped:
+        return state, _Trained(state.variables, opt_state, None, 0, rate)
+    stopping = fed.early_stopping
+    order = local_training.batches(
+        config.seed,
+        state.index,
+        len(state.train),
+        config.training.batch_size,
+        (number - 1) * per_round,
+    )
+    # The step consumes its arguments, and the round's start is needed again if the round fails.
+    current, opt_state = _copy(state.variables), _copy(opt_state)
+    watch, losses = RoundWatch(), []
+    for step, batch in zip(range(per_round), order):
+        progress = ((number - 1) + step / per_round) / fed.rounds
+        rate = local_training.learning_rate(config.training, progress)
+        current, opt_state, loss = state.learner.train(
+            current,
+            opt_state,
+            state.variables["params"],
+            state.train.images[batch],
+            state.train.labels[batch],
+            state.statistics,
+            np.uint32(config.seed),
+            Step(np.uint32(number), np.uint32(state.index), np.uint32(step)),
+            np.float32(rate),
+        )
+        losses.append(loss)
+        if stopping.enabled and (step + 1) % stopping.check_every == 0:
+            watch = watch.seen(_score(state, current).loss, _copy((current, opt_state)))
+            if watch.exhausted(stopping):
+                break
+    if stopping.enabled:
+        if watch.best is None:  # fewer steps than a check, or all losses NaN
+            watch = watch.seen(_score(state, current).loss, (current, opt_state))
+        if watch.best is not None:
+            current, opt_state = watch.best
+        site = state.watch.after_round(watch.best_loss, stopping)
+        state = dataclasses.replace(state, watch=site)
+    loss = float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float64))
+    return state, _Trained(current, opt_state, loss, len(losses), rate)
+
+
+def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
+    """Local steps between two synchronisations at a site with `n_train` records."""
+    every = config.federated.sync_every
+    if config.federated.sync_unit == "steps":
+        return every
+    return every * local_training.steps_per_epoch(n_train, config.training.batch_size)
+
+
+def _contribution(state: Hospital, result: _Trained) -> Contribution:
+    """The site's part of the model average; a site that has stopped has weight 0."""
+    vectors = variables.to_vectors(result.variables)
+    if not all(np.isfinite(vector).all() for vector in vectors):
+        raise TrainingError(
+            f"{state.name}: the training diverged (weights are not finite numbers); lower "
+            f"config.training.learning_rate = {state.config.training.learning_rate:g}"
+        )
+    values: tuple[Any, ...] = tuple(vectors)
+    if state.config.federated.optimizer_state == "average":
+        values += (_floats(result.opt_state),)
+    weight = 0 if state.watch.stopped else len(state.train)
+    return Contribution(values, weight, np.zeros(0, np.int64))
+
+
+def _score(state: Hospital, model: Any) -> local_training.Score:
+    return local_training.score(
+        state.learner, model, state.validation, state.statistics, state.config.evaluation.batch_size
+    )
+
+
+def _with_model(state: Hospital, vectors: Sequence[np.ndarray]) -> Hospital:
+    """Takes over the model that the owner sent, as the batch-norm policy says."""
+    new = variables.from_vectors(state.variables, Vectors(*vectors))
+    if state.config.federated.batch_norm == "fedbn":
+        new = variables.keep_batch_norm(new, state.variables)
+    return dataclasses.replace(state, variables=new)
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tree)
+
+
+def _floats(tree: Any) -> np.ndarray:
+    """[q] float32: the floating-point leaves of an optimiser's state; step counts stay local."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
+    return np.asarray(ravel_pytree(leaves)[0])
+
+
+def _replace_floats(tree: Any, vector: np.ndarray) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    is_float = [np.issubdtype(leaf.dtype, np.floating) for leaf in leaves]
+    _, unravel = ravel_pytree([leaf for leaf, yes in zip(leaves, is_float) if yes])
+    new = iter(unravel(np.asarray(vector, np.float32)))
+    return structure.unflatten(next(new) if yes else leaf for leaf, yes in zip(leaves, is_float))
+
+
+def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
+    """Writes what the owner cannot send again, and drops the rounds before the last one."""
+    checkpoints.save(folder, number, _kept(state), state.watch._asdict())
+    checkpoints.prune(folder, (number - 1, number))
+    return state, None
+
+
+def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
+    """The state after round `number`; to be run after `set_up`."""
+    kept = {
+        name: checkpoints.restore(folder, number, name, tree)
+        for name, tree in _kept(state).items()
+    }
+    watch = SiteWatch(**checkpoints.about(folder, number))
+    model = kept.get("batch_norm", state.variables)
+    if "batch_norm" in kept:
+        model = variables.keep_batch_norm(state.variables, kept["batch_norm"])
+    state = dataclasses.replace(
+        state, variables=model, opt_state=kept.get("optimizer", state.opt_state), watch=watch
+    )
+    return state, None
+
+
+def _kept(state: Hospital) -> dict[str, Any]:
+    """What must survive a crash besides the global model."""
+    fed, kept = state.config.federated, {}
+    if fed.optimizer_state != "reset":
+        kept["optimizer"] = state.opt_state
+    if fed.batch_norm == "fedbn":
+        kept["batch_norm"] = dict(state.variables)
+    return kept

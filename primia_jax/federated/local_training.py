@@ -1,0 +1,217 @@
+"""What a hospital computes on its own data: jitted steps, and the loop over them.
+
+Axis letters: b images of a batch, s their side, c channels, k classes, n records, p parameters.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from primia_jax import models
+from primia_jax.config import AugmentationConfig, ExperimentConfig, TrainingConfig
+from primia_jax.data import Dataset
+from primia_jax.data.augmentation import augment
+
+_ORDER, _AUGMENT = 0, 1  # purposes of the seed, folded in first
+
+
+class Statistics(NamedTuple):
+    """What all hospitals know of all data, learnt by one secure sum."""
+
+    mean: np.ndarray  # [] float32, of all pixels of all training images, black 0 to white 1
+    std: np.ndarray  # [] float32
+    class_weights: np.ndarray  # [k] float32, mean 1 over the records
+
+
+class Step(NamedTuple):
+    """Where in a run a local step stands."""
+
+    round: int
+    site: int
+    step: int
+
+
+class Learner(NamedTuple):
+    """The jitted functions of one network under one configuration."""
+
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    # train(variables, opt_state, anchor, images, labels, statistics, seed, step, learning_rate)
+    #   -> (variables, opt_state, loss); the first two arguments are consumed.
+    train: Any
+    # predict(variables, images, statistics) -> probabilities [b k]
+    predict: Any
+
+
+def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 0.0) -> Learner:
+    """The learner of `config`; nothing is compiled before it is called."""
+    module = models.build(config.model, n_classes)
+    optimizer = _make_optimizer(config.training)
+    train = functools.partial(
+        _train_step,
+        module=module,
+        optimizer=optimizer,
+        channels=config.model.channels,
+        training=config.training,
+        augmentation=config.augmentation,
+        proximal_mu=proximal_mu,
+    )
+    predict = functools.partial(_predict_step, module=module, channels=config.model.channels)
+    return Learner(module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict))
+
+
+def template(learner: Learner, image_size: int, channels: int) -> dict[str, Any]:
+    """Variables of the network's structure; their values do not matter."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
+    shapes = jax.eval_shape(learner.module.init, jax.random.key(0), image)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes))
+
+
+def _make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """The optimiser without its learning rate, which every step is given."""
+    decay = optax.add_decayed_weights(config.weight_decay) if config.weight_decay else None
+    if config.optimizer == "sgd":
+        parts = [decay, optax.trace(config.beta1)]
+    else:
+        adam = optax.scale_by_adam(config.beta1, config.beta2)
+        parts = [decay, adam] if config.optimizer == "adam" else [adam, decay]
+    return optax.chain(*(part for part in parts if part is not None))
+
+
+def learning_rate(config: TrainingConfig, progress: float) -> float:
+    """The learning rate at `progress` in [0, 1) of the whole run."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    position = (progress * (config.restarts + 1)) % 1.0
+    start, end = config.learning_rate, config.end_learning_rate
+    if config.schedule == "cosine":
+        return end + (start - end) * 0.5 * (1 + float(np.cos(np.pi * position)))
+    return float(start * (max(end, 1e-12) / max(start, 1e-12)) ** position)
+
+
+def standardise(images: jax.Array, statistics: Statistics, channels: int) -> jax.Array:
+    """Grey images [b s s 1] in [0, 1] -> the network's input [b s s c]."""
+    scaled = (images - statistics.mean) / statistics.std
+    return jnp.repeat(scaled, channels, axis=-1)
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """Stored grey levels (uint8 or uint16) -> float32 in [0, 1]."""
+    return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
+
+
+def _train_step(
+    variables: Any,
+    opt_state: Any,
+    anchor: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    statistics: Statistics,
+    seed: jax.Array,
+    at: Step,
+    learning_rate: jax.Array,
+    *,
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    channels: int,
+    training: TrainingConfig,
+    augmentation: AugmentationConfig,
+    proximal_mu: float,
+) -> tuple[Any, Any, jax.Array]:
+    """One local step; see `Learner.train`."""
+    n_classes = statistics.class_weights.shape[0]
+    key = jax.random.key(seed)
+    for number in (_AUGMENT, *at):
+        key = jax.random.fold_in(key, number)
+    targets = jax.nn.one_hot(labels, n_classes)
+    pixels, targets = augment(key, to_unit(images), targets, augmentation)
+    weights = targets @ statistics.class_weights
+    targets = optax.smooth_labels(targets, training.label_smoothing)
+    inputs = standardise(pixels, statistics, channels)
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = module.apply(
+            {"params": params, **rest}, inputs, train=True, mutable=list(rest)
+        )
+        losses = optax.softmax_cross_entropy(logits, targets) * weights
+        loss = losses.mean()
+        if proximal_mu:
+            gaps = jax.tree.map(lambda w, w0: jnp.sum((w - w0) ** 2), params, anchor)
+            loss += 0.5 * proximal_mu * sum(jax.tree.leaves(gaps))
+        return loss, updated
+
+    (loss, updated), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+    updates, opt_state = optimizer.update(gradients, opt_state, variables["params"])
+    params = jax.tree.map(lambda w, u: w - learning_rate * u, variables["params"], updates)
+    return {"params": params, **updated}, opt_state, loss
+
+
+def _predict_step(
+    variables: Any, images: jax.Array, statistics: Statistics, *, module: nn.Module, channels: int
+) -> jax.Array:
+    inputs = standardise(to_unit(images), statistics, channels)
+    return jax.nn.softmax(module.apply(variables, inputs, train=False))
+
+
+def predict(
+    learner: Learner, variables: Any, images: np.ndarray, statistics: Statistics, batch_size: int
+) -> np.ndarray:
+    """Probabilities [n k] float32 of images [n s s 1], in batches of one shape."""
+    results = []
+    batch_size = min(batch_size, max(1, len(images)))
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = batch_size - len(batch)
+        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        results.append(np.asarray(learner.predict(variables, padded, statistics))[: len(batch)])
+    return np.concatenate(results) if results else np.zeros((0, len(statistics.class_weights)))
+
+
+class Score(NamedTuple):
+    """How well a model does on a site's validation images."""
+
+    loss: float  # mean cross-entropy, unweighted
+    confusion: np.ndarray  # [k k] int64, rows true
+
+
+def score(
+    learner: Learner, variables: Any, data: Dataset, statistics: Statistics, batch_size: int
+) -> Score:
+    """The score on `data`."""
+    probabilities = predict(learner, variables, data.images, statistics, batch_size)
+    chosen = probabilities[np.arange(len(data)), data.labels]
+    loss = float(-np.log(np.maximum(chosen.astype(np.float64), 1e-12)).mean())
+    k = len(data.class_names)
+    pairs = data.labels.astype(np.int64) * k + probabilities.argmax(1)
+    return Score(loss, np.bincount(pairs, minlength=k * k).reshape(k, k))
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Batches that see each of `n` records about once."""
+    return -(-n // min(batch_size, n))
+
+
+def batches(seed: int, site: int, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+    """Indices [b] of the batches of a site, from its `first` local step on, without end.
+
+    Every epoch is a permutation drawn from (seed, site, epoch); its last batch is filled up from its
+    own beginning, so that all batches have one shape. The order depends on nothing else: a
+    run that goes on at step `first` sees what an unbroken run would have seen.
+    """
+    batch_size = min(batch_size, n)
+    per_epoch = steps_per_epoch(n, batch_size)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), site)
+    epoch, at = divmod(first, per_epoch)
+    while True:
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n))
+        order = np.concatenate([order, order[: per_epoch * batch_size - n]])
+        for step in range(at, per_epoch):
+            yield order[step * batch_size : (step + 1) * batch_size]
+        epoch, at = epoch + 1, 0

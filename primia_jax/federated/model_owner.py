@@ -1,0 +1,177 @@
+"""The model owner: its state, and the party programs that it runs.
+
+It learns pooled statistics, summed models and summed confusion matrices; with secure aggregation
+nothing else (see `aggregation`).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from primia_jax import models
+from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.evaluation.metrics import metrics_from_confusion
+from primia_jax.federated import aggregation, checkpoints, local_training, rules, statistics, variables
+from primia_jax.federated.local_training import Statistics
+from primia_jax.federated.variables import Vectors
+from primia_jax.runtime import Send, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOwner:
+    """What the model owner holds."""
+
+    hospitals: tuple[str, ...]
+    config: ExperimentConfig
+    class_names: tuple[str, ...]
+    template: Any  # variables of the network; values without meaning once training began
+    vectors: Vectors  # the global model
+    rule_state: Any
+    n_optimizer: int  # floats of a hospital's optimiser state
+    statistics: Statistics | None = None
+    best_round: int = 0
+    best_mcc: float = -2.0
+
+
+def make_owner(
+    config: ExperimentConfig, hospitals: tuple[str, ...], class_names: tuple[str, ...]
+) -> ModelOwner:
+    """The state of the owner: a fresh network, or the pretrained one that the config names.
+
+    Raises:
+      CheckpointError: if pretrained weights do not fit the network.
+    """
+    learner = local_training.make_learner(config, len(class_names))
+    initial = models.init(
+        learner.module,
+        jax.random.key(config.seed),
+        config.data.image_size,
+        config.model.channels,
+    )
+    if config.model.pretrained:
+        initial = models.load_torch(
+            config.model.pretrained, config.model, len(class_names), initial
+        )
+    vectors = variables.to_vectors(initial)
+    opt_state = jax.eval_shape(learner.optimizer.init, initial["params"])
+    floats = [x.size for x in jax.tree.leaves(opt_state) if np.issubdtype(x.dtype, np.floating)]
+    return ModelOwner(
+        hospitals=hospitals,
+        config=config,
+        class_names=class_names,
+        template=initial,
+        vectors=vectors,
+        rule_state=rules.make(config.federated).init(vectors.params),
+        n_optimizer=sum(floats),
+    )
+
+
+def set_up(state: ModelOwner) -> Steps:
+    """Pools the statistics of the data and sends them out with the model."""
+    collect = aggregation.make(state.config, state.hospitals).collect
+    total = yield from collect((2,), len(state.class_names))
+    pooled = statistics.pooled(total, state.class_names, state.config.training.class_weights)
+    state = dataclasses.replace(state, statistics=pooled)
+    yield from _send_model(state.hospitals, state.vectors, statistics=tuple(pooled))
+    report = {
+        "mean": float(pooled.mean),
+        "std": float(pooled.std),
+        "class_counts": [int(count) for count in total.counts],
+        "samples": total.weight,
+    }
+    return state, report
+
+
+def train_round(state: ModelOwner, number: int) -> Steps:
+    """Round `number` (from 1): averages, applies the rule, has the new model judged."""
+    collect = aggregation.make(state.config, state.hospitals).collect
+    average_optimizer = state.config.federated.optimizer_state == "average"
+    sizes = [len(vector) for vector in state.vectors]
+    total = yield from collect(sizes + [state.n_optimizer] * average_optimizer, 0)
+    more = {}
+    if total.weight:  # 0: every site has stopped for good
+        params, moments, *optimizer = total.mean()
+        rule = rules.make(state.config.federated)
+        new, rule_state = rule.apply(state.rule_state, state.vectors.params, params)
+        state = dataclasses.replace(state, vectors=Vectors(new, moments), rule_state=rule_state)
+        more = {"optimizer": vector.astype(np.float32) for vector in optimizer}
+    yield from _send_model(state.hospitals, state.vectors, **more)
+    judged = yield from collect((1,), len(state.class_names) ** 2)
+    k = len(state.class_names)
+    metrics = metrics_from_confusion(judged.counts.reshape(k, k), state.class_names)
+    metrics["loss"] = float(judged.mean()[0][0])
+    if metrics["mcc"] > state.best_mcc:
+        state = dataclasses.replace(state, best_round=number, best_mcc=metrics["mcc"])
+    report = {
+        "validation": metrics,
+        "best_round": state.best_round,
+        "samples": total.weight,
+        "finished": total.weight == 0,
+    }
+    return state, report
+
+
+def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
+    for name in to:
+        yield Send(name, {"model": tuple(vectors), **more}, "global model")
+
+
+def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:
+    """Writes the state after a round; the last two rounds and the best one stay."""
+    about = {
+        "round": number,
+        "best_round": state.best_round,
+        "best_mcc": state.best_mcc,
+        "class_names": list(state.class_names),
+        "image_size": state.config.data.image_size,
+        "model": to_plain(state.config.model),
+        "seed": state.config.seed,
+    }
+    assert state.statistics is not None, "saved before set-up"
+    model = {
+        "variables": variables.from_vectors(state.template, state.vectors),
+        "statistics": state.statistics._asdict(),
+    }
+    checkpoints.save(folder, number, {"model": model, "server": _server(state)}, about)
+    checkpoints.prune(folder, (number - 1, number, state.best_round))
+    return state, None
+
+
+def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:
+    """The state after round `number`; to be run before `set_up`, which sends it out."""
+    about = checkpoints.about(folder, number)
+    server = checkpoints.restore(folder, number, "server", _server(state))
+    model = load_model(folder, number, state.template, len(state.class_names))
+    vectors = variables.to_vectors(model["variables"])
+    state = dataclasses.replace(
+        state,
+        vectors=vectors._replace(moments=server["moments"]),
+        rule_state=server["rule"],
+        best_round=about["best_round"],
+        best_mcc=about["best_mcc"],
+    )
+    return state, None
+
+
+def load_model(
+    folder: pathlib.Path, number: int, template: Any, n_classes: int
+) -> dict[str, Any]:
+    """{"variables", "statistics"}: what a diagnosis needs of the checkpoint of round `number`.
+
+    Raises:
+      CheckpointError: if there is none, or it is of another network than `template`.
+    """
+    weights = np.zeros(n_classes, np.float32)
+    statistics_template = Statistics(np.zeros((), np.float32), np.zeros((), np.float32), weights)
+    tree = {"variables": template, "statistics": statistics_template._asdict()}
+    model = checkpoints.restore(folder, number, "model", tree)
+    return {**model, "statistics": Statistics(**model["statistics"])}
+
+
+def _server(state: ModelOwner) -> dict[str, Any]:
+    """What a resumed run needs besides the model; float64, so that it goes on bit for bit."""
+    return {"moments": state.vectors.moments, "rule": state.rule_state}

@@ -1,0 +1,64 @@
+"""Aggregation rules: what the model owner makes of the hospitals' average.
+
+A rule is a pair of pure functions over the parameter vector [p] float32:
+
+    rule = make(config.federated)
+    state = rule.init(params)
+    params, state = rule.apply(state, params, average)
+
+FedAvg: McMahan et al. 2017. FedProx: Li et al. 2020 (a proximal term at the hospitals, the same
+average). FedAdam and FedYogi: Reddi et al. 2021, algorithm 2, with the average as pseudo-gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from primia_jax.config import FederatedConfig
+
+_BETA1, _BETA2 = 0.9, 0.99  # Reddi et al. 2021, section 5
+
+
+class Rule(NamedTuple):
+    """See the module's docstring; `proximal_mu` is what the hospitals add to their loss."""
+
+    init: Callable[[np.ndarray], Any]
+    apply: Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, Any]]
+    proximal_mu: float = 0.0
+
+
+class Moments(NamedTuple):
+    """State of the adaptive rules."""
+
+    first: np.ndarray  # [p] float32
+    second: np.ndarray  # [p] float32
+
+
+def make(config: FederatedConfig) -> Rule:
+    """The rule that `config.rule` names."""
+    if config.rule in ("fedadam", "fedyogi"):
+        return _adaptive(config.server_learning_rate, config.server_tau, config.rule == "fedyogi")
+    return Rule(
+        init=lambda params: (),
+        apply=lambda state, params, average: (np.asarray(average, np.float32), state),
+        proximal_mu=config.proximal_mu if config.rule == "fedprox" else 0.0,
+    )
+
+
+def _adaptive(learning_rate: float, tau: float, yogi: bool) -> Rule:
+    def init(params: np.ndarray) -> Moments:
+        return Moments(np.zeros_like(params), np.full_like(params, tau**2))
+
+    def apply(state: Moments, params: np.ndarray, average: np.ndarray) -> tuple[np.ndarray, Moments]:
+        delta = np.asarray(average, np.float32) - params
+        square = delta**2
+        first = np.float32(_BETA1) * state.first + np.float32(1 - _BETA1) * delta
+        if yogi:
+            second = state.second - np.float32(1 - _BETA2) * square * np.sign(state.second - square)
+        else:
+            second = np.float32(_BETA2) * state.second + np.float32(1 - _BETA2) * square
+        step = np.float32(learning_rate) * first / (np.sqrt(second) + np.float32(tau))
+        return params + step, Moments(first, second)
+
+    return Rule(init, apply)

@@ -1,0 +1,90 @@
+"""The command line: flags in, one call out.
+
+python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
+    --mode=train|evaluate|predict|demo --workdir=DIR [--input=FILE|FOLDER] [--resume]
+    [--ray_address=HOST:PORT]
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from primia_jax.config import ExperimentConfig, from_config_dict
+from primia_jax.errors import ConfigError, UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
+_MODE = flags.DEFINE_enum("mode", "train", ("train", "evaluate", "predict", "demo"), "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
+_INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
+_RESUME = flags.DEFINE_bool("resume", False, "train: go on from the last complete round.")
+_RAY = flags.DEFINE_string("ray_address", None, "A running Ray cluster; else one is started.")
+
+_INTERRUPTED = 130
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the mode that the flags ask for."""
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # orbax tells every detail at INFO
+    for flag, value in (("config", _CONFIG.value), ("workdir", _WORKDIR.value)):
+        if value is None:
+            raise ConfigError(f"--{flag} is missing; e.g. --config=configs/smoke.py --workdir=runs/1")
+    if _MODE.value == "predict" and not _INPUT.value:
+        raise ConfigError("--mode=predict needs --input=FILE|FOLDER")
+    config = from_config_dict(ExperimentConfig, _CONFIG.value)  # before anything slow is imported
+    from primia_jax import commands
+
+    modes: dict[str, Callable[[], None]] = {
+        "train": lambda: commands.train(config, **_run_arguments()),
+        "demo": lambda: commands.demo(config, **_run_arguments()),
+        "evaluate": lambda: commands.evaluate(config, _WORKDIR.value),
+        "predict": lambda: commands.predict(config, _WORKDIR.value, _INPUT.value),
+    }
+    modes[_MODE.value]()
+
+
+def _run_arguments() -> dict[str, Any]:
+    return {
+        "workdir": _WORKDIR.value,
+        "resume": _RESUME.value,
+        "ray_address": _RAY.value,
+        "command": shlex.join(["python", "-m", "primia_jax.launch", *sys.argv[1:]]),
+    }
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with every mistake in the flags as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config: no such file: {error.filename or error}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
+
+
+def run() -> None:
+    """The entry point: runs `main` and turns a user's mistake into one line and an exit code."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except UserError as error:
+        print(f"primia_jax: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("primia_jax: interrupted; go on with --resume", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run()

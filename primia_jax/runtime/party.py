@@ -1,0 +1,99 @@
+"""Party programs: a party is a generator that yields its messages, whoever carries them.
+
+    def greeter(state):
+        yield Send("bob", {"x": np.ones(3)})
+        reply = yield Receive("bob")
+        return state, reply["y"].sum()
+
+A *program* is a function of the party's state that returns such a generator; the generator returns
+`(new_state, report)`. Sub-protocols are used by `yield from`. The same unmodified source runs in
+one process with virtual clocks (`local_driver`), in Ray actors (`ray_driver`), and under
+`jax.eval_shape`, where only the messages' shapes are seen (`cost.count`). The number of messages
+may not depend on data.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from primia_jax.errors import ProtocolError
+from primia_jax.runtime.trace import Trace
+
+Message = Any  # a pytree of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Hands `message`, a pytree of arrays, to the party named `to`; the sender does not wait."""
+
+    to: str
+    message: Message
+    label: str = ""  # what it is and which mask hides it, for traces and audits
+
+
+@dataclasses.dataclass(frozen=True)
+class Receive:
+    """Waits for the next message from `sender`; messages of one sender keep their order."""
+
+    sender: str
+
+
+Steps = Generator[Send | Receive, Message, Any]
+Program = Callable[[Any], Steps]
+
+
+class Driver(Protocol):
+    """Keeps each party's state and runs programs over it; how, is the driver's affair."""
+
+    def run(self, programs: Mapping[str, Program]) -> tuple[dict[str, Any], Trace]:
+        """Runs one program a party to its end; returns the reports and what it cost.
+
+        The states change only if every party came to its end.
+        """
+
+    def close(self) -> None:
+        """Ends the parties."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Locally:
+    """A program without messages: `function(state) -> (new_state, report)`."""
+
+    function: Callable[[Any], tuple[Any, Any]]
+
+    def __call__(self, state: Any) -> Steps:
+        """The program's steps: none."""
+        return self.function(state)
+        yield  # makes this function a generator
+
+
+def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | Receive:
+    """`event` if it is a message of arrays to or from a known party.
+
+    Raises:
+      ProtocolError: for anything else; above all for a generator, which betrays a missing
+        `yield from`.
+    """
+    if isinstance(event, Generator):
+        raise ProtocolError(f"{party} yielded a generator: write `yield from` before a sub-protocol")
+    if not isinstance(event, (Send, Receive)):
+        raise ProtocolError(f"{party} yielded {type(event).__name__}: only Send and Receive may be")
+    other = event.to if isinstance(event, Send) else event.sender
+    if other not in parties or other == party:
+        raise ProtocolError(f"{party} names '{other}' in a message; known: {', '.join(parties)}")
+    if isinstance(event, Send):
+        leaves = jax.tree.leaves(event.message, is_leaf=lambda leaf: leaf is None)
+        for leaf in leaves:
+            if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+                raise ProtocolError(
+                    f"{party} sent a {type(leaf).__name__} to {other}: every leaf must be an array"
+                )
+    return event
+
+
+def message_bytes(message: Message) -> int:
+    """Bytes of the arrays in `message`."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(message))

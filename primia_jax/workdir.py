@@ -1,0 +1,135 @@
+"""The files of a run: config.json, rounds.jsonl, metrics.json, tensorboard/ and their order."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.errors import ConfigError, StorageError
+from primia_jax.federated import checkpoints
+
+_OWN = (
+    "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
+    "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites",
+)  # fmt: skip
+_FREE = ("name", "evaluation", "runtime")  # sections that a resumed run may change
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Where a run leaves what it made."""
+
+    path: pathlib.Path
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The model owner's checkpoints."""
+        return self.path / "checkpoints"
+
+    def begin(self, config: ExperimentConfig) -> None:
+        """Makes the folder; an earlier run in it is moved to `previous/N`, never overwritten.
+
+        Raises:
+          StorageError: if it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "config.json").exists():
+                self._move_aside()
+        except OSError as error:
+            raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
+        checkpoints.write_json(self.path / "config.json", to_plain(config))
+
+    def _move_aside(self) -> None:
+        numbers = [int(p.name) for p in (self.path / "previous").glob("*") if p.name.isdigit()]
+        target = self.path / "previous" / str(max(numbers, default=0) + 1)
+        target.mkdir(parents=True)
+        for name in _OWN:
+            if (self.path / name).exists():
+                shutil.move(self.path / name, target / name)
+
+    def resume(self, config: ExperimentConfig) -> tuple[int, int]:
+        """(last complete round, best round so far); drops what was logged of later rounds.
+
+        (0, 0) where no round was completed: the run begins anew.
+
+        Raises:
+          ConfigError: if the run was begun with other settings, naming them.
+        """
+        if not (self.path / "config.json").exists():
+            self.begin(config)
+            return 0, 0
+        stored = checkpoints.read_json(self.path / "config.json")
+        changed = sorted(_differences(stored, to_plain(config)))
+        if changed:
+            raise ConfigError(
+                f"--resume: the run in {self.path} was begun with other settings: "
+                f"{'; '.join(changed[:5])}; use the same ones or another --workdir"
+            )
+        if not (self.checkpoints / checkpoints.LATEST).exists():
+            (self.path / "rounds.jsonl").unlink(missing_ok=True)
+            return 0, 0
+        latest = checkpoints.latest(self.checkpoints)
+        lines = [line for line in self.rounds() if line["round"] <= latest["round"]]
+        self._write_rounds(lines, "w")
+        return latest["round"], latest["best_round"]
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of rounds.jsonl; a last line that a crash cut short is left out."""
+        path = self.path / "rounds.jsonl"
+        lines = []
+        for text in path.read_text().splitlines() if path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def append_rounds(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Adds lines to rounds.jsonl, on disk before this returns.
+
+        Raises:
+          StorageError: if they cannot be written.
+        """
+        self._write_rounds(lines, "a")
+
+    def _write_rounds(self, lines: Iterable[dict[str, Any]], mode: str) -> None:
+        try:
+            with open(self.path / "rounds.jsonl", mode) as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{self.path / 'rounds.jsonl'} cannot be written: {error}") from error
+
+    def tensorboard(self, first_round: int) -> SummaryWriter:
+        """A writer of TensorBoard events; what it has of `first_round` and later is superseded."""
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=first_round)
+
+
+def write_scalars(writer: SummaryWriter, lines: Iterable[dict[str, Any]]) -> None:
+    """Every number of a round's lines, by name and site."""
+    for line in lines:
+        validation = line.get("validation") or {}
+        values = {**line, **{f"validation_{key}": value for key, value in validation.items()}}
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
+                writer.add_scalar(f"{key}/{line['site']}", value, line["round"])
+    writer.flush()
+
+
+def _differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
+    for key in sorted({*stored, *asked}):
+        if not path and key in _FREE:
+            continue
+        old, new = stored.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{path}{key}.")
+        elif old != (list(new) if isinstance(new, tuple) else new):
+            yield f"{path}{key} = {old!r}, now {new!r}"

@@ -1,0 +1,162 @@
+"""The phantom films: reproducible, honestly divided, and too hard for simple statistics."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import matthews_corrcoef
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from primia_jax.config.sections import PhantomConfig
+from primia_jax.data import catalogue as catalogues
+from primia_jax.data import phantom
+from primia_jax.errors import ConfigError
+
+SMALL = PhantomConfig(n_train=60, n_test=21)
+
+
+@pytest.fixture(scope="module")
+def small() -> catalogues.Catalogue:
+    return phantom.catalogue(SMALL, hospitals=3, seed=5)
+
+
+def test_same_settings_draw_the_same_films(small):
+    """A film depends on the seed and its identity alone."""
+    again = phantom.catalogue(SMALL, hospitals=3, seed=5)
+    assert again.names == small.names and again.digests == small.digests
+    np.testing.assert_array_equal(again.labels, small.labels)
+    for index in (0, 33, 80):
+        np.testing.assert_array_equal(again.read(index, 48), small.read(index, 48))
+
+
+def test_films_do_not_depend_on_the_order_or_thread_of_reading(small):
+    """Readers run in threads and in any order; a shared generator would show here."""
+    forwards = [small.read(i, 32) for i in range(24)]
+    backwards = [small.read(i, 32) for i in reversed(range(24))][::-1]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda i: small.read(i, 32), range(24)))
+    np.testing.assert_array_equal(forwards, backwards)
+    np.testing.assert_array_equal(forwards, threaded)
+
+
+def test_another_seed_draws_other_films(small):
+    other = phantom.catalogue(SMALL, hospitals=3, seed=6)
+    assert not set(other.digests) & set(small.digests)
+    assert (other.read(0, 32) != small.read(0, 32)).mean() > 0.5
+
+
+def test_every_record_is_a_different_film(small):
+    """Digests promise to be equal exactly where images are."""
+    images = {small.read(i, 32).tobytes() for i in range(len(small))}
+    assert len(images) == len(set(small.digests)) == len(set(small.names)) == len(small)
+
+
+@pytest.mark.parametrize(
+    "change", [{"difficulty": 2.0}, {"site_shift": 2.0}, {"scanner": 7}], ids=lambda c: next(iter(c))
+)
+def test_settings_that_change_the_picture_change_the_digest(small, change):
+    other = phantom.catalogue(dataclasses.replace(SMALL, **change), hospitals=3, seed=5)
+    assert not set(other.digests) & set(small.digests)
+    assert (other.read(0, 32) != small.read(0, 32)).any()
+
+
+def test_patients_stay_in_one_set_one_site_one_class(small):
+    """A patient in both sets would leak anatomy into the test score."""
+    seen: dict[str, set[tuple[str, str, int]]] = {}
+    for patient, site, split, label in zip(small.patients, small.sites, small.splits, small.labels):
+        seen.setdefault(str(patient), set()).add((str(site), str(split), int(label)))
+    assert all(len(places) == 1 for places in seen.values())
+    films = np.unique(small.patients, return_counts=True)[1]
+    assert films.min() >= 1 and films.max() <= 3 and films.max() > 1
+
+
+def test_films_of_a_patient_share_anatomy(small):
+    """Films of a patient look more alike than films of strangers of the same class and site."""
+    data = catalogues.load(small, np.arange(60), 32)
+    images = data.images[..., 0].astype(np.float64)
+    images -= images.mean(axis=(1, 2), keepdims=True)
+    images /= images.std(axis=(1, 2), keepdims=True)
+    alike = np.einsum("iyx,jyx->ij", images, images) / 32**2
+    same_kind = (data.labels[:, None] == data.labels) & (data.sites[:, None] == data.sites)
+    same_patient = data.patients[:, None] == data.patients
+    pairs = np.triu(np.ones_like(same_kind), 1)
+    kin = alike[pairs & same_patient].mean()
+    strangers = alike[pairs & same_kind & ~same_patient].mean()
+    assert kin > strangers
+
+
+@pytest.mark.parametrize("hospitals", [1, 3, 7])
+@pytest.mark.parametrize(("n_train", "n_test"), [(12, 3), (100, 31), (765, 300)])
+def test_classes_and_sites_are_spread_evenly(hospitals, n_train, n_test):
+    """Every site has its share of every class, to within one film."""
+    config = PhantomConfig(n_train=n_train, n_test=n_test)
+    films = phantom.catalogue(config, hospitals, seed=1)
+    assert len(films) == n_train + n_test
+    assert (films.splits == "test").sum() == n_test and (films.splits == "").sum() == n_train
+    assert set(films.sites) == {f"hospital_{i}" for i in range(hospitals)}
+    for split, total in (("", n_train), ("test", n_test)):
+        chosen = films.splits == split
+        classes = np.bincount(films.labels[chosen], minlength=3)
+        assert np.abs(classes - total * np.array(phantom.CLASS_SHARES)).max() < 1
+        for label in range(3):
+            sites = films.sites[chosen & (films.labels == label)]
+            counts = [(sites == f"hospital_{i}").sum() for i in range(hospitals)]
+            assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("s", [16, 33, 64, 224, 512])
+def test_any_size_shows_the_same_film(small, s):
+    """Films are drawn at the size asked for; the picture must not change with it."""
+    film = small.read(4, s)
+    assert film.shape == (s, s) and film.dtype == np.uint8
+    assert film.std() > 20
+    reference = small.read(4, 128).reshape(16, 8, 16, 8).mean(axis=(1, 3))
+    nearest = ((np.arange(16) + 0.5) * s / 16).astype(int)
+    width = max(1, s // 16)
+    coarse = np.stack(
+        [
+            [film[max(0, r - width // 2) :][:width, max(0, c - width // 2) :][:, :width].mean()
+             for c in nearest]
+            for r in nearest
+        ]
+    )
+    assert np.corrcoef(coarse.ravel(), reference.ravel())[0, 1] > 0.9
+
+
+def test_foreign_scanners_look_different():
+    """An external test set must differ by more than the sites differ from one another."""
+    def mean_film(scanner: int) -> np.ndarray:
+        films = phantom.catalogue(PhantomConfig(n_train=40, n_test=3, scanner=scanner), 1, seed=2)
+        return catalogues.load(films, np.arange(40), 32).images.astype(np.float64).mean(axis=0)
+
+    home = np.stack([mean_film(k) for k in range(4)])
+    foreign = np.stack([mean_film(phantom.FOREIGN + k) for k in range(2)])
+    among = np.sqrt(((home - home.mean(axis=0)) ** 2).mean())
+    between = np.sqrt(((foreign.mean(axis=0) - home.mean(axis=0)) ** 2).mean())
+    assert between > among
+
+
+def test_without_shift_all_home_scanners_are_one():
+    from primia_jax.data.phantom_scanner import scanner
+
+    assert scanner(0, 0.0) == scanner(5, 0.0) and scanner(0, 1.0) != scanner(5, 1.0)
+
+
+def test_a_linear_model_on_pixels_fails():
+    """The films must need shapes and textures, not brightness in places: MCC below 0.6."""
+    films = phantom.catalogue(PhantomConfig(n_train=765, n_test=300), 3, seed=0)
+    data = catalogues.load(films, np.arange(len(films)), 64)
+    x = data.images.reshape(len(data), -1).astype(np.float32)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, tol=1e-2))
+    model.fit(x[:765], data.labels[:765])
+    assert matthews_corrcoef(data.labels[765:], model.predict(x[765:])) < 0.6
+
+
+def test_too_few_films_and_too_small_images_are_refused(small):
+    with pytest.raises(ConfigError, match=r"n_train = 12.*20 hospitals"):
+        phantom.catalogue(PhantomConfig(n_train=12), hospitals=20, seed=0)
+    with pytest.raises(ConfigError, match="image_size = 8"):
+        small.read(0, 8)
