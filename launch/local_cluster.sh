@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Starts a Ray cluster on this machine, a head and some worker nodes, for trying out what needs
-# several nodes. It uses free ports and ends on exit, on Ctrl-C too, without touching other Ray
-# clusters. Like every Ray cluster it answers whoever reaches the machine: use a trusted network.
+# several nodes. It uses free ports and a token of its own, and ends on exit, on Ctrl-C too, without
+# touching other Ray clusters.
 #
 # Usage: launch/local_cluster.sh [--workers=N] [--cpus=N] [--object-store-mb=N] [-- COMMAND...]
 #
-# COMMAND runs with RAY_ADDRESS set; its exit status is the script's. An argument of it that holds
-# the text $RAY_ADDRESS, quoted, has the address put in. Without a COMMAND the script prints the
-# address and keeps the cluster until it is interrupted.
+# COMMAND runs with RAY_ADDRESS and the token set; its exit status is the script's. An argument of it that holds
+# the text $RAY_ADDRESS, quoted, has the address put in. Without a COMMAND the script prints what to
+# set to join, and keeps the cluster until it is interrupted.
 #
 #   launch/local_cluster.sh --workers=2 -- python -m primia_jax.launch \
 #       --config=configs/smoke.py --workdir=DIR --ray_address='$RAY_ADDRESS'
@@ -42,8 +42,15 @@ fi
 
 unset RAY_ADDRESS # it would turn a head into a client of another cluster
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the nodes serve nobody else
 # The path is short, because Ray puts Unix sockets below it and their names are limited.
 root="$(mktemp -d /tmp/ray-local-XXXXXX)"
+# Without a token, whoever reaches the machine's ports could run code here. Ray before 2.52 knows no
+# tokens and ignores this.
+(umask 077 && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$root/token")
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$root/token"
+unset RAY_AUTH_TOKEN # it would go before the file
+
 nodes=()   # process ids of our own `ray start`, and of nothing else
 command='' # process id of COMMAND, which leads a process group
 
@@ -101,7 +108,8 @@ for ((i = 1; i <= workers; i++)); do
 done
 
 if (($# == 0)); then
-  echo "RAY_ADDRESS=$RAY_ADDRESS  ($workers workers; Ctrl-C ends the cluster)"
+  echo "A cluster with $workers workers runs; Ctrl-C ends it. To join, in another shell:"
+  echo "export RAY_ADDRESS=$RAY_ADDRESS RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$root/token"
   wait -n "${nodes[@]}" || true
   echo "$0: a node has ended, and the cluster with it" >&2
   exit 1

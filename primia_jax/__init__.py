@@ -1,9 +1,9 @@
 """Privacy-preserving medical image analysis in JAX.
 
-    import primia_jax
-    result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from configs/demo.py
-    scores = primia_jax.evaluate(config, workdir)
-    found = primia_jax.predict(config, workdir, "films/")
+import primia_jax
+result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from configs/demo.py
+scores = primia_jax.evaluate(config, workdir)
+found = primia_jax.predict(config, workdir, "films/")
 """
 
 from typing import Any

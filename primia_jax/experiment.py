@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from primia_jax.config import ExperimentConfig, from_config_dict
+from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
 from primia_jax.errors import ConfigError, StorageError
 from primia_jax.evaluation.console import Console
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
-from primia_jax.federated import aggregation, checkpoints
+from primia_jax.federated import checkpoints
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.runtime import Driver, Link, LocalDriver, Trace
@@ -92,14 +92,18 @@ def train(
         console.stage("testing")
         with clock("testing"):
             test, probabilities = _test(config, directory, plan)
-    scores = evaluate_predictions(
-        test.labels,
-        probabilities,
-        test.class_names,
-        sites=test.sites,
-        n_bootstrap=config.evaluation.bootstrap,
-        seed=config.seed,
-    ) if len(test) else None
+    scores = (
+        evaluate_predictions(
+            test.labels,
+            probabilities,
+            test.class_names,
+            sites=test.sites,
+            n_bootstrap=config.evaluation.bootstrap,
+            seed=config.seed,
+        )
+        if len(test)
+        else None
+    )
     validation = [line for line in directory.rounds() if line["site"] == "all"]
     metrics = {
         "mode": config.federated.mode,
@@ -209,38 +213,14 @@ def predict(
 
 
 def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
-    """The configuration, checked as a whole and with its open choices settled.
-
-    Raises:
-      ConfigError: naming the setting, its value and the allowed ones.
-    """
+    """`config` in its checked form, see `primia_jax.config`."""
     if not isinstance(config, ExperimentConfig):
         config = from_config_dict(ExperimentConfig, config)
-    fed = config.federated
-    if fed.mode == "federated_secure":
-        if fed.hospitals < 2:
-            raise ConfigError(
-                "config.federated.hospitals = 1: a secure sum over one hospital hides nothing; "
-                "take at least 2, or mode = local"
-            )
-        aggregation.additive(("",) * fed.hospitals, "", config.secure_aggregation)
-    if fed.batch_norm == "fedbn" and config.model.norm != "batch":
-        raise ConfigError(
-            f"config.federated.batch_norm = 'fedbn' needs config.model.norm = 'batch', "
-            f"not {config.model.norm!r}"
-        )
-    if config.runtime.threads == 0:
-        parties = 1 if fed.mode == "local" else fed.hospitals
-        threads = max(1, len(os.sched_getaffinity(0)) // parties)
-        runtime = dataclasses.replace(config.runtime, threads=threads)
-        config = dataclasses.replace(config, runtime=runtime)
-    return config
+    return settled(config)
 
 
 @contextlib.contextmanager
-def _driver(
-    config: ExperimentConfig, plan: DataPlan, ray_address: str | None
-) -> Iterator[Driver]:
+def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties started."""
     makers, run = party_makers(config, plan), config.runtime
     link = Link(run.latency_s, run.bandwidth_bps)

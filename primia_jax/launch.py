@@ -13,7 +13,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from primia_jax.config import ExperimentConfig, from_config_dict
+from primia_jax import environment
+from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.errors import ConfigError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
@@ -28,21 +29,25 @@ _INTERRUPTED = 130
 
 def main(_: Sequence[str]) -> None:
     """Runs the mode that the flags ask for."""
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # orbax tells every detail at INFO
-    for flag, value in (("config", _CONFIG.value), ("workdir", _WORKDIR.value)):
-        if value is None:
-            raise ConfigError(f"--{flag} is missing; e.g. --config=configs/smoke.py --workdir=runs/1")
-    if _MODE.value == "predict" and not _INPUT.value:
+    if logging.get_verbosity() == logging.INFO:  # absl's default; orbax tells every detail there
+        logging.set_verbosity(logging.WARNING)
+    workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
+    if _CONFIG.value is None or not workdir:
+        raise ConfigError(
+            "--config and --workdir are needed, e.g. --config=configs/smoke.py --workdir=runs/1"
+        )
+    if _MODE.value == "predict" and not input_path:
         raise ConfigError("--mode=predict needs --input=FILE|FOLDER")
-    config = from_config_dict(ExperimentConfig, _CONFIG.value)  # before anything slow is imported
-    from primia_jax import commands
+    config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
+    in_process = config.runtime.driver == "local"
+    environment.set_up_process(config.runtime.threads if in_process else None)
+    from primia_jax import commands  # brings JAX in, which must find its environment set
 
-    modes: dict[str, Callable[[], None]] = {
+    modes: dict[str, Callable[[], Any]] = {
         "train": lambda: commands.train(config, **_run_arguments()),
         "demo": lambda: commands.demo(config, **_run_arguments()),
-        "evaluate": lambda: commands.evaluate(config, _WORKDIR.value),
-        "predict": lambda: commands.predict(config, _WORKDIR.value, _INPUT.value),
+        "evaluate": lambda: commands.evaluate(config, workdir),
+        "predict": lambda: commands.predict(config, workdir, input_path),
     }
     modes[_MODE.value]()
 

@@ -106,7 +106,9 @@ class Workdir:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"{self.path / 'rounds.jsonl'} cannot be written: {error}") from error
+            raise StorageError(
+                f"{self.path / 'rounds.jsonl'} cannot be written: {error}"
+            ) from error
 
     def tensorboard(self, first_round: int) -> SummaryWriter:
         """A writer of TensorBoard events; what it has of `first_round` and later is superseded."""

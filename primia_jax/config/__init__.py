@@ -14,6 +14,7 @@ from primia_jax.config.sections import (
     SecureAggregationConfig,
     TrainingConfig,
 )
+from primia_jax.config.settle import settled
 
 __all__ = [
     "AugmentationConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "SecureAggregationConfig",
     "TrainingConfig",
     "from_config_dict",
+    "settled",
     "to_config_dict",
     "to_plain",
 ]

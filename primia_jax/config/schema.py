@@ -49,7 +49,9 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_config_dict(cls: type[Section], config: Mapping[str, Any] | ConfigDict, path: str = "") -> Section:
+def from_config_dict(
+    cls: type[Section], config: Mapping[str, Any] | ConfigDict, path: str = ""
+) -> Section:
     """Checks `config` against the section class `cls` and returns a frozen instance.
 
     Args:
@@ -127,6 +129,4 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
     elif isinstance(value, hint):
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise ConfigError(
-        f"config.{where} = {value!r}: expected {name}, got {type(value).__name__}"
-    )
+    raise ConfigError(f"config.{where} = {value!r}: expected {name}, got {type(value).__name__}")

@@ -4,21 +4,21 @@ import dataclasses
 
 from primia_jax.config.schema import section, setting
 
-frozen = dataclasses.dataclass(frozen=True)
 
-
-@frozen
+@dataclasses.dataclass(frozen=True)
 class PhantomConfig:
     """The bundled generator of paediatric chest radiographs (`primia_jax.data.phantom`)."""
 
     n_train: int = setting(900, "images for training and validation, over all hospitals", low=12)
     n_test: int = setting(300, "held-out test images, over all hospitals", low=3)
     site_shift: float = setting(1.0, "strength of scanner differences (0: none)", low=0, high=3)
-    difficulty: float = setting(1.0, "subtlety of the findings and strength of noise", low=0, high=3)
+    difficulty: float = setting(
+        1.0, "subtlety of the findings and strength of noise", low=0, high=3
+    )
     scanner: int = setting(0, "first scanner of the family of scanners, one a hospital", low=0)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where the images come from and how they are divided."""
 
@@ -32,16 +32,20 @@ class DataConfig:
     image_size: int = setting(64, "side of the square images, in pixels", low=8, high=1024)
     on_error: str = setting("fail", "what to do with unreadable files", choices=("fail", "skip"))
     validation_fraction: float = setting(0.15, "of each hospital's patients", low=0.01, high=0.5)
-    test_fraction: float = setting(0.2, "of the patients, where no test set is given", low=0, high=0.5)
+    test_fraction: float = setting(
+        0.2, "of the patients, where no test set is given", low=0, high=0.5
+    )
     partition: str = setting(
-        "given", "how patients are spread over hospitals", choices=("given", "iid", "dirichlet", "size")
+        "given",
+        "how patients are spread over hospitals",
+        choices=("given", "iid", "dirichlet", "size"),
     )
     dirichlet_alpha: float = setting(0.5, "label skew: small is skewed", low=0.01, high=1000)
     size_ratio: float = setting(4.0, "largest hospital over smallest one", low=1, high=100)
     phantom: PhantomConfig = section(PhantomConfig)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
     """Random changes of the training images; every one has a probability and a strength.
 
@@ -66,32 +70,38 @@ class AugmentationConfig:
     elastic_p: float = setting(0.0, "probability of an elastic distortion", low=0, high=1)
     elastic: float = setting(0.02, "displacement, as a fraction of the side", low=0, high=0.5)
     grid_p: float = setting(0.0, "probability of a grid distortion", low=0, high=1)
-    grid: float = setting(0.05, "displacement of grid lines, as a fraction of the side", low=0, high=0.5)
+    grid: float = setting(
+        0.05, "displacement of grid lines, as a fraction of the side", low=0, high=0.5
+    )
     equalise_p: float = setting(0.0, "probability of CLAHE-like equalisation", low=0, high=1)
     equalise_clip: float = setting(2.0, "contrast limit over a flat histogram", low=1, high=40)
     mixup_p: float = setting(0.0, "probability that a batch is mixed", low=0, high=1)
     mixup_alpha: float = setting(0.2, "parameter of the Beta distribution", low=0.01, high=10)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
-    name: str = setting("resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple"))
+    name: str = setting(
+        "resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple")
+    )
     stem: str = setting("imagenet", "7×7/2 and pooling, or 3×3", choices=("imagenet", "small"))
     pooling: str = setting("max", "pooling of the stem", choices=("max", "avg"))
     norm: str = setting(
-        "batch", "normalisation (none: not for resnets)", choices=("batch", "group", "frozen", "none")
+        "batch",
+        "normalisation (none: not for resnets)",
+        choices=("batch", "group", "frozen", "none"),
     )
     channels: int = setting(1, "input channels; grey images are repeated for 3", choices=(1, 3))
-    width: int = setting(64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256)
-    pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth")
-    convolution: str = setting(
-        "auto", "how convolutions run", choices=("auto", "xla", "im2col")
+    width: int = setting(
+        64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256
     )
+    pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth")
+    convolution: str = setting("auto", "how convolutions run", choices=("auto", "xla", "im2col"))
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """The local optimiser and its schedule."""
 
@@ -105,22 +115,26 @@ class TrainingConfig:
     restarts: int = setting(0, "times the schedule starts again", low=0, high=100)
     beta1: float = setting(0.9, "Adam's first decay, or SGD's momentum", low=0, high=0.9999)
     beta2: float = setting(0.99, "Adam's second decay", low=0, high=0.999999)
-    weight_decay: float = setting(5e-4, "L2 added to the gradient (adamw: decoupled)", low=0, high=1)
+    weight_decay: float = setting(
+        5e-4, "L2 added to the gradient (adamw: decoupled)", low=0, high=1
+    )
     class_weights: bool = setting(True, "weight the loss by securely summed class counts")
     label_smoothing: float = setting(0.0, "share given to all classes alike", low=0, high=0.9)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
     """Local early stopping (see `primia_jax.federated.early_stopping`)."""
 
     enabled: bool = setting(False, "watch the local validation loss within a round")
     check_every: int = setting(5, "local steps between checks", low=1)
     patience: int = setting(3, "checks without improvement that end a site's round", low=1)
-    stop_after_rounds: int = setting(5, "rounds without improvement that end a site's training", low=1)
+    stop_after_rounds: int = setting(
+        5, "rounds without improvement that end a site's training", low=1
+    )
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class FederatedConfig:
     """Who trains, how often models are averaged, and by which rule."""
 
@@ -138,7 +152,9 @@ class FederatedConfig:
     server_learning_rate: float = setting(0.01, "FedAdam, FedYogi", low=0, high=10)
     server_tau: float = setting(1e-3, "FedAdam, FedYogi: degree of adaptivity", low=1e-8, high=1)
     batch_norm: str = setting(
-        "pooled", "moments of batch norm: pooled exactly, or local (FedBN)", choices=("pooled", "fedbn")
+        "pooled",
+        "moments of batch norm: pooled exactly, or local (FedBN)",
+        choices=("pooled", "fedbn"),
     )
     optimizer_state: str = setting(
         "keep", "local optimiser state over a synchronisation", choices=("keep", "reset", "average")
@@ -146,7 +162,7 @@ class FederatedConfig:
     early_stopping: EarlyStoppingConfig = section(EarlyStoppingConfig)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class SecureAggregationConfig:
     """Fixed point in Z_2^64; the sum is proven not to overflow, or refused."""
 
@@ -155,7 +171,7 @@ class SecureAggregationConfig:
     max_samples: int = setting(1 << 20, "public bound on one hospital's samples", low=1, high=2**40)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How the final model is judged."""
 
@@ -163,23 +179,27 @@ class EvaluationConfig:
     bootstrap: int = setting(1000, "resamples behind each 95 % interval", low=10, high=100000)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
     """Processes, threads and patience."""
 
     driver: str = setting("ray", "real actors, or all in this process", choices=("ray", "local"))
     threads: int = setting(
-        0, "threads of a party's computing; part of what makes runs bit-identical (0: cores / hospitals)",
-        low=0, high=1024,
+        0,
+        "threads of a party's computing; part of what makes runs bit-identical (0: cores / hospitals)",
+        low=0,
+        high=1024,
     )
     cpus_per_hospital: float = setting(0.0, "Ray CPUs reserved for a hospital", low=0, high=1024)
     gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
     message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)
-    latency_s: float = setting(0.0, "one-way latency of every link (virtual or injected)", low=0, high=10)
+    latency_s: float = setting(
+        0.0, "one-way latency of every link (virtual or injected)", low=0, high=10
+    )
     bandwidth_bps: float = setting(0.0, "bandwidth of every link in bit/s (0: unlimited)", low=0)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment: what `configs/NAME.py` describes."""
 

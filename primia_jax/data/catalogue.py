@@ -67,9 +67,7 @@ def load(catalogue: Catalogue, indices: np.ndarray, image_size: int, threads: in
     with ThreadPoolExecutor(threads) as pool:
         images = list(pool.map(lambda i: catalogue.read(int(i), image_size), indices))
     deep = any(image.dtype == np.uint16 for image in images)
-    stacked = np.zeros(
-        (len(images), image_size, image_size, 1), np.uint16 if deep else np.uint8
-    )
+    stacked = np.zeros((len(images), image_size, image_size, 1), np.uint16 if deep else np.uint8)
     for row, image in zip(stacked, images):
         widen = deep and image.dtype == np.uint8
         row[..., 0] = image.astype(np.uint16) * 257 if widen else image

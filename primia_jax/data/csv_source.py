@@ -7,6 +7,7 @@ scans/0001.dcm,normal,p17,north,train
 import csv
 import os
 import pathlib
+import re
 
 from primia_jax.config.sections import DataConfig
 from primia_jax.data import file_catalogue
@@ -87,7 +88,9 @@ def _rows(path: str, where: str) -> list[Row]:
                 rows.append((reader.line_num, row))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise DataError(f"{where}: {reason}; set config.data.path to a CSV file") from error
+        raise DataError(
+            f"{where}: {reason}; the path in config.data must be that of a CSV file"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not a text file in UTF-8 ({error.reason})") from error
     except csv.Error as error:
@@ -131,4 +134,4 @@ def _labels(rows: list[Row], where: str) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _is_integer(text: str) -> bool:
-    return text.lstrip("+-").isdecimal()
+    return re.fullmatch(r"[+-]?[0-9]+", text) is not None

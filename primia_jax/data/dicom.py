@@ -6,7 +6,6 @@ Source: DICOM PS3.3, C.11.1 (Modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (MONOC
 
 import hashlib
 import io
-import warnings
 
 import numpy as np
 import pydicom
@@ -30,17 +29,15 @@ def decode(content: bytes) -> Decoded:
         installed decoder reads, values that are not finite, and damaged files.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of optional attributes, not of the pixels
-            dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-            values = _shown_values(dataset)
-            patient = str(dataset.get("PatientID") or "").strip()
-            institution = str(dataset.get("InstitutionName") or "").strip()
+        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+        values = _shown_values(dataset)
+        patient = str(dataset.get("PatientID") or "").strip()
+        institution = str(dataset.get("InstitutionName") or "").strip()
     except ImageError:
         raise
     except Exception as error:  # pydicom raises many types on damaged files
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"damaged DICOM file ({text})") from error
+        raise ImageError(f"damaged or unusual DICOM file ({text[:200]})") from error
     return Decoded(values, pseudonym(patient) if patient else None, institution or None)
 
 
@@ -57,6 +54,8 @@ def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
     photometric = dataset.get("PhotometricInterpretation")
     if photometric is None and not _has_pixels(dataset):
         raise ImageError("no pixel data (not an image, or not a DICOM file)")
+    if photometric is None:
+        raise ImageError("no PhotometricInterpretation: black and white are undefined")
     if photometric not in _MONOCHROME:
         raise ImageError(f"colour image ({photometric}); only MONOCHROME1 and MONOCHROME2 are read")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -76,7 +75,8 @@ def _grey_levels(modality: np.ndarray, stored: np.ndarray, dataset: pydicom.Data
     """[h, w] uint16: `modality` values through the first VOI LUT, the first window, or neither."""
     if dataset.get("VOILUTSequence"):
         # Signed, since the library subtracts the table's first input value, of either sign.
-        looked_up = pydicom_pixels.apply_voi(np.rint(modality).astype(np.int32), dataset)
+        inputs = np.clip(np.rint(modality), -(2**31), 2**31 - 1).astype(np.int64)
+        looked_up = pydicom_pixels.apply_voi(inputs, dataset)
         return _scaled(looked_up, 0, _largest_entry(dataset.VOILUTSequence[0]))
     if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         # A description of the result by itself: the range of the window's output is 16 bits.
@@ -91,11 +91,10 @@ def _grey_levels(modality: np.ndarray, stored: np.ndarray, dataset: pydicom.Data
     if dataset.get("ModalityLUTSequence"):
         return _scaled(modality, 0, _largest_entry(dataset.ModalityLUTSequence[0]))
     bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation") or 0)
-    ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope = float(dataset.get("RescaleSlope", 1))
-    intercept = float(dataset.get("RescaleIntercept", 0))
-    low, high = sorted(end * slope + intercept for end in ends)
-    return _scaled(modality, low, high)
+    ends = np.array((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
+    if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+        ends = ends * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    return _scaled(modality, float(ends.min()), float(ends.max()))
 
 
 def _largest_entry(table: pydicom.Dataset) -> int:

@@ -18,7 +18,7 @@ from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.image_files import Decoded, ImageError
 from primia_jax.errors import DataError
 
-KEPT_BYTES = 1 << 29  # of fitted images that verification leaves for the first reading
+KEPT_BYTES = 1 << 28  # of fitted images that verification leaves for the first reading
 _LISTED_FILES = 20
 _THREADS = 2
 

@@ -78,7 +78,7 @@ def list_folder(path: str) -> Listing:
     root = pathlib.Path(path)
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "no such folder"
-        raise DataError(f"folder {path}: {problem}; set config.data.path")
+        raise DataError(f"folder {path}: {problem}; check the path in config.data")
     top = _unwrapped(root)
     folders = _subfolders(top)
     split_folders = [f for f in folders if f.name.lower() in SPLIT_NAMES]
@@ -155,7 +155,12 @@ def _unwrapped(root: pathlib.Path) -> pathlib.Path:
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not image_files.is_ignored(f))
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"folder {folder}: {reason}") from error
+    return [f for f in children if f.is_dir() and not image_files.is_ignored(f)]
 
 
 def _class_names(folder: pathlib.Path) -> list[str]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from primia_jax.errors import DataError
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 MIN_SIDE = 2  # a line or a point is no picture
@@ -61,11 +63,20 @@ def is_ignored(path: pathlib.Path) -> bool:
 
 
 def walk(root: pathlib.Path) -> list[pathlib.Path]:
-    """Every file below `root` that is not ignored, in the order of their names."""
+    """Every file below `root` that is not ignored, in the order of their names.
+
+    Raises:
+      DataError: for a folder that may not be looked into.
+    """
     found = []
-    for folder, folders, files in os.walk(root):
+    seen = set()  # linked folders are followed, but not in circles
+    for folder, folders, files in os.walk(root, onerror=_fail, followlinks=True):
         here = pathlib.Path(folder)
         folders[:] = sorted(name for name in folders if not is_ignored(here / name))
+        if (place := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         found += [here / name for name in sorted(files) if not is_ignored(here / name)]
     return found
 
@@ -76,6 +87,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(str(error)) from error
     if not content:
         raise ImageError("empty file")
     return content
@@ -190,6 +203,11 @@ def _decode_picture(content: bytes) -> np.ndarray:
         return np.array(colour.convert("L"))
     except ValueError as error:
         raise ImageError(f"colour mode {picture.mode} cannot be turned to grey") from error
+
+
+def _fail(error: OSError) -> None:
+    reason = (error.strerror or str(error)).lower()
+    raise DataError(f"folder {error.filename}: {reason}") from error
 
 
 def _one_line(error: Exception) -> str:

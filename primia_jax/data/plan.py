@@ -40,7 +40,10 @@ class SiteData:
             path = self.data.path.replace(_SITE, self.site)
             catalogue = open_catalogue(self.data, 1, self.seed, path=path)
             splits = assign_splits(catalogue, self.data.validation_fraction, 0.0, self.seed)
-            train, validation = np.flatnonzero(splits == TRAIN), np.flatnonzero(splits == VALIDATION)
+            train, validation = (
+                np.flatnonzero(splits == TRAIN),
+                np.flatnonzero(splits == VALIDATION),
+            )
         size = self.data.image_size
         return load(catalogue, train, size), load(catalogue, validation, size)
 

@@ -4,9 +4,9 @@ A *group* is what must not be torn apart: all records of a patient, and all reco
 identical image (two patients who share an image form one group). Axis letters: n records, g groups.
 
 `sklearn.model_selection.StratifiedGroupKFold` makes folds of one size only and knows no strata but
-classes. Systematic sampling does both in a few lines: within a class, groups are ordered by site and
-shuffled within it, and every (1 / fraction)-th one is taken, so that each class, and each class of
-each site, is off its share by about one group at most.
+classes. Systematic sampling does both in a few lines: within a class, groups are ordered by site
+and shuffled within it, and every (1 / fraction)-th one is taken, so that each class, and each
+class of each site, is off its share by about one group at most.
 """
 
 from collections.abc import Iterable
@@ -133,14 +133,17 @@ def _one_a_site(
 ) -> list[int]:
     """A group of `pool` at each site without any in `chosen`: of the class that is commonest there.
 
-    Only sites with two groups or more give one up.
+    Only sites with two groups or more give one up, and never the last group of its class.
     """
+    left = np.bincount(strata[pool]) - np.bincount(strata[chosen], minlength=strata[pool].max() + 1)
     added = []
     for site in np.setdiff1d(sites[pool], sites[chosen]):
         members = np.flatnonzero(pool & (sites == site))
-        if len(members) >= 2:
+        members = members[left[strata[members]] > 1]
+        if (pool & (sites == site)).sum() >= 2 and len(members):
             commonest = np.argmax(np.bincount(strata[members]))
             added.append(int(members[strata[members] == commonest][0]))
+            left[commonest] -= 1
     return added
 
 

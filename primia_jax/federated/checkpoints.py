@@ -74,7 +74,9 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
         raise CheckpointError(f"no checkpoint of round {round_number} in {folder}")
     if not jax.tree.leaves(template):
         return template
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template
+    )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(target.absolute() / name, abstract)

@@ -205,6 +205,7 @@ def _contribution(state: Hospital, result: _Trained) -> Contribution:
 
 
 def _score(state: Hospital, model: Any) -> local_training.Score:
+    assert state.statistics is not None, "judged before set-up"
     return local_training.score(
         state.learner, model, state.validation, state.statistics, state.config.evaluation.batch_size
     )
@@ -232,8 +233,9 @@ def _replace_floats(tree: Any, vector: np.ndarray) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     is_float = [np.issubdtype(leaf.dtype, np.floating) for leaf in leaves]
     _, unravel = ravel_pytree([leaf for leaf, yes in zip(leaves, is_float) if yes])
-    new = iter(unravel(np.asarray(vector, np.float32)))
-    return structure.unflatten(next(new) if yes else leaf for leaf, yes in zip(leaves, is_float))
+    new = iter(unravel(jax.numpy.asarray(vector, np.float32)))
+    changed = [next(new) if yes else leaf for leaf, yes in zip(leaves, is_float)]
+    return jax.tree.unflatten(structure, changed)
 
 
 def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
@@ -246,8 +248,7 @@ def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, 
 def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
     """The state after round `number`; to be run after `set_up`."""
     kept = {
-        name: checkpoints.restore(folder, number, name, tree)
-        for name, tree in _kept(state).items()
+        name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }
     watch = SiteWatch(**checkpoints.about(folder, number))
     model = kept.get("batch_norm", state.variables)

@@ -24,17 +24,17 @@ _ORDER, _AUGMENT = 0, 1  # purposes of the seed, folded in first
 class Statistics(NamedTuple):
     """What all hospitals know of all data, learnt by one secure sum."""
 
-    mean: np.ndarray  # [] float32, of all pixels of all training images, black 0 to white 1
-    std: np.ndarray  # [] float32
+    mean: Any  # float32 scalar, of all pixels of all training images, black 0 to white 1
+    std: Any  # float32 scalar
     class_weights: np.ndarray  # [k] float32, mean 1 over the records
 
 
 class Step(NamedTuple):
     """Where in a run a local step stands."""
 
-    round: int
-    site: int
-    step: int
+    round: np.uint32
+    site: np.uint32
+    step: np.uint32
 
 
 class Learner(NamedTuple):
@@ -156,8 +156,10 @@ def _train_step(
 def _predict_step(
     variables: Any, images: jax.Array, statistics: Statistics, *, module: nn.Module, channels: int
 ) -> jax.Array:
-    inputs = standardise(to_unit(images), statistics, channels)
-    return jax.nn.softmax(module.apply(variables, inputs, train=False))
+    logits: Any = module.apply(
+        variables, standardise(to_unit(images), statistics, channels), train=False
+    )
+    return jax.nn.softmax(logits)
 
 
 def predict(

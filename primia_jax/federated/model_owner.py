@@ -15,7 +15,14 @@ import numpy as np
 from primia_jax import models
 from primia_jax.config import ExperimentConfig, to_plain
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import aggregation, checkpoints, local_training, rules, statistics, variables
+from primia_jax.federated import (
+    aggregation,
+    checkpoints,
+    local_training,
+    rules,
+    statistics,
+    variables,
+)
 from primia_jax.federated.local_training import Statistics
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
@@ -157,9 +164,7 @@ def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[Model
     return state, None
 
 
-def load_model(
-    folder: pathlib.Path, number: int, template: Any, n_classes: int
-) -> dict[str, Any]:
+def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int) -> dict[str, Any]:
     """{"variables", "statistics"}: what a diagnosis needs of the checkpoint of round `number`.
 
     Raises:

@@ -50,7 +50,9 @@ def _adaptive(learning_rate: float, tau: float, yogi: bool) -> Rule:
     def init(params: np.ndarray) -> Moments:
         return Moments(np.zeros_like(params), np.full_like(params, tau**2))
 
-    def apply(state: Moments, params: np.ndarray, average: np.ndarray) -> tuple[np.ndarray, Moments]:
+    def apply(
+        state: Moments, params: np.ndarray, average: np.ndarray
+    ) -> tuple[np.ndarray, Moments]:
         delta = np.asarray(average, np.float32) - params
         square = delta**2
         first = np.float32(_BETA1) * state.first + np.float32(1 - _BETA1) * delta

@@ -41,7 +41,7 @@ def from_vectors(template: Variables, vectors: Vectors) -> dict[str, Any]:
     A pooled variance that rounding made negative becomes 0.
     """
     _, unravel = ravel_pytree(template["params"])
-    variables = {"params": unravel(np.asarray(vectors.params, np.float32))}
+    variables = {"params": unravel(jax.numpy.asarray(vectors.params, np.float32))}
     if "batch_stats" in template:
         flat, at = {}, 0
         for path, (mean, _) in _batch_norms(template).items():
@@ -74,9 +74,3 @@ def _batch_norms(variables: Variables) -> dict[tuple[str, ...], tuple[Any, Any]]
     flat = traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))
     paths = sorted({path[:-1] for path in flat})
     return {path: (flat[*path, "mean"], flat[*path, "var"]) for path in paths}
-
-
-def same_structure(left: Any, right: Any) -> bool:
-    """Whether two trees have the same paths and shapes."""
-    shapes = [jax.tree.map(np.shape, tree) for tree in (left, right)]
-    return jax.tree.structure(left) == jax.tree.structure(right) and shapes[0] == shapes[1]

@@ -15,9 +15,7 @@ from primia_jax.errors import ConfigError
 from primia_jax.mpc import ring
 
 
-def prove_no_overflow(
-    frac_bits: int, clip: float, n_parties: int, max_weight: int
-) -> None:
+def prove_no_overflow(frac_bits: int, clip: float, n_parties: int, max_weight: int) -> None:
     """Shows that a sum of weighted values fits the ring, whatever the values within the clip.
 
     With |v_i| <= clip and integer weights 0 <= n_i <= max_weight,

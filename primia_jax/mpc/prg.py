@@ -45,9 +45,9 @@ def expand(seed: Any, n_elements: int, nonce: int = 0) -> Any:
 def _expand_openssl(seed: np.ndarray, n_elements: int, nonce: int) -> np.ndarray:
     counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
     cipher = Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
-    stream = np.zeros(n_elements, "<u8")
-    cipher.update_into(memoryview(stream).cast("B"), memoryview(stream).cast("B"))
-    return stream
+    stream = np.zeros(8 * n_elements, np.uint8)
+    cipher.update_into(stream.data, stream.data)
+    return stream.view("<u8")
 
 
 def _expand_jax(seed: Any, n_elements: int, nonce: int) -> Any:

@@ -31,7 +31,9 @@ def checked(words: Any) -> Any:
       ProtocolError: for another type, such as the 32-bit words that JAX makes outside `x64()`.
     """
     if words.dtype != np.uint64:
-        raise ProtocolError(f"ring elements must be uint64, not {words.dtype}: work inside ring.x64()")
+        raise ProtocolError(
+            f"ring elements must be uint64, not {words.dtype}: work inside ring.x64()"
+        )
     return words
 
 

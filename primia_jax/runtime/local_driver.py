@@ -130,9 +130,9 @@ class _LocalRun:
     def _put(self, name: str, event: Send) -> None:
         trace, line = self.traces[name], (name, event.to)
         n_bytes = message_bytes(event.message)
-        self.line_free[line] = max(trace.seconds, self.line_free[line]) + self.link.transfer_seconds(
-            n_bytes
-        )
+        self.line_free[line] = max(
+            trace.seconds, self.line_free[line]
+        ) + self.link.transfer_seconds(n_bytes)
         arrives = self.line_free[line] + self.link.delay_seconds(len(self.records))
         trace.bytes_sent += n_bytes
         trace.messages_sent += 1

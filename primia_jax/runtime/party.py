@@ -78,7 +78,9 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | 
         `yield from`.
     """
     if isinstance(event, Generator):
-        raise ProtocolError(f"{party} yielded a generator: write `yield from` before a sub-protocol")
+        raise ProtocolError(
+            f"{party} yielded a generator: write `yield from` before a sub-protocol"
+        )
     if not isinstance(event, (Send, Receive)):
         raise ProtocolError(f"{party} yielded {type(event).__name__}: only Send and Receive may be")
     other = event.to if isinstance(event, Send) else event.sender

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 import ray
 import ray.exceptions
 
+from primia_jax.environment import compilation_cache_dir, thread_variables
 from primia_jax.errors import ClusterError, ProtocolError, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import Message, Program, Send, checked_event, message_bytes
@@ -37,7 +38,7 @@ class Placement:
 
 
 @contextlib.contextmanager
-def cluster(address: str | None):
+def cluster(address: str | None) -> Iterator[None]:
     """Joins the Ray cluster at `address`, or starts an embedded one; leaves or ends it afterwards.
 
     Raises:
@@ -94,14 +95,14 @@ class RayDriver:
           ClusterError: if an actor does not start.
         """
         placements = placements or {}
-        self.actors = {}
+        self.actors: dict[str, Any] = {}
         for name in parties:
             place = placements.get(name, Placement())
-            self.actors[name] = _PartyActor.options(
+            self.actors[name] = _RemoteParty.options(
                 num_cpus=place.num_cpus,
                 num_gpus=place.num_gpus,
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": {"PJRT_NPROC": str(place.threads)}},
+                runtime_env={"env_vars": thread_variables(place.threads)},
             ).remote(name, link, timeout_s)
         self._runs = 0
         self._gather(
@@ -218,7 +219,6 @@ class _Mailbox:
             return len(left)
 
 
-@ray.remote(max_restarts=0, concurrency_groups={"mail": 4, "control": 2})
 class _PartyActor:
     """A thin shell: keeps a state, runs programs, carries messages."""
 
@@ -230,13 +230,12 @@ class _PartyActor:
         self._peers: dict[str, Any] = {}
 
     def start(self, make_state: Callable[[], Any], peers: dict[str, Any]) -> None:
+        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
         self._peers = peers
         self._state = make_state()
 
     @ray.method(concurrency_group="mail")
-    def deliver(
-        self, run: int, sender: str, sequence: int, depth: int, message: Message
-    ) -> None:
+    def deliver(self, run: int, sender: str, sequence: int, depth: int, message: Message) -> None:
         arrived = time.monotonic()
         self._mailbox.put(run, sender, sequence, (message, depth, arrived))
 
@@ -263,6 +262,13 @@ class _PartyActor:
         if self._pending is not None and self._pending[0] == run:
             self._state = self._pending[1]
         self._pending = None
+
+
+_ACTOR_OPTIONS: dict[str, Any] = {
+    "max_restarts": 0,
+    "concurrency_groups": {"mail": 4, "control": 2},
+}
+_RemoteParty: Any = ray.remote(**_ACTOR_OPTIONS)(_PartyActor)
 
 
 class _Transport:

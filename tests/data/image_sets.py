@@ -32,7 +32,7 @@ def save(path: pathlib.Path, pixels: np.ndarray, **options) -> pathlib.Path:
 
 
 def save_dicom(path: pathlib.Path, pixels: np.ndarray, **attributes) -> pathlib.Path:
-    """Writes a DICOM file of [h, w] uint16 `pixels`; `attributes` replace or (None) remove defaults."""
+    """Writes [h, w] uint16 `pixels` as DICOM; `attributes` replace or (if None) remove defaults."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()

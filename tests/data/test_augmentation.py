@@ -85,28 +85,19 @@ def test_intensity_changes_alone_resample_nothing():
     assert " gather" in _primitives(only("flip"))
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize(("b", "s", "c"), [(1, 9, 1), (3, 17, 3), (2, 32, 1)])
-def test_output_has_the_shape_type_and_range_of_the_input(name, b, s, c):
+@pytest.mark.parametrize(("b", "s", "c"), [(1, 9, 1), (3, 17, 3)])
+def test_output_has_the_shape_type_and_range_of_the_input(b, s, c):
+    """Any batch, odd sides, one or three channels; also black and white, where powers misbehave."""
     images, labels = batch(b, s, c)
-    new_images, new_labels = run(jax.random.key(1), images, labels, only(name))
-    assert new_images.shape == images.shape and new_images.dtype == jnp.float32
-    assert new_labels.shape == labels.shape and new_labels.dtype == jnp.float32
-    assert np.isfinite(new_images).all() and new_images.min() >= 0 and new_images.max() <= 1
-    if name != "mixup":
-        np.testing.assert_array_equal(new_labels, labels)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_flat_black_and_white_survive_everything(value):
-    """Gamma, CLAHE and the border must not make NaN or leave [0, 1] at the ends of the range."""
-    images, labels = jnp.full((2, 16, 16, 1), value, jnp.float32), jnp.eye(3)[:2]
-    new_images, _ = run(jax.random.key(3), images, labels, EVERYTHING)
-    assert np.isfinite(new_images).all() and new_images.min() >= 0 and new_images.max() <= 1
+    for given in (images, jnp.zeros_like(images), jnp.ones_like(images)):
+        new_images, new_labels = run(jax.random.key(1), given, labels, EVERYTHING)
+        assert new_images.shape == images.shape and new_images.dtype == jnp.float32
+        assert new_labels.shape == labels.shape and new_labels.dtype == jnp.float32
+        assert np.isfinite(new_images).all() and new_images.min() >= 0 and new_images.max() <= 1
 
 
 def test_the_key_decides():
-    images, labels = batch()
+    images, labels = batch(3, 17, 3)
     first = run(jax.random.key(1), images, labels, EVERYTHING)
     again = run(jax.random.key(1), images, labels, EVERYTHING)
     other = run(jax.random.key(2), images, labels, EVERYTHING)
@@ -115,24 +106,32 @@ def test_the_key_decides():
     assert (first[0] != other[0]).any()
 
 
-@pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("flip", "mixup", "equalise")])
-def test_each_image_gets_draws_of_its_own(name):
-    """Equal images of one batch must come out different."""
-    images, labels = batch(1)
-    images, labels = jnp.repeat(images, 3, 0), jnp.repeat(labels, 3, 0)
-    changed, _ = run(jax.random.key(4), images, labels, only(name))
-    assert (changed[0] != changed[1]).any() and (changed[1] != changed[2]).any()
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(seed=st.integers(0, 2**31 - 1))
+def test_any_key_keeps_the_range(seed):
+    images, labels = batch(3, 17, 3, seed % 7)
+    new_images, new_labels = run(jax.random.key(seed), images, labels, EVERYTHING)
+    assert new_images.min() >= 0 and new_images.max() <= 1
+    np.testing.assert_allclose(new_labels.sum(axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [n for n in OPERATIONS if n != "mixup"])
-@pytest.mark.parametrize("p", [0.2, 0.7])
-def test_probability_is_honoured_and_spared_images_keep_their_bits(name, p):
-    """600 images: the share of changed ones lies within five standard deviations of p."""
+def test_each_operation_picks_images_with_its_probability(name):
+    """Of 600 equal images the share of changed ones lies within five standard deviations of p.
+
+    Those not picked keep their bits, labels stay, and every picked one has a draw of its own.
+    """
+    p = 0.3
     images, labels = batch(1, 12)
     images, labels = jnp.repeat(images, 600, 0), jnp.repeat(labels, 600, 0)
-    changed, _ = run(jax.random.key(5), images, labels, only(name, **{name + "_p": p}))
-    share = float((changed != images).any(axis=(1, 2, 3)).mean())
-    assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / 600)
+    changed, new_labels = run(jax.random.key(5), images, labels, only(name, **{name + "_p": p}))
+    picked = np.asarray((changed != images).any(axis=(1, 2, 3)))
+    assert abs(picked.mean() - p) < 5 * np.sqrt(p * (1 - p) / 600)
+    assert changed.min() >= 0 and changed.max() <= 1
+    np.testing.assert_array_equal(new_labels, labels)
+    if name not in ("flip", "equalise"):  # these two leave nothing to draw
+        kinds = {image.tobytes() for image in np.asarray(changed)[picked]}
+        assert len(kinds) > 0.95 * picked.sum()
 
 
 def test_operations_draw_independently():
@@ -142,15 +141,6 @@ def test_operations_draw_independently():
     noise, _ = run(jax.random.key(6), images, labels, only("noise", noise_p=0.5))
     picked = [(x != images).any(axis=(1, 2, 3)).astype(float) for x in (gamma, noise)]
     assert abs(np.corrcoef(*picked)[0, 1]) < 0.2
-
-
-@hypothesis.settings(max_examples=15, deadline=None)
-@hypothesis.given(seed=st.integers(0, 2**31 - 1))
-def test_any_key_keeps_the_range(seed):
-    images, labels = batch(3, 11, 1, seed % 7)
-    new_images, new_labels = run(jax.random.key(seed), images, labels, EVERYTHING)
-    assert new_images.min() >= 0 and new_images.max() <= 1
-    np.testing.assert_allclose(new_labels.sum(axis=1), 1, atol=1e-6)
 
 
 # Geometry.
@@ -285,9 +275,10 @@ def test_equalisation_of_one_tile_is_plain_histogram_equalisation():
 
 
 def test_equalisation_is_limited():
-    """The clip limit bounds the slope: at 1 the histogram counts as flat and nothing changes."""
-    images, _ = batch(2, 32)
-    np.testing.assert_allclose(intensity.equalise(images**3, 1.0), images**3, atol=1e-4)
+    """The clip limit holds the change back."""
+    images = batch(2, 32)[0] ** 3
+    change = [float(jnp.abs(intensity.equalise(images, c) - images).mean()) for c in (1, 2, 40)]
+    assert change[0] < 0.5 * change[2] and change[0] < change[1] < change[2]
 
 
 # MixUp.

@@ -87,6 +87,11 @@ def test_byte_order_mark(tmp_path, folder_config):
         ),
         (
             ["path", "label"],
+            [["scans/a.png", "0"], ["scans/b.png", "--1"]],
+            "row 3, column label: '--1' is a name",
+        ),
+        (
+            ["path", "label"],
             [["scans/a.png", "0"], ["scans/b.png", "sick"]],
             "row 3, column label: 'sick' is a name where other rows have integers",
         ),

@@ -1,4 +1,4 @@
-"""Layouts of folders give the right labels, patients and splits, and mistakes give one clear line."""
+"""Layouts of folders give the right labels, patients and splits; mistakes give one clear line."""
 
 import dataclasses
 import pickle
@@ -38,7 +38,11 @@ def test_kermany(kermany, folder_config, nested):
 def test_kermany_patients(kermany, folder_config):
     """person1 is one person within a set, and another one in the other set; NORMAL goes by IM."""
     root = kermany()
-    for name in ("IM-0003-0002.jpeg", "NORMAL2-IM-0003-0001.jpeg", "NORMAL2-IM-0003-0001-0002.jpeg"):
+    for name in (
+        "IM-0003-0002.jpeg",
+        "NORMAL2-IM-0003-0001.jpeg",
+        "NORMAL2-IM-0003-0001-0002.jpeg",
+    ):
         save(root / "train" / "NORMAL" / name, grey(sum(name.encode())))
     patients = by_name(c := opened(folder_config, root), c.patients)
     pneumonia, normal = "train/PNEUMONIA/", "train/NORMAL/"
@@ -211,7 +215,6 @@ def test_file_that_vanishes_after_opening(tmp_path, folder_config):
     (tmp_path / "a" / "0.png").unlink()
     with pytest.raises(DataError, match="no longer"):
         load(catalogue, np.array([0]), 9)
-
 
 
 @pytest.mark.parametrize(

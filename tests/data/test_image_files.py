@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from image_sets import grey, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_sets import grey, save
 from PIL import Image
 
 from primia_jax.data import image_files
@@ -201,6 +201,14 @@ def test_candidates_by_suffix_or_content(tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"x")
     found = [f.name for f in image_files.walk(tmp_path) if image_files.is_candidate(f)]
     assert found == ["broken.JPG", "noname"]
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    save(tmp_path / "real" / "a.png", grey(1))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "set")
+    assert [f.name for f in image_files.walk(tmp_path / "set")] == ["a.png"]
 
 
 def test_stack_widens_mixed_depths():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from primia_jax.config.sections import AugmentationConfig
 from primia_jax.data.augmentation import geometry, intensity
+from primia_jax.data.augmentation.draws import draw, probabilities
 
 __all__ = ["augment"]
 
@@ -35,34 +36,26 @@ def augment(
     Returns:
       Images, again float32 in [0, 1], and labels, of the shapes given. Labels change by MixUp alone.
     """
-    warp_key, blur_key, equalise_key, gamma_key, brightness_key, noise_key, mix_key = (
-        jax.random.split(key, 7)
-        if any(getattr(config, name) > 0 for name in _PROBABILITIES)
-        else (key,) * 7
-    )
-    images = geometry.warp_at_random(warp_key, images, config)
+    if not any(probability > 0 for probability in probabilities(config).values()):
+        return images, labels_onehot
+    draw_key, field_key, noise_key, mix_key = jax.random.split(key, 4)
+    draws = draw(draw_key, images.shape[0], config)
+    images = geometry.random_warp(field_key, images, draws, config)
     if config.blur_p > 0:
-        images = intensity.random_blur(blur_key, images, config.blur_p, config.blur_pixels)
+        images = intensity.random_blur(images, draws["blur"], config.blur_pixels)
     if config.equalise_p > 0:
-        images = intensity.random_equalisation(
-            equalise_key, images, config.equalise_p, config.equalise_clip
-        )
+        images = intensity.random_equalisation(images, draws["equalise"], config.equalise_clip)
     if config.gamma_p > 0:
-        images = intensity.random_gamma(gamma_key, images, config.gamma_p, config.gamma)
+        images = intensity.random_gamma(images, draws["gamma"], config.gamma)
     if config.brightness_p > 0:
-        images = intensity.random_brightness(
-            brightness_key, images, config.brightness_p, config.brightness
-        )
+        images = intensity.random_brightness(images, draws["brightness"], config.brightness)
     if config.noise_p > 0:
-        images = intensity.random_noise(noise_key, images, config.noise_p, config.noise)
+        images = intensity.random_noise(noise_key, images, draws["noise"], config.noise)
     if config.mixup_p > 0:
         images, labels_onehot = mixup(
             mix_key, images, labels_onehot, config.mixup_p, config.mixup_alpha
         )
     return images, labels_onehot
-
-
-_PROBABILITIES = tuple(name for name in AugmentationConfig.__dataclass_fields__ if name.endswith("_p"))
 
 
 def mixup(

@@ -6,69 +6,53 @@ pixel of the new image, which place of the old one it shows; places outside show
 Axis letters: b images of a batch, s image side, c channels, g knots of a lattice.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config.sections import AugmentationConfig
+from primia_jax.data.augmentation.draws import Draw
 
+GEOMETRIC = ("rotation", "scale", "translation", "flip", "elastic", "grid")
 ELASTIC_KNOTS = 9  # of the lattice of random displacements, along either side
 GRID_CELLS = 5  # cells of a distorted grid, along either side
 
 
-def warp_at_random(key: jax.Array, images: jax.Array, config: AugmentationConfig) -> jax.Array:
-    """Applies the geometric operations of `config` to images [b s s c]; `key` is consumed."""
-    enabled = (
-        config.rotation_p,
-        config.scale_p,
-        config.translation_p,
-        config.flip_p,
-        config.elastic_p,
-        config.grid_p,
-    )
-    if not any(p > 0 for p in enabled):
+def random_warp(
+    key: jax.Array, images: jax.Array, draws: Mapping[str, Draw], config: AugmentationConfig
+) -> jax.Array:
+    """The geometric operations among `draws` on images [b s s c]; `key` is consumed."""
+    if not any(name in draws for name in GEOMETRIC):
         return images
     b, s = images.shape[0], images.shape[1]
-    keys = jax.random.split(key, 6)
+    elastic_key, grid_key = jax.random.split(key)
     x, y = centred_grid(s)
-    if config.elastic_p > 0:
-        on = bernoulli(keys[4], config.elastic_p, b)
-        dx, dy = elastic_displacement(jax.random.fold_in(keys[4], 1), b, s, config.elastic * s)
-        x = x + jnp.where(on[:, None, None], dx, 0.0)
-        y = y + jnp.where(on[:, None, None], dy, 0.0)
-    if config.grid_p > 0:
-        on = bernoulli(keys[5], config.grid_p, b)
-        dx, dy = grid_displacement(jax.random.fold_in(keys[5], 1), b, s, config.grid)
-        x = x + jnp.where(on[:, None, None], dx[:, None, :], 0.0)
-        y = y + jnp.where(on[:, None, None], dy[:, :, None], 0.0)
-    if config.rotation_p > 0:
-        angle = _draw(keys[0], config.rotation_p, b, config.rotation_degrees * np.pi / 180.0)
+    if "elastic" in draws:
+        on = draws["elastic"].picked[:, None, None]
+        dx, dy = elastic_displacement(elastic_key, b, s, config.elastic * s)
+        x, y = x + jnp.where(on, dx, 0.0), y + jnp.where(on, dy, 0.0)
+    if "grid" in draws:
+        on = draws["grid"].picked[:, None]
+        dx, dy = grid_displacement(grid_key, b, s, config.grid)
+        x = x + jnp.where(on, dx, 0.0)[:, None, :]
+        y = y + jnp.where(on, dy, 0.0)[:, :, None]
+    if "rotation" in draws:
+        picked, amount, _ = draws["rotation"]
+        angle = jnp.where(picked, amount * (config.rotation_degrees * np.pi / 180.0), 0.0)
         x, y = rotate(x, y, angle)
-    if config.scale_p > 0:
-        zoom = 1.0 + _draw(keys[1], config.scale_p, b, config.scale)
-        x, y = x / zoom[:, None, None], y / zoom[:, None, None]
-    if config.translation_p > 0:
-        on = bernoulli(keys[2], config.translation_p, b)
-        limit = config.translation * s
-        shift = jax.random.uniform(
-            jax.random.fold_in(keys[2], 1), (2, b, 1, 1), minval=-limit, maxval=limit
-        )
-        shift = jnp.where(on[:, None, None], shift, 0.0)
-        x, y = x - shift[0], y - shift[1]
-    if config.flip_p > 0:
-        x = jnp.where(bernoulli(keys[3], config.flip_p, b)[:, None, None], -x, x)
+    if "scale" in draws:
+        picked, amount, _ = draws["scale"]
+        shrink = (1.0 / (1.0 + jnp.where(picked, amount * config.scale, 0.0)))[:, None, None]
+        x, y = x * shrink, y * shrink
+    if "translation" in draws:
+        picked, *amounts = draws["translation"]
+        dx, dy = (jnp.where(picked, a * (config.translation * s), 0.0) for a in amounts)
+        x, y = x - dx[:, None, None], y - dy[:, None, None]
+    if "flip" in draws:
+        x = jnp.where(draws["flip"].picked[:, None, None], -x, x)
     return sample(images, x, y)
-
-
-def bernoulli(key: jax.Array, probability: float, b: int) -> jax.Array:
-    """[b] bool: which images are picked."""
-    return jax.random.uniform(key, (b,)) < probability
-
-
-def _draw(key: jax.Array, probability: float, b: int, limit: float) -> jax.Array:
-    """[b] uniform in ±limit for the images picked, else exactly 0."""
-    value = jax.random.uniform(jax.random.fold_in(key, 1), (b,), minval=-limit, maxval=limit)
-    return jnp.where(bernoulli(key, probability, b), value, 0.0)
 
 
 def centred_grid(s: int) -> tuple[jax.Array, jax.Array]:

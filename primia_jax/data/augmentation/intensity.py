@@ -12,54 +12,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.data.augmentation.geometry import bernoulli
+from primia_jax.data.augmentation.draws import Draw
 
 TILES = 8  # along a side; fewer where tiles would get smaller than SMALLEST_TILE
 SMALLEST_TILE = 8  # pixels
 BINS = 128
 
 
-def random_brightness(
-    key: jax.Array, images: jax.Array, probability: float, limit: float
-) -> jax.Array:
+def random_brightness(images: jax.Array, draw: Draw, limit: float) -> jax.Array:
     """Adds a number drawn from ±limit."""
-    return jnp.clip(images + _per_image(key, probability, images, -limit, limit, 0.0), 0.0, 1.0)
+    return jnp.clip(images + _per_image(draw.picked, draw.amount * limit), 0.0, 1.0)
 
 
-def random_gamma(key: jax.Array, images: jax.Array, probability: float, limit: float) -> jax.Array:
+def random_gamma(images: jax.Array, draw: Draw, limit: float) -> jax.Array:
     """Raises to a power exp(g), g drawn from ±limit."""
-    exponent = _per_image(key, probability, images, -limit, limit, 0.0)
+    exponent = _per_image(draw.picked, draw.amount * limit)
     return jnp.where(exponent == 0.0, images, images ** jnp.exp(exponent))
 
 
-def random_noise(key: jax.Array, images: jax.Array, probability: float, limit: float) -> jax.Array:
-    """Adds Gaussian noise of a standard deviation drawn from [0, limit]."""
-    deviation = _per_image(key, probability, images, 0.0, limit, 0.0)
-    noise = jax.random.normal(jax.random.fold_in(key, 2), images.shape, images.dtype)
+def random_noise(key: jax.Array, images: jax.Array, draw: Draw, limit: float) -> jax.Array:
+    """Adds Gaussian noise of a standard deviation drawn from [0, limit]; `key` is consumed."""
+    deviation = _per_image(draw.picked, jnp.abs(draw.amount) * limit)
+    noise = jax.random.normal(key, images.shape, images.dtype)
     return jnp.clip(images + deviation * noise, 0.0, 1.0)
 
 
-def random_blur(key: jax.Array, images: jax.Array, probability: float, limit: float) -> jax.Array:
+def random_blur(images: jax.Array, draw: Draw, limit: float) -> jax.Array:
     """A Gaussian blur whose standard deviation, in pixels, is drawn from [0, limit]."""
-    deviation = _per_image(key, probability, images, 0.0, limit, 0.0)
+    deviation = _per_image(draw.picked, jnp.abs(draw.amount) * limit)
     return blur(images, deviation, math.ceil(3.0 * limit))
 
 
-def random_equalisation(
-    key: jax.Array, images: jax.Array, probability: float, clip: float
-) -> jax.Array:
+def random_equalisation(images: jax.Array, draw: Draw, clip: float) -> jax.Array:
     """Contrast-limited adaptive histogram equalisation of the images picked."""
-    picked = bernoulli(key, probability, images.shape[0])
-    return jnp.where(picked[:, None, None, None], equalise(images, clip), images)
+    return jnp.where(draw.picked[:, None, None, None], equalise(images, clip), images)
 
 
-def _per_image(
-    key: jax.Array, probability: float, images: jax.Array, low: float, high: float, neutral: float
-) -> jax.Array:
-    """[b 1 1 1] uniform draws for the images picked, `neutral` for the others."""
-    b = images.shape[0]
-    value = jax.random.uniform(jax.random.fold_in(key, 1), (b,), minval=low, maxval=high)
-    return jnp.where(bernoulli(key, probability, b), value, neutral)[:, None, None, None]
+def _per_image(picked: jax.Array, value: jax.Array) -> jax.Array:
+    """[b 1 1 1] the value [b] of the images picked, 0 for the others."""
+    return jnp.where(picked, value, 0.0)[:, None, None, None]
 
 
 def blur(images: jax.Array, deviation: jax.Array, radius: int) -> jax.Array:

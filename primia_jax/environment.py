@@ -1,0 +1,45 @@
+"""What must be settled before JAX starts. Imports nothing heavy.
+
+Threads are part of what makes a run bit-identical: XLA's CPU code splits sums by the number of
+threads it has. Compiled programs are kept across processes and runs, so that three hospitals on one
+machine, or the same experiment twice, compile once.
+"""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+_THREADS = "PJRT_NPROC"
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment variables that give XLA's CPU client so many threads."""
+    return {_THREADS: str(threads)}
+
+
+def compilation_cache_dir() -> str:
+    """Where compiled programs are kept: JAX's own setting, or a folder for this kind of processor."""
+    if _CACHE in os.environ:
+        return os.environ[_CACHE]
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return str(base / "primia_jax" / "xla" / _processor())
+
+
+def set_up_process(threads: int | None = None) -> None:
+    """Sets this process's environment; of use only before JAX is imported."""
+    os.environ.setdefault(_CACHE, compilation_cache_dir())
+    if threads is not None:
+        os.environ.update(thread_variables(threads))
+
+
+def _processor() -> str:
+    """A name for the processor: code compiled for one may be illegal on another."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line for line in file if line.startswith(("flags", "Features", "model name"))]
+        text = "".join(sorted(set(lines)))
+    except OSError:
+        text = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,57 @@
+"""Reals in the ring: the rounding bound, the sign, and the proof that sums do not overflow."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primia_jax.errors import ConfigError, ProtocolError
+from primia_jax.mpc import fixed_point, ring
+
+values = st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=30)
+
+
+@given(values, st.integers(0, 1 << 20), st.integers(1, 24))
+def test_rounding_stays_within_half_a_unit(numbers, weight, frac_bits):
+    array = np.asarray(numbers, np.float32)
+    with ring.x64():
+        words = fixed_point.encode(array, weight, frac_bits)
+        back = np.asarray(fixed_point.decode(words, frac_bits))
+    assert words.dtype == np.uint64
+    assert np.abs(back - array.astype(np.float64) * weight).max() <= 2.0 ** -(frac_bits + 1)
+
+
+@given(values, values)
+def test_sums_in_the_ring_are_sums(left, right):
+    n = min(len(left), len(right))
+    arrays = [np.asarray(x[:n], np.float32) for x in (left, right)]
+    with ring.x64():
+        words = [np.asarray(fixed_point.encode(a, 3, 20)) for a in arrays]
+        total = np.asarray(fixed_point.decode(words[0] + words[1], 20))
+    exact = 3 * (arrays[0].astype(np.float64) + arrays[1])
+    assert np.abs(total - exact).max() <= fixed_point.sum_error(2, 20)
+
+
+def test_overflow_is_refused_with_the_numbers():
+    fixed_point.prove_no_overflow(24, 1024, 3, 1 << 20)  # 2^55.6
+    with pytest.raises(ConfigError, match=r"3 hospitals × 1048576 samples × clip 1024 × 2\^40"):
+        fixed_point.prove_no_overflow(40, 1024, 3, 1 << 20)
+
+
+def test_the_bound_is_the_ring_s():
+    """2 parties × 2^38 × 2^24 = 2^63 just does not fit."""
+    with pytest.raises(ConfigError):
+        fixed_point.prove_no_overflow(24, 1.0, 2, 1 << 38)
+    fixed_point.prove_no_overflow(24, 1.0, 2, (1 << 38) - 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float64])
+def test_other_types_are_no_ring_elements(dtype):
+    with pytest.raises(ProtocolError, match="uint64"):
+        ring.checked(np.zeros(1, dtype))
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_signed_round_trip(value):
+    words = ring.from_signed(np.asarray([value], np.int64))
+    assert int(ring.to_signed(words)[0]) == value
