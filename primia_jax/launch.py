@@ -38,7 +38,10 @@ def main(_: Sequence[str]) -> None:
         )
     if _MODE.value == "predict" and not input_path:
         raise ConfigError("--mode=predict needs --input=FILE|FOLDER")
-    config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
+    try:
+        config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
+    except OSError as error:  # config_flags reports a file that it could not load only now
+        raise ConfigError(f"--config: {_one_line(error).rpartition('config_config ')[2]}") from error
     in_process = config.runtime.driver == "local"
     environment.set_up_process(config.runtime.threads if in_process else None)
     from primia_jax import commands  # brings JAX in, which must find its environment set

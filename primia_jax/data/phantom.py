@@ -1,9 +1,10 @@
 """Phantom radiographs: children's chest films drawn from anatomy, in three classes.
 
 The bundled source of images, so that everything can be tried without anybody's data: 0 normal,
-1 bacterial (a lobe filled by dense consolidation), 2 viral (fine interstitial pattern in both lungs).
-Pose, size, exposure, noise, wires and markers vary alike in all classes. The patients of a site share
-a scanner; scanners differ between sites, and those from number `FOREIGN` on see other patients too.
+1 bacterial (lobes filled by dense consolidation), 2 viral (fine interstitial pattern, both sides).
+Pose, size, exposure, noise, wires and markers vary alike in all classes. The patients of a site
+share a scanner; scanners differ between sites, and those from number `FOREIGN` on stand for another
+country: other machines, and older patients.
 
 Every film is a pure function of (seed, scanner, set, patient, film) and may be drawn alone, in any
 order, by any thread or process, at any size.
@@ -11,6 +12,7 @@ order, by any thread or process, at any size.
 Axis letters: n records, s image side.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +26,8 @@ from primia_jax.errors import ConfigError
 
 CLASS_NAMES = ("normal", "bacterial", "viral")
 CLASS_SHARES = (0.33, 0.40, 0.27)  # of the films of every site
-SMALLEST = 16  # pixels
+SMALLEST = 16  # pixels a side
+_DEALING, _PATIENTS = 0, 1  # keep the streams of random numbers apart
 
 __all__ = ["CLASS_NAMES", "CLASS_SHARES", "FOREIGN", "SMALLEST", "catalogue"]
 
@@ -42,48 +45,42 @@ class _Film(NamedTuple):
 def catalogue(config: PhantomConfig, hospitals: int, seed: int) -> Catalogue:
     """All films of an experiment: `n_train` free ones (split ""), then `n_test` of split "test".
 
-    Films are dealt evenly over the sites "hospital_0", "hospital_1", …, every class alike (each site's
-    counts differ by at most one from any other's); each patient has one to three films, of one class,
-    in one set at one site.
+    Films are dealt evenly over the sites "hospital_0", "hospital_1", …, every class alike: counts
+    differ by at most one between sites. A patient has one to three films, all of one class, in one
+    set, at one site. The test films of a small set need not reach every site.
 
     Args:
-      config: sizes, difficulty, and the family of scanners; site i has the scanner config.scanner + i.
+      config: sizes, difficulty, and the scanners: site i has number `config.scanner` + i.
       hospitals: number of sites.
-      seed: of everything random.
+      seed: of everything random, at least 0.
 
     Raises:
-      ConfigError: if there are more hospitals than training films.
+      ConfigError: if there are more hospitals than training films; from `read`, if an image is
+        asked for that is too small to show anything.
     """
     if config.n_train < hospitals:
         raise ConfigError(
-            f"config.data.phantom.n_train = {config.n_train}: every one of the {hospitals} hospitals"
-            " needs at least one film; raise n_train or lower config.federated.hospitals"
+            f"config.data.phantom.n_train = {config.n_train}: too few for {hospitals} hospitals;"
+            f" take at least {hospitals}, or lower config.federated.hospitals"
         )
     films: list[_Film] = []
     for held_out, count in enumerate((config.n_train, config.n_test)):
         films += _deal(count, held_out, hospitals, seed)
-    machines = [scanner(config.scanner + site, config.site_shift) for site in range(hospitals)]
-
-    def read(index: int, s: int) -> np.ndarray:
-        if s < SMALLEST:
-            raise ConfigError(f"config.data.image_size = {s}: phantom films need at least {SMALLEST}")
-        film = films[index]
-        return _draw(film, seed, config.scanner + film.site, machines[film.site], config.difficulty, s)
-
     splits = np.array([TEST if film.held_out else "" for film in films])
-    names = tuple(
-        f"hospital_{f.site}/{'test' if f.held_out else 'train'}/patient_{f.patient:04d}/film_{f.film}"
-        for f in films
-    )
+    patients = [
+        f"hospital_{film.site}/{'test' if film.held_out else 'train'}/patient_{film.patient:04d}"
+        for film in films
+    ]
+    names = tuple(f"{patient}/film_{film.film}" for patient, film in zip(patients, films))
     stamp = f"phantom 1 {seed} {config.scanner} {config.site_shift!r} {config.difficulty!r}"
     return Catalogue(
         names=names,
         labels=np.array([film.label for film in films], np.int32),
-        patients=np.array([name.rsplit("/", 1)[0] for name in names]),
+        patients=np.array(patients),
         sites=np.array([f"hospital_{film.site}" for film in films]),
         splits=splits,
         class_names=CLASS_NAMES,
-        read=read,
+        read=functools.partial(_read, tuple(films), config, seed),
         digests=tuple(digest(f"{stamp} {name}".encode()) for name in names),
     )
 
@@ -97,7 +94,7 @@ def _deal(count: int, held_out: int, hospitals: int, seed: int) -> list[_Film]:
     labels = np.repeat(np.arange(len(CLASS_SHARES)), per_class)
     films = []
     for site in range(hospitals):
-        rng = _generator(seed, 0, site, held_out)
+        rng = _generator(seed, _DEALING, site, held_out)
         groups: list[tuple[int, int]] = []  # (label, films of this patient)
         for label, left in enumerate(np.bincount(labels[site::hospitals], minlength=3)):
             while left > 0:
@@ -114,13 +111,22 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def _draw(film, seed, number, machine, difficulty, s) -> np.ndarray:
-    """The pixels [s, s] uint8 of one film."""
-    patient_key = (seed, 1, number, film.held_out, film.patient)
-    patient = _generator(*patient_key, 0)
+def _read(
+    films: tuple[_Film, ...], config: PhantomConfig, seed: int, index: int, s: int
+) -> np.ndarray:
+    """The pixels [s, s] uint8 of the film `index`."""
+    if s < SMALLEST:
+        raise ConfigError(
+            f"config.data.image_size = {s}: phantom films need {SMALLEST} pixels or more"
+        )
+    film, difficulty = films[index], config.difficulty
+    number = config.scanner + film.site
+    machine = scanner(number, config.site_shift)
+    key = (seed, _PATIENTS, number, film.held_out, film.patient)
+    patient = _generator(*key, 0)
     anatomy = draw_anatomy(patient, machine.age + 0.35 * float(patient.normal()))
     disease = draw_disease(film.label, patient)
-    rng = _generator(*patient_key, 1 + film.film)
+    rng = _generator(*key, 1 + film.film)
     pose = _draw_pose(rng)
     scene = draw_scene(anatomy, pose, rng, s)
     haze = float(rng.uniform(0.0, 0.22))  # of the whole film: poor breath, thick clothes, scatter

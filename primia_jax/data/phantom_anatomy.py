@@ -1,8 +1,8 @@
 """The body of a phantom patient: which structures a chest film shows, and what each one absorbs.
 
 A film is drawn as absorption: every structure adds (bone, blood, soft tissue) or takes away (air) a
-smooth, possibly sharp-edged field, in plane coordinates in which the film spans [-1, 1] both ways,
-x growing to the image's right (the patient's left) and y downwards. Lengths below are in those units.
+field with smooth or sharp edges, in plane coordinates in which the film spans [-1, 1] both ways, x
+growing to the image's right (the patient's left) and y downwards. Lengths are in those units.
 
 Axis letters: s image side, g side of a lattice of random numbers.
 """
@@ -39,6 +39,7 @@ class Anatomy(NamedTuple):
 
 def draw_anatomy(rng: np.random.Generator, age: float) -> Anatomy:
     """A patient. `age` 0 is an infant, 1 a school child, 2 an adult; it shifts the proportions."""
+    age = min(max(age, -0.5), 2.5)
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
@@ -176,7 +177,9 @@ def _body_coordinates(anatomy: Anatomy, pose: Pose, s: int) -> tuple[np.ndarray,
     return x, y
 
 
-def _capsule(x: np.ndarray, y: np.ndarray, ax: float, ay: float, bx: float, by: float) -> np.ndarray:
+def _capsule(
+    x: np.ndarray, y: np.ndarray, ax: float, ay: float, bx: float, by: float
+) -> np.ndarray:
     """Distance to the line segment from (ax, ay) to (bx, by)."""
     dx, dy = bx - ax, by - ay
     along = np.clip(((x - ax) * dx + (y - ay) * dy) * (1.0 / (dx * dx + dy * dy)), 0.0, 1.0)
@@ -224,7 +227,11 @@ def _mediastinum(a: Anatomy, x: np.ndarray, y: np.ndarray, top: float, blur: flo
     """Great vessels, aortic knob and, in small children, the sail of the thymus."""
     middle = 0.55 * top
     sail = a.thymus * 0.15 * np.exp(-(((y - middle - 0.12) / 0.17) ** 2))
-    half = 0.10 + 0.07 * step(y - middle - 0.15, 0.5) + sail * (0.7 - 0.5 * np.clip(x * 8.0, -1.0, 1.0))
+    half = (
+        0.10
+        + 0.07 * step(y - middle - 0.15, 0.5)
+        + sail * (0.7 - 0.5 * np.clip(x * 8.0, -1.0, 1.0))
+    )
     knob = 0.055 * np.exp(-(((y - middle - 0.05) / 0.07) ** 2)) * (x > 0)
     return step(half + knob - np.abs(x), 3.5 * blur) * step(0.55 - y, 0.4)
 
@@ -322,19 +329,21 @@ def _streaks(
 ) -> np.ndarray:
     """Markings that leave each hilum, fan out, divide and fade towards the edge of the lung."""
     bends = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
+    left = (side > 0).astype(np.int32)  # the patient's left has a tree of its own
     r = np.sqrt(u * u + v * v) + 1e-6
     angle = np.arctan2(v, u) + np.where(side < 0, bends[0], bends[1]) * r
-    turns = (angle + np.pi) * (1.0 / (2.0 * np.pi))
+    turns = angle * (0.5 / np.pi)
+    turns -= np.floor(turns)
     field = np.zeros_like(r)
     for count, near, far in ((18, 0.04, 0.20), (34, 0.16, 0.36), (60, 0.30, 0.60)):
         table = rng.random((2, count)).astype(np.float32)
-        position = (turns * count) % count
+        table = np.concatenate([table, table[:, :2]], axis=1).ravel()  # closes the circle
+        position = turns * count
         low = position.astype(np.int32)
         t = position - low
         t = t * t * (3.0 - 2.0 * t)
-        flat = table.ravel()
-        offset = np.where(side < 0, 0, count)
-        value = flat[offset + low % count] * (1.0 - t) + flat[offset + (low + 1) % count] * t
+        low += left * np.int32(count + 2)
+        value = table.take(low) * (1.0 - t) + table.take(low + 1) * t
         ridge = np.clip(value * 2.2 - 1.1, 0.0, 1.0)
         field += ridge * step(r - near, 0.14) * step(far - r, 0.2)
     hilum = np.exp(-((r * (1.0 / 0.085)) ** 2))

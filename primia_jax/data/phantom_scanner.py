@@ -3,6 +3,7 @@
 Axis letters: s image side.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ class Scanner(NamedTuple):
     age: float  # mean age of the patients, see `draw_anatomy`
 
 
+@functools.lru_cache(maxsize=1024)
 def scanner(number: int, shift: float) -> Scanner:
     """The scanner `number`; `shift` 0 makes all alike, larger ones spread them further apart."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_FAMILY, number))))
@@ -43,6 +45,9 @@ def scanner(number: int, shift: float) -> Scanner:
 
     def around(centre: float, spread: float) -> float:
         return centre + shift * spread * float(rng.uniform(-1.0, 1.0))
+
+    def border() -> float:
+        return max(0.0, around(-0.03, 0.10) + 0.05 * shift * far)
 
     gamma = float(np.exp(around(0.0, 0.28) + shift * far * 0.35))
     sharpness = around(0.0, 1.0)
@@ -55,7 +60,7 @@ def scanner(number: int, shift: float) -> Scanner:
         width=float(np.exp(around(0.0, 0.18) - 0.15 * shift * far)),
         heel=around(0.0, 0.08),
         vignette=max(0.0, around(0.05, 0.10) + 0.12 * shift * far),
-        collimation=tuple(max(0.0, around(-0.03, 0.10) + 0.05 * shift * far) for _ in range(4)),
+        collimation=(border(), border(), border(), border()),
         border=float(np.clip(around(0.02, 0.04), 0.0, 0.2)),
         marker="R" if shift > 0 and number % 2 else "L",
         age=around(0.35, 0.25) + 1.0 * shift * far,
@@ -95,8 +100,12 @@ def expose(
     _mark(film, machine.marker, rng, s)
     left, right, top, bottom = machine.collimation
     jitter = rng.uniform(-0.02, 0.02, 4)
-    open_x = (x > -1.0 + left + jitter[0] * (left > 0)) & (x < 1.0 - right + jitter[1] * (right > 0))
-    open_y = (y > -1.0 + top + jitter[2] * (top > 0)) & (y < 1.0 - bottom + jitter[3] * (bottom > 0))
+    open_x = (x > -1.0 + left + jitter[0] * (left > 0)) & (
+        x < 1.0 - right + jitter[1] * (right > 0)
+    )
+    open_y = (y > -1.0 + top + jitter[2] * (top > 0)) & (
+        y < 1.0 - bottom + jitter[3] * (bottom > 0)
+    )
     film = np.where(open_x & open_y, film, machine.border)
     return (np.clip(film, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
@@ -135,11 +136,14 @@ def open_prepared(path: str, data: DataConfig) -> Catalogue:
         builder = tfds.builder_from_directory(found[0])
         label = builder.info.features["label"]
         decoders = {"image": tfds.decode.SkipDecoding()}
-        sources = {s: builder.as_data_source(s, decoders=decoders) for s in builder.info.splits}
+        sources = {
+            split: grain.MapDataset.source(builder.as_data_source(split, decoders=decoders))
+            for split in builder.info.splits
+        }
         entries, places = [], []
         for split, source in sources.items():
-            for position, example in enumerate(source):
-                entries.append(_entry(example, split, position))
+            for position in range(len(source)):
+                entries.append(_entry(source[position], split, position))
                 places.append((split, position))
         class_names = tuple(label.names)
     except Exception as error:  # the library and the file format raise many types

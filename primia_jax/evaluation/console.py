@@ -35,7 +35,7 @@ class Console:
         self._total = total_rounds
         self._sites = list(sites)
         self._latest: dict[str, Mapping[str, Any]] = {}
-        self._sent = dict.fromkeys(sites, 0.0)
+        self._sent = dict.fromkeys(self._sites, 0.0)
         self._total_sent = 0.0
         self._durations: list[float] = []
         self._round = 0

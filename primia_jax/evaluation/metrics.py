@@ -44,7 +44,8 @@ def evaluate_predictions(
       `brier` (squared distance to the one-hot truth, summed over classes, so in [0, 2]), `ece`
       (see `reliability`); `sensitivity`, `specificity` and `roc_auc_by_class` as {class: value};
       `confusion`, k×k counts with rows true; `intervals`, {name: [low, high]} for every score (by
-      class where the score is): 95 % percentile intervals of a bootstrap stratified by class;
+      class where the score is): 95 % percentile intervals of a bootstrap stratified by class, which
+      have no width where all records of a class, or none, are right;
       `per_site`, {site: the same scores without intervals}.
       A value that the data do not define is None: the sensitivity of a class without records, and
       `roc_auc` wherever a class is missing, since a one-vs-rest curve needs both sides. This is

@@ -1,5 +1,6 @@
 """Which plots a run gets: its curves, with the legends that the page sets beside them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def of_training(run: RunRecord) -> list[dict[str, Any]]:
             mean_only = len(lines) > _CURVES_BY_SITE
             image = figures.curves(lines, label, bold=mean_only, unit_range=unit)
             plots.append({"title": title, "image": image, "legend": legend})
-    summaries = [line for line in run.rounds if line.get("site") == ALL]
+    summaries = [line for line in _numbered(run) if line.get("site") == ALL]
     kept = [line["round"] for line in summaries if line.get("best")]
     lines, legend = [], []
     for i, (key, name) in enumerate((("mcc", "MCC"), ("accuracy", "accuracy"))):
@@ -71,10 +72,10 @@ def of_training(run: RunRecord) -> list[dict[str, Any]]:
 def _site_curves(run: RunRecord, key: str) -> tuple[list[Any], list[tuple[str, str]]]:
     """Curves of `key` by site with their legend; of many sites the mean is added as the last."""
     values: dict[str, list[tuple[int, float]]] = {}
-    for line in run.rounds:
+    for line in _numbered(run):
         value = line.get(key)
         if line.get("site") != ALL and value is not None and np.isfinite(value):
-            values.setdefault(str(line["site"]), []).append((line["round"], value))
+            values.setdefault(str(line.get("site")), []).append((line["round"], value))
     if len(values) <= _CURVES_BY_SITE:
         lines = [(*zip(*points), figures.colour(i)) for i, points in enumerate(values.values())]
         return lines, [(figures.colour(i), site) for i, site in enumerate(values)]
@@ -86,3 +87,8 @@ def _site_curves(run: RunRecord, key: str) -> tuple[list[Any], list[tuple[str, s
     means = [(r, float(np.mean(by_round[r]))) for r in sorted(by_round)]
     lines.append((*zip(*means), figures.colour(0)))
     return lines, [(figures.FAINT, "each site"), (figures.colour(0), "mean of the sites")]
+
+
+def _numbered(run: RunRecord) -> list[Mapping[str, Any]]:
+    """The lines of rounds.jsonl that say which round they are of."""
+    return [line for line in run.rounds if line.get("round") is not None]

@@ -28,8 +28,8 @@ class RunRecord:
     # "site": "all": {"round", "site", "validation": {"mcc", "accuracy", …}, "seconds",
     # "bytes_sent", "best"}. Any of them may be absent or None.
     rounds: Sequence[Mapping[str, Any]] = ()
-    phases: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     # {phase: {"seconds", "bytes"}}
+    phases: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     test: Mapping[str, Any] | None = None  # what `evaluate_predictions` returned
     labels: np.ndarray | None = None  # [n] int, of the test records

@@ -166,6 +166,11 @@ def _notices(run: RunRecord) -> list[str]:
         )
     if runtime.get("driver") == "local":
         notices.append("All parties ran in one process, so nothing kept them apart.")
+    elif run.mode != "local":
+        notices.append(
+            "The parties ran as processes of one Ray cluster, started by one user: this shows the "
+            "computation, not that institutions kept their data apart."
+        )
     if runtime.get("latency_s") or runtime.get("bandwidth_bps"):
         bandwidth = runtime.get("bandwidth_bps")
         rate = f"{bandwidth / 1e6:g} Mbit/s" if bandwidth else "unlimited"

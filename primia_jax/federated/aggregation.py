@@ -183,17 +183,10 @@ def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig)
 
 def _decoded(total: Any, sizes: Sequence[int], n_counts: int, frac_bits: int) -> Total:
     """Splits and decodes the opened total."""
-    ends = np.cumsum([0, *sizes])
-    with ring.x64():
-        values = tuple(
-            np.asarray(_decode(total[start:end], frac_bits)) for start, end in zip(ends, ends[1:])
-        )
-    if isinstance(total, jax.core.Tracer):
+    if isinstance(total, jax.core.Tracer):  # only shapes are wanted
         return Total((), 0, np.zeros(n_counts, np.int64))
-    integers = ring.to_signed(np.asarray(total[ends[-1] :]))
+    signed = ring.to_signed(np.asarray(total))
+    ends = np.cumsum([0, *sizes])
+    values = tuple(signed[a:b] * 2.0**-frac_bits for a, b in zip(ends, ends[1:]))
+    integers = signed[ends[-1] :]
     return Total(values, int(integers[0]), integers[1 : 1 + n_counts])
-
-
-@jax.jit
-def _decode(words: Any, frac_bits: Any) -> Any:
-    return fixed_point.decode(words, frac_bits)

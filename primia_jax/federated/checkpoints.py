@@ -84,7 +84,15 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
         raise CheckpointError(
             f"{target} does not hold the state of this model: {_reason(error)}"
         ) from error
-    return jax.tree.map(np.asarray, tree)
+    tree = jax.tree.map(np.asarray, tree)
+    for (path, found), wanted in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(template)):
+        if found.shape != np.shape(wanted):  # orbax does not object
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(
+                f"{target} does not hold the state of this model: {where} has shape "
+                f"{found.shape}, not {np.shape(wanted)}"
+            )
+    return tree
 
 
 def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:

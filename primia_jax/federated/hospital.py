@@ -7,7 +7,6 @@ console and rounds.jsonl), never to the model owner.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +96,10 @@ def train_round(state: Hospital, number: int) -> Steps:
     own = _contribution(state, result)
     yield from state.aggregation.contribute(state.name, state.keys, own)
     message = yield Receive(OWNER)
-    state = _with_model(dataclasses.replace(state, opt_state=result.opt_state), message["model"])
+    new = variables.from_vectors(state.variables, Vectors(*message["model"]))
+    if state.config.federated.batch_norm == "fedbn":
+        new = variables.keep_batch_norm(new, result.variables)
+    state = dataclasses.replace(state, variables=new, opt_state=result.opt_state)
     if "optimizer" in message:
         state = dataclasses.replace(
             state, opt_state=_replace_floats(state.opt_state, message["optimizer"])
@@ -209,14 +211,6 @@ def _score(state: Hospital, model: Any) -> local_training.Score:
     return local_training.score(
         state.learner, model, state.validation, state.statistics, state.config.evaluation.batch_size
     )
-
-
-def _with_model(state: Hospital, vectors: Sequence[np.ndarray]) -> Hospital:
-    """Takes over the model that the owner sent, as the batch-norm policy says."""
-    new = variables.from_vectors(state.variables, Vectors(*vectors))
-    if state.config.federated.batch_norm == "fedbn":
-        new = variables.keep_batch_norm(new, state.variables)
-    return dataclasses.replace(state, variables=new)
 
 
 def _copy(tree: Any) -> Any:

@@ -10,6 +10,7 @@ from primia_jax.federated.aggregation import Contribution, Total
 from primia_jax.federated.local_training import Statistics
 
 _MIN_STD = 1e-3
+_GRID = 2.0**-16  # far above the fixed point's error: secure and plain runs start alike
 
 
 class PixelMoments(NamedTuple):
@@ -38,7 +39,7 @@ def contribution(data: Dataset) -> Contribution:
 def pooled(total: Total, class_names: tuple[str, ...], weighted: bool) -> Statistics:
     """Mean and standard deviation over all pixels of all hospitals, and class weights.
 
-    A class's weight is inversely proportional to its count, with mean 1 over the records.
+    Mean and deviation are rounded to multiples of 2^-16. A class's weight is inversely proportional to its count, with mean 1 over the records.
 
     Raises:
       DataError: if a class has no training image anywhere.
@@ -49,6 +50,7 @@ def pooled(total: Total, class_names: tuple[str, ...], weighted: bool) -> Statis
     if missing:
         raise DataError(f"no hospital has a training image of class {', '.join(missing)}")
     std = max(np.sqrt(max(second - mean**2, 0.0)), _MIN_STD)
+    mean, std = (round(value / _GRID) * _GRID for value in (mean, std))
     counts = total.counts.astype(np.float64)
     weights = counts.sum() / (len(counts) * counts) if weighted else np.ones(len(counts))
     return Statistics(np.float32(mean), np.float32(std), weights.astype(np.float32))

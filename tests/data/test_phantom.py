@@ -1,6 +1,8 @@
 """The phantom films: reproducible, honestly divided, and too hard for simple statistics."""
 
 import dataclasses
+import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from primia_jax.config.sections import PhantomConfig
 from primia_jax.data import catalogue as catalogues
 from primia_jax.data import phantom
+from primia_jax.data.phantom_scanner import scanner
 from primia_jax.errors import ConfigError
 
 SMALL = PhantomConfig(n_train=60, n_test=21)
@@ -42,6 +45,27 @@ def test_films_do_not_depend_on_the_order_or_thread_of_reading(small):
     np.testing.assert_array_equal(forwards, threaded)
 
 
+def test_films_survive_the_journey_to_another_process(small):
+    """Hospitals are processes of their own: the catalogue travels pickled."""
+    travelled = pickle.loads(pickle.dumps(small))
+    np.testing.assert_array_equal(travelled.read(7, 32), small.read(7, 32))
+
+
+@pytest.mark.parametrize("scanner_number", [0, phantom.FOREIGN])
+@pytest.mark.parametrize("site_shift", [0.0, 3.0])
+@pytest.mark.parametrize("difficulty", [0.0, 3.0])
+def test_the_ends_of_the_settings_still_give_pictures(difficulty, site_shift, scanner_number):
+    """No overflow (warnings are errors) and no blank film at the limits of the configuration."""
+    config = dataclasses.replace(
+        SMALL, difficulty=difficulty, site_shift=site_shift, scanner=scanner_number
+    )
+    films = phantom.catalogue(config, hospitals=8, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = catalogues.load(films, np.arange(40), 32).images
+    assert (images.std(axis=(1, 2, 3)) > 8).all()
+
+
 def test_another_seed_draws_other_films(small):
     other = phantom.catalogue(SMALL, hospitals=3, seed=6)
     assert not set(other.digests) & set(small.digests)
@@ -55,7 +79,9 @@ def test_every_record_is_a_different_film(small):
 
 
 @pytest.mark.parametrize(
-    "change", [{"difficulty": 2.0}, {"site_shift": 2.0}, {"scanner": 7}], ids=lambda c: next(iter(c))
+    "change",
+    [{"difficulty": 2.0}, {"site_shift": 2.0}, {"scanner": 7}],
+    ids=lambda c: next(iter(c)),
 )
 def test_settings_that_change_the_picture_change_the_digest(small, change):
     other = phantom.catalogue(dataclasses.replace(SMALL, **change), hospitals=3, seed=5)
@@ -94,6 +120,7 @@ def test_classes_and_sites_are_spread_evenly(hospitals, n_train, n_test):
     """Every site has its share of every class, to within one film."""
     config = PhantomConfig(n_train=n_train, n_test=n_test)
     films = phantom.catalogue(config, hospitals, seed=1)
+    assert films.splits is not None and films.sites is not None
     assert len(films) == n_train + n_test
     assert (films.splits == "test").sum() == n_test and (films.splits == "").sum() == n_train
     assert set(films.sites) == {f"hospital_{i}" for i in range(hospitals)}
@@ -118,8 +145,10 @@ def test_any_size_shows_the_same_film(small, s):
     width = max(1, s // 16)
     coarse = np.stack(
         [
-            [film[max(0, r - width // 2) :][:width, max(0, c - width // 2) :][:, :width].mean()
-             for c in nearest]
+            [
+                film[max(0, r - width // 2) :][:width, max(0, c - width // 2) :][:, :width].mean()
+                for c in nearest
+            ]
             for r in nearest
         ]
     )
@@ -128,8 +157,9 @@ def test_any_size_shows_the_same_film(small, s):
 
 def test_foreign_scanners_look_different():
     """An external test set must differ by more than the sites differ from one another."""
-    def mean_film(scanner: int) -> np.ndarray:
-        films = phantom.catalogue(PhantomConfig(n_train=40, n_test=3, scanner=scanner), 1, seed=2)
+
+    def mean_film(number: int) -> np.ndarray:
+        films = phantom.catalogue(PhantomConfig(n_train=40, n_test=3, scanner=number), 1, seed=2)
         return catalogues.load(films, np.arange(40), 32).images.astype(np.float64).mean(axis=0)
 
     home = np.stack([mean_film(k) for k in range(4)])
@@ -140,8 +170,6 @@ def test_foreign_scanners_look_different():
 
 
 def test_without_shift_all_home_scanners_are_one():
-    from primia_jax.data.phantom_scanner import scanner
-
     assert scanner(0, 0.0) == scanner(5, 0.0) and scanner(0, 1.0) != scanner(5, 1.0)
 
 
@@ -156,7 +184,7 @@ def test_a_linear_model_on_pixels_fails():
 
 
 def test_too_few_films_and_too_small_images_are_refused(small):
-    with pytest.raises(ConfigError, match=r"n_train = 12.*20 hospitals"):
+    with pytest.raises(ConfigError, match=r"n_train = 12.* 20 hospitals"):
         phantom.catalogue(PhantomConfig(n_train=12), hospitals=20, seed=0)
     with pytest.raises(ConfigError, match="image_size = 8"):
         small.read(0, 8)

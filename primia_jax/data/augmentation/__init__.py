@@ -1,8 +1,8 @@
 """Random changes of training images, drawn anew at every step, inside the compiled step.
 
-`augment` is a pure function of a key and a batch. Every image of the batch gets draws of its own; the
-operations and their strengths come from an `AugmentationConfig`, which is static: an operation of
-probability 0 leaves no trace in the compiled program.
+`augment` is a pure function of a key and a batch. Every image of the batch gets draws of its own;
+the operations and their strengths come from an `AugmentationConfig`, which is static: an operation
+of probability 0 leaves no trace in the compiled program.
 
 Axis letters: b images of a batch, s image side, c channels, k classes.
 """
@@ -34,7 +34,7 @@ def augment(
       config: static under `jax.jit`.
 
     Returns:
-      Images, again float32 in [0, 1], and labels, of the shapes given. Labels change by MixUp alone.
+      Images, again float32 in [0, 1], and labels, of the shapes given. Only MixUp changes labels.
     """
     if not any(probability > 0 for probability in probabilities(config).values()):
         return images, labels_onehot

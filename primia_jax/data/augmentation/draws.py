@@ -1,6 +1,6 @@
 """The decisions behind a batch's changes: which images an operation picks, and how strongly.
 
-All numbers come from one call of the generator, since every further call would lengthen compilation;
+All numbers come from one call of the generator, as every further call would lengthen compilation;
 each operation has rows of its own, whatever else is switched on.
 
 Axis letters: b images of a batch.

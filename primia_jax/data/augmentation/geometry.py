@@ -1,7 +1,7 @@
 """Where the pixels come from: affine maps and distortions, composed into one resampling.
 
-Coordinates count pixels from the image's centre, x to the right and y downwards. A map says, for each
-pixel of the new image, which place of the old one it shows; places outside show the nearest edge.
+Coordinates count pixels from the image's centre, x to the right and y downwards. A map says, for
+each pixel of the new image, which place of the old one it shows; outside it, the nearest edge.
 
 Axis letters: b images of a batch, s image side, c channels, g knots of a lattice.
 """
@@ -92,9 +92,7 @@ def _spline_weights(g: int, s: int) -> np.ndarray:
     return np.where(distance < 1, inner, outer).astype(np.float32)
 
 
-def grid_displacement(
-    key: jax.Array, b: int, s: int, limit: float
-) -> tuple[jax.Array, jax.Array]:
+def grid_displacement(key: jax.Array, b: int, s: int, limit: float) -> tuple[jax.Array, jax.Array]:
     """Displacements [b s] of columns and of rows as a grid's inner lines move, in pixels.
 
     Every line moves by at most `limit` of the side and stays between its neighbours, so that the

@@ -3,7 +3,7 @@
 Every function takes images [b s s c] float32 in [0, 1] and keeps them there; an image that is not
 picked keeps its bits.
 
-Axis letters: b images of a batch, s image side, c channels, t tiles along a side, n grey-value bins.
+Axis letters: b images of a batch, s image side, c channels, t tiles along a side.
 """
 
 import math
@@ -64,19 +64,20 @@ def blur(images: jax.Array, deviation: jax.Array, radius: int) -> jax.Array:
         margins = [(0, 0)] * 4
         margins[axis] = (radius, radius)
         padded = jnp.pad(images, margins, mode="edge")
-        images = sum(
-            jax.lax.slice_in_dim(padded, tap, tap + s, axis=axis) * weights[:, :, tap, None, None]
-            for tap in range(2 * radius + 1)
-        )
+        blurred = jnp.zeros_like(images)
+        for tap in range(2 * radius + 1):
+            shifted = jax.lax.slice_in_dim(padded, tap, tap + s, axis=axis)
+            blurred += shifted * weights[:, :, tap, None, None]
+        images = blurred
     return jnp.clip(images, 0.0, 1.0)
 
 
 def equalise(images: jax.Array, clip: float) -> jax.Array:
-    """CLAHE (Zuiderveld 1994, "Contrast Limited Adaptive Histogram Equalization"), each channel alone.
+    """CLAHE (Zuiderveld 1994, "Contrast Limited Adaptive Histogram Equalization"), by channel.
 
-    The image is cut into tiles; each has a histogram, cut off at `clip` times a flat one's height with
-    the excess spread evenly, whose cumulative sum maps grey values; a pixel's mapping is interpolated
-    between those of the four nearest tiles, and linear within a bin.
+    The image is cut into tiles. Each has a histogram, cut off at `clip` times a flat one's height
+    with the excess spread evenly once, whose cumulative sum maps grey values. A pixel's mapping is
+    interpolated between those of the four nearest tiles, and linear within a bin.
     """
     b, s, _, c = images.shape
     t = max(1, min(TILES, s // SMALLEST_TILE))
@@ -88,7 +89,9 @@ def equalise(images: jax.Array, clip: float) -> jax.Array:
     plane = np.arange(b * c, dtype=np.int32)[:, None, None] * (t * t)
     counts = jnp.zeros(b * c * t * t * BINS, images.dtype)
     counts = counts.at[(plane + tile) * BINS + bins].add(1.0, mode="promise_in_bounds")
-    shares = counts.reshape(b * c, t * t, BINS) / np.bincount(tile.ravel())[:, None].astype(np.float32)
+    shares = counts.reshape(b * c, t * t, BINS) / np.bincount(tile.ravel())[:, None].astype(
+        np.float32
+    )
     excess = jnp.maximum(shares - clip / BINS, 0.0).sum(axis=-1, keepdims=True)
     shares = jnp.minimum(shares, clip / BINS) + excess / BINS
     mapping = jnp.pad(jnp.cumsum(shares, axis=-1), ((0, 0), (0, 0), (1, 0)))  # at the bins' edges

@@ -1,0 +1,239 @@
+"""Weighted sums over hospitals: exact totals, and nothing but totals for the model owner."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from primia_jax.config import SecureAggregationConfig
+from primia_jax.errors import ConfigError, ProtocolError
+from primia_jax.federated import aggregation, sealing
+from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
+from primia_jax.mpc import fixed_point
+from primia_jax.runtime import Receive, count, run_local
+
+SETTINGS = SecureAggregationConfig()
+
+
+def make_keys(hospitals):
+    """Every hospital's keys, exchanged for real."""
+    parties = {
+        name: sealing.exchange_keys(name, [h for h in hospitals if h != name], PROVIDER)
+        for name in hospitals
+    }
+    parties[PROVIDER] = sealing.distribute_keys(hospitals)
+    return run_local(parties)[0]
+
+
+def overheard(steps, transcript):
+    """Runs `steps`, writing down every message received."""
+    message = None
+    while True:
+        try:
+            event = steps.send(message)
+        except StopIteration as stop:
+            return stop.value
+        message = yield event
+        if isinstance(event, Receive):
+            transcript.append(message)
+
+
+def run(kind, contributions, sizes, n_counts, transcript=None):
+    """What the owner learns."""
+    hospitals = [f"h{i}" for i in range(len(contributions))]
+    secure = kind == "additive"
+    keys = make_keys(hospitals) if secure else {}
+    agg = (
+        aggregation.additive(hospitals, OWNER, SETTINGS)
+        if secure
+        else aggregation.plain(hospitals, OWNER)
+    )
+    parties = {
+        name: agg.contribute(name, keys.get(name), own)
+        for name, own in zip(hospitals, contributions)
+    }
+    parties[OWNER] = overheard(agg.collect(sizes, n_counts), [] if transcript is None else transcript)
+    return run_local(parties)[0][OWNER]
+
+
+@st.composite
+def some_contributions(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, sizes, n_counts = draw(st.integers(2, 5)), draw(st.lists(st.integers(0, 9), max_size=3)), 4
+    scale = 10.0 ** draw(st.integers(-6, 2))
+    return (
+        [
+            Contribution(
+                tuple((rng.standard_normal(size) * scale).astype(np.float32) for size in sizes),
+                int(rng.integers(0, 1000)),
+                rng.integers(0, 1000, n_counts),
+            )
+            for _ in range(n)
+        ],
+        sizes,
+        n_counts,
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "additive"])
+class TestContract:
+    """What every aggregation owes."""
+
+    @settings(max_examples=25)
+    @given(data=some_contributions())
+    def test_total_is_the_weighted_sum(self, kind, data):
+        contributions, sizes, n_counts = data
+        total = run(kind, contributions, sizes, n_counts)
+        assert total.weight == sum(own.weight for own in contributions)
+        np.testing.assert_array_equal(total.counts, sum(own.counts for own in contributions))
+        for j, value in enumerate(total.values):
+            exact = sum(own.weight * own.values[j].astype(np.float64) for own in contributions)
+            bound = fixed_point.sum_error(len(contributions), SETTINGS.frac_bits)
+            np.testing.assert_allclose(value, exact, rtol=1e-15, atol=bound)
+
+    def test_weight_zero_leaves_a_hospital_out(self, kind):
+        out = Contribution((np.full(3, 7.0, np.float32),), 0, np.zeros(1, np.int64))
+        own = Contribution((np.ones(3, np.float32),), 5, np.zeros(1, np.int64))
+        total = run(kind, [own, out], (3,), 1)
+        np.testing.assert_array_equal(total.mean()[0], np.ones(3))
+
+    def test_nobody_has_weight(self, kind):
+        nobody = Contribution((np.ones(3, np.float32),), 0, np.zeros(1, np.int64))
+        total = run(kind, [nobody, nobody], (3,), 1)
+        with pytest.raises(ProtocolError, match="no hospital contributed"):
+            total.mean()
+
+
+def test_secure_equals_plain_to_the_fixed_point_bound():
+    """|secure − plain| <= N · 2^-(f+1) / Σ n_i."""
+    rng = np.random.default_rng(1)
+    own = [
+        Contribution((rng.standard_normal(1000).astype(np.float32),), n, np.zeros(0, np.int64))
+        for n in (37, 411, 120)
+    ]
+    plain = run("plain", own, (1000,), 0)
+    secure = run("additive", own, (1000,), 0)
+    bound = fixed_point.sum_error(3, SETTINGS.frac_bits) / plain.weight
+    assert np.abs(plain.mean()[0] - secure.mean()[0]).max() <= bound
+
+
+class TestSecrecy:
+    """The model owner's view of the additive scheme."""
+
+    def _owner_view(self, value, n_samples):
+        own = [
+            Contribution((np.full(2000, v, np.float32),), n, np.asarray([n]))
+            for v, n in ((value, n_samples), (0.0, 10), (0.0, 10))
+        ]
+        transcript = []
+        total = run("additive", own, (2000,), 1, transcript)
+        return total, transcript
+
+    def test_each_message_is_uniform_whatever_the_update(self):
+        for value, n_samples in ((0.0, 0), (3.0, 100)):
+            _, transcript = self._owner_view(value, n_samples)
+            assert len(transcript) == 3
+            for message in transcript:
+                for shift in (0, 28, 56):
+                    bytes_ = (message >> np.uint64(shift)).astype(np.uint8)
+                    counts = np.bincount(bytes_, minlength=256)
+                    assert stats.chisquare(counts).pvalue > 1e-6
+
+    def test_the_same_update_never_looks_the_same(self):
+        (first, a), (second, b) = (self._owner_view(3.0, 100) for _ in range(2))
+        np.testing.assert_array_equal(first.values[0], second.values[0])
+        for x, y in zip(a, b):
+            assert not np.any(x == y)
+
+    def test_two_of_three_messages_open_nothing(self):
+        """Neither an update nor a sample count can be read off before the last message."""
+        _, transcript = self._owner_view(3.0, 100)
+        for left_out in range(3):
+            partial = sum(m for i, m in enumerate(transcript) if i != left_out)
+            count = int(partial[2000].view(np.int64))
+            assert count not in (0, 10, 20, 100, 110, 120)
+            assert abs(count) > 10**6  # a uniform word is small with probability 2^-43
+
+    def test_what_hospitals_send_each_other_is_sealed(self):
+        own = [Contribution((np.ones(4, np.float32),), 1, np.zeros(0, np.int64))] * 3
+        hospitals = ["h0", "h1", "h2"]
+        keys = make_keys(hospitals)
+        agg = aggregation.additive(hospitals, OWNER, SETTINGS)
+        heard = []
+        parties = {
+            h: overheard(agg.contribute(h, keys[h], o), heard) for h, o in zip(hospitals, own)
+        }
+        run_local({**parties, OWNER: agg.collect((4,), 0)})
+        assert {message.shape for message in heard} == {(60,)}
+        with pytest.raises(ProtocolError, match="not authentic"):
+            keys["h2"].open("h0", next(m for m in heard))  # sealed for h0 or h1 by another
+
+
+class TestRefusals:
+    """What would break the sum is refused at the hospital, with the numbers."""
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2000.0])
+    def test_values_beyond_the_clip(self, bad):
+        own = Contribution((np.asarray([0.0, bad], np.float32),), 1, np.zeros(0, np.int64))
+        with pytest.raises(ProtocolError, match=r"h0.*clip"):
+            run("additive", [own, own], (2,), 0)
+
+    @pytest.mark.parametrize("weight", [-1, SETTINGS.max_samples + 1])
+    def test_weights_beyond_the_bound(self, weight):
+        own = Contribution((), weight, np.zeros(0, np.int64))
+        with pytest.raises(ProtocolError, match="max_samples"):
+            run("additive", [own, own], (), 0)
+
+    def test_counts_beyond_the_bound(self):
+        own = Contribution((), 1, np.asarray([-1]))
+        with pytest.raises(ProtocolError, match="count"):
+            run("additive", [own, own], (), 1)
+
+    def test_a_sum_that_could_overflow(self):
+        with pytest.raises(ConfigError, match="could overflow"):
+            aggregation.additive(["h0", "h1"], OWNER, SecureAggregationConfig(frac_bits=50))
+
+
+def test_declared_cost_of_the_additive_scheme():
+    """N(N−1) messages of 60 bytes and N of 8(p + 1), two deep, counted without computing."""
+    hospitals = ["h0", "h1", "h2", "h3"]
+    keys, p = make_keys(hospitals), 501
+    agg = aggregation.additive(hospitals, OWNER, SETTINGS)
+
+    def parties(vector):
+        own = Contribution((vector,), 1, np.zeros(0, np.int64))
+        programs = {h: agg.contribute(h, keys[h], own) for h in hospitals}
+        return {**programs, OWNER: agg.collect((p,), 0)}
+
+    trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))
+    assert trace.bytes_sent == 4 * 3 * 60 + 4 * 8 * (p + 1)
+    assert trace.round_trips == 1.0
+    _, real = run_local(parties(np.zeros(p, np.float32)))
+    assert real.bytes_sent == trace.bytes_sent and real.round_trips == trace.round_trips
+
+
+def test_an_altered_seal_is_refused():
+    keys = make_keys(["h0", "h1"])
+    sealed = keys["h0"].seal("h1", np.arange(32, dtype=np.uint8)).copy()
+    np.testing.assert_array_equal(keys["h1"].open("h0", sealed), np.arange(32))
+    sealed[20] ^= 1
+    with pytest.raises(ProtocolError, match="h0 is not authentic"):
+        keys["h1"].open("h0", sealed)
+    with pytest.raises(ProtocolError):  # not readable by its own sender's key for the way back
+        keys["h0"].open("h1", keys["h0"].seal("h1", np.zeros(4, np.uint8)))
+
+
+def test_the_provider_sees_public_keys_only():
+    heard = []
+    hospitals = ["h0", "h1"]
+    parties = {
+        h: sealing.exchange_keys(h, [o for o in hospitals if o != h], PROVIDER) for h in hospitals
+    }
+    parties[PROVIDER] = overheard(sealing.distribute_keys(hospitals), heard)
+    results, _ = run_local(parties)
+    assert [m.shape for m in heard] == [(32,), (32,)]
+    secrets = {bytes(k) for ring in (results["h0"], results["h1"]) for k in ring.seal_keys.values()}
+    assert not secrets & {m.tobytes() for m in heard}

@@ -1,0 +1,235 @@
+"""Whole trainings of a tiny network in one process: what the settings of a federation do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.data import make_plan
+from primia_jax.errors import CheckpointError, StorageError, TrainingError
+from primia_jax.federated import checkpoints, hospital, variables
+from primia_jax.federated.aggregation import OWNER, PROVIDER
+from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.mpc import fixed_point
+from primia_jax.runtime import LocalDriver
+
+TINY = {
+    "seed": 5,
+    "data": {"image_size": 16, "phantom": {"n_train": 60, "n_test": 6}},
+    "model": {"name": "simple", "width": 4},
+    "training": {"batch_size": 8},
+    "augmentation": {"rotation_p": 0.0, "noise_p": 0.0, "gamma_p": 0.0},
+    "federated": {"mode": "federated", "rounds": 2, "sync_every": 2, "sync_unit": "steps"},
+}
+
+
+def merged(base, changes):
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = merged(base.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def config_with(**changes):
+    return settled(from_config_dict(ExperimentConfig, merged(TINY, changes)))
+
+
+def start(workdir, **changes):
+    config = config_with(**changes)
+    plan = make_plan(config)
+    driver = LocalDriver(party_makers(config, plan))
+    return Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
+
+
+def train(federation, first=0, rounds=None, save=False):
+    """The reports of each round."""
+    federation.set_up(first)
+    reports = []
+    for number in range(first + 1, (rounds or federation.config.federated.rounds) + 1):
+        reports.append(federation.train_round(number)[0])
+        if save:
+            federation.save(number)
+            federation.commit(number, reports[-1][OWNER]["best_round"])
+    return reports
+
+
+def model(federation):
+    return federation.driver.states[OWNER].vectors
+
+
+def at(federation, name):
+    return federation.driver.states[name]
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("optimizer_state", ["keep", "reset", "average"])
+@pytest.mark.parametrize("batch_norm", ["pooled", "fedbn"])
+def test_a_resumed_run_ends_with_the_same_model(tmp_path, optimizer_state, batch_norm):
+    """Bit for bit, in new parties that know nothing but what is on disk."""
+    changes = {
+        "federated": {"optimizer_state": optimizer_state, "batch_norm": batch_norm, "rounds": 3}
+    }
+    whole = start(tmp_path / "a", **changes)
+    expected = train(whole)
+    first = start(tmp_path / "b", **changes)
+    train(first, rounds=2, save=True)
+    second = start(tmp_path / "b", **changes)
+    (last,) = train(second, first=2)
+    assert_same(model(second), model(whole))
+    assert last[OWNER] == expected[-1][OWNER]
+    for name in whole.hospitals:
+        assert_same(at(second, name).variables, at(whole, name).variables)
+
+
+def test_secure_equals_plain_to_the_stated_bound(tmp_path):
+    """After one round: N · 2^-(f+1) / Σ n_i, and one rounding to float32."""
+    plain = start(tmp_path, federated={"rounds": 1})
+    secure = start(tmp_path, federated={"rounds": 1, "mode": "federated_secure"})
+    (report,), _ = train(plain), train(secure)
+    f, n = plain.config.secure_aggregation.frac_bits, report[OWNER]["samples"]
+    a, b = model(plain), model(secure)
+    bound = fixed_point.sum_error(3, f) / n + np.spacing(np.abs(a.params))
+    assert np.all(np.abs(a.params.astype(np.float64) - b.params) <= bound)
+
+
+def test_the_average_is_weighted_by_samples(tmp_path):
+    federation = start(
+        tmp_path, data={"partition": "size", "size_ratio": 3.0}, federated={"rounds": 1}
+    )
+    federation.set_up()
+    sites = [at(federation, name) for name in federation.hospitals]
+    expected, total = 0, 0
+    for site in sites:
+        _, result = hospital._train_locally(site, 1)
+        n = len(site.train)
+        expected = expected + n * variables.to_vectors(result.variables).params.astype(np.float64)
+        total += n
+    federation.train_round(1)
+    np.testing.assert_array_equal(
+        model(federation).params, np.asarray(expected / total, np.float32)
+    )
+    assert len({len(site.train) for site in sites}) > 1
+
+
+def test_local_mode_is_one_site_with_everything(tmp_path):
+    federation = start(tmp_path, federated={"mode": "local", "rounds": 1})
+    assert federation.hospitals == ("pooled",)
+    train(federation)
+    site = at(federation, "pooled")
+    assert len(site.train) + len(site.validation) == 60
+    assert_same(variables.to_vectors(site.variables).params, model(federation).params)
+    assert PROVIDER not in federation.driver.states
+
+
+def test_fedbn_keeps_the_sites_batch_norms_apart(tmp_path):
+    federation = start(tmp_path, federated={"batch_norm": "fedbn"})
+    train(federation)
+    stats = [jax.tree.leaves(at(federation, n).variables["batch_stats"])[0] for n in federation.hospitals]
+    assert not np.array_equal(stats[0], stats[1])
+    kernels = [
+        [x for x in jax.tree.leaves(at(federation, n).variables["params"]) if x.ndim > 1]
+        for n in federation.hospitals
+    ]
+    assert_same(kernels[0], kernels[1])
+
+
+def test_averaged_optimiser_states_are_the_same_everywhere(tmp_path):
+    federation = start(tmp_path, federated={"optimizer_state": "average", "mode": "federated_secure"})
+    train(federation)
+    first, second = (
+        [x for x in jax.tree.leaves(at(federation, n).opt_state) if x.dtype == np.float32]
+        for n in federation.hospitals[:2]
+    )
+    assert_same(first, second)
+    assert any(np.any(np.asarray(leaf) != 0) for leaf in first)
+
+
+def test_reset_optimiser_state_ignores_the_past(tmp_path):
+    """From the same model, a site trains the same whatever its optimiser had seen."""
+    federation = start(tmp_path, federated={"optimizer_state": "reset"})
+    train(federation)
+    site = at(federation, "hospital_0")
+    other = dataclasses.replace(site, opt_state=jax.tree.map(lambda x: x + 1, site.opt_state))
+    results = [hospital._train_locally(s, 3)[1].variables for s in (site, other)]
+    assert_same(results[0], results[1])
+
+
+@pytest.mark.parametrize("rule", ["fedprox", "fedadam", "fedyogi"])
+def test_rules_resume(tmp_path, rule):
+    changes = {"federated": {"rule": rule, "rounds": 3}}
+    whole = start(tmp_path / "a", **changes)
+    train(whole)
+    train(start(tmp_path / "b", **changes), rounds=2, save=True)
+    second = start(tmp_path / "b", **changes)
+    train(second, first=2)
+    assert_same(model(second), model(whole))
+
+
+def test_sites_that_stop_for_good_end_the_training(tmp_path):
+    """With a learning rate of zero nothing improves after the first round."""
+    stopping = {"enabled": True, "check_every": 1, "patience": 1, "stop_after_rounds": 1}
+    federation = start(
+        tmp_path,
+        training={"learning_rate": 0.0, "end_learning_rate": 0.0, "schedule": "constant"},
+        federated={"early_stopping": stopping, "rounds": 4, "mode": "federated_secure"},
+        model={"norm": "group"},
+    )
+    reports = train(federation)
+    assert not reports[0][OWNER]["finished"]
+    assert reports[-1][OWNER]["finished"]
+    assert all(reports[-1][name]["stopped"] for name in federation.hospitals)
+    assert reports[-1]["hospital_0"]["steps"] == 0
+    assert reports[0]["hospital_0"]["steps"] <= 2
+
+
+def test_divergence_is_named_with_its_site(tmp_path):
+    federation = start(
+        tmp_path,
+        training={"learning_rate": 10.0, "optimizer": "sgd", "schedule": "constant"},
+        model={"norm": "frozen"},
+        federated={"sync_every": 40, "rounds": 5},
+    )
+    with pytest.raises(TrainingError, match=r"hospital_\d: the training diverged"):
+        train(federation)
+
+
+def test_disk_full_keeps_the_round_before(tmp_path, monkeypatch):
+    federation = start(tmp_path)
+    train(federation, rounds=1, save=True)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_json", full)
+    federation.train_round(2)
+    with pytest.raises(StorageError, match=r"round 2 could not be written.*No space left.*--resume"):
+        federation.save(2)
+    monkeypatch.undo()
+    assert checkpoints.latest(federation.owner_folder)["round"] == 1
+    again = start(tmp_path)
+    train(again, first=1)
+    whole = start(tmp_path / "whole")
+    train(whole)
+    assert_same(model(again), model(whole))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(start(tmp_path), rounds=1, save=True)
+    other = start(tmp_path, model={"width": 8})
+    with pytest.raises(CheckpointError, match="does not hold the state of this model"):
+        other.set_up(1)
+
+
+def test_old_checkpoints_go_but_the_best_stays(tmp_path):
+    federation = start(tmp_path, federated={"rounds": 4})
+    reports = train(federation, save=True)
+    best = reports[-1][OWNER]["best_round"]
+    kept = {int(p.name.split("_")[1]) for p in federation.owner_folder.glob("round_*")}
+    assert kept == {3, 4, best}
+    sites = list((tmp_path / "sites" / "hospital_1").glob("round_*"))
+    assert {p.name for p in sites} == {"round_000003", "round_000004"}

@@ -1,0 +1,63 @@
+"""Pooled mean and standard deviation are those of all pixels together."""
+
+import numpy as np
+import pytest
+
+from primia_jax.data import Dataset
+from primia_jax.errors import DataError
+from primia_jax.federated import statistics
+from primia_jax.federated.aggregation import Total
+
+
+def dataset(images, labels):
+    n = len(labels)
+    return Dataset(
+        images=images,
+        labels=np.asarray(labels, np.int32),
+        names=tuple(map(str, range(n))),
+        patients=np.arange(n).astype(str),
+        sites=np.full(n, "h"),
+        class_names=("a", "b", "c"),
+    )
+
+
+def add(contributions):
+    return Total(
+        (sum(c.weight * c.values[0] for c in contributions),),
+        sum(c.weight for c in contributions),
+        sum(c.counts for c in contributions),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pooled_over_sites_of_different_size_and_brightness(dtype):
+    rng, top = np.random.default_rng(0), np.iinfo(dtype).max
+    sites = [
+        rng.integers(0, top // k, (n, 8, 8, 1)).astype(dtype) for k, n in ((1, 5), (2, 30), (8, 2))
+    ]
+    parts = [statistics.contribution(dataset(x, np.arange(len(x)) % 3)) for x in sites]
+    pooled = statistics.pooled(add(parts), ("a", "b", "c"), True)
+    everything = np.concatenate(sites).astype(np.float64) / top
+    assert pooled.mean == pytest.approx(everything.mean(), abs=2**-17 + 1e-7)
+    assert pooled.std == pytest.approx(everything.std(), abs=2**-17 + 1e-7)
+
+
+def test_class_weights_have_mean_one_over_the_records():
+    images = np.zeros((10, 4, 4, 1), np.uint8)
+    labels = [0] * 5 + [1] * 3 + [2] * 2
+    total = add([statistics.contribution(dataset(images, labels))])
+    weights = statistics.pooled(total, ("a", "b", "c"), True).class_weights
+    np.testing.assert_allclose(weights[labels].mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose(weights * [5, 3, 2], weights[0] * 5, rtol=1e-6)
+    assert np.all(statistics.pooled(total, ("a", "b", "c"), False).class_weights == 1)
+
+
+def test_black_images_do_not_divide_by_zero():
+    total = add([statistics.contribution(dataset(np.zeros((3, 4, 4, 1), np.uint8), [0, 1, 2]))])
+    assert statistics.pooled(total, ("a", "b", "c"), True).std > 0
+
+
+def test_a_class_that_nobody_has_is_named():
+    total = add([statistics.contribution(dataset(np.zeros((2, 4, 4, 1), np.uint8), [0, 2]))])
+    with pytest.raises(DataError, match="class b"):
+        statistics.pooled(total, ("a", "b", "c"), True)

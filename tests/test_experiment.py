@@ -1,0 +1,215 @@
+"""The smoke configuration from end to end: real Ray actors, the files they leave, and resuming."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import primia_jax
+from primia_jax.config import from_config_dict
+from primia_jax.config.sections import ExperimentConfig
+from primia_jax.errors import CheckpointError, ConfigError, DataError
+from primia_jax.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import smoke  # noqa: E402
+
+
+def smoke_config(mode="federated_secure", driver="local", **data):
+    config = smoke.get_config()
+    config.federated.mode = mode
+    config.runtime.driver = driver
+    config.data.update(data)
+    return config
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory):
+    """One secure run in this process."""
+    return primia_jax.train(smoke_config(), tmp_path_factory.mktemp("local"), command="the command")
+
+
+def test_real_actors_give_the_same_figures(ray_cluster, local_run, tmp_path):
+    """Every message through Ray: bit for bit what one process gives."""
+    from primia_jax.experiment import _driver
+
+    assert _driver  # the verbs start their own cluster; here one is running already
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "primia_jax.launch",
+            "--config=configs/smoke.py",
+            f"--workdir={tmp_path}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "round 3/3" in result.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == json.loads((local_run.workdir / "metrics.json").read_text())
+    for name in ("config.json", "rounds.jsonl", "report.html", "timing.json"):
+        assert (tmp_path / name).stat().st_size, name
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_what_a_run_leaves(local_run):
+    metrics = json.loads((local_run.workdir / "metrics.json").read_text())
+    assert metrics == local_run.metrics
+    assert metrics["mode"] == "federated_secure" and metrics["rounds"] == 3
+    for key in ("mcc", "accuracy", "roc_auc"):
+        low, high = metrics["test"]["intervals"][key]
+        assert low <= metrics["test"][key] <= high
+    lines = [json.loads(x) for x in (local_run.workdir / "rounds.jsonl").read_text().splitlines()]
+    assert [(x["round"], x["site"]) for x in lines[:4]] == [
+        (1, "hospital_0"), (1, "hospital_1"), (1, "hospital_2"), (1, "all"),
+    ]  # fmt: skip
+    assert {"loss", "validation_loss", "samples", "seconds", "bytes_sent"} <= set(lines[0])
+    report = (local_run.workdir / "report.html").read_text()
+    assert "the command" in report and "hospital_1" in report
+
+
+@pytest.mark.parametrize("mode", ["local", "federated"])
+def test_other_modes(mode, tmp_path):
+    metrics = primia_jax.train(smoke_config(mode), tmp_path).metrics
+    assert metrics["mode"] == mode and 0 <= metrics["test"]["accuracy"] <= 1
+
+
+def test_the_same_run_twice_moves_the_first_aside(local_run, tmp_path):
+    first = primia_jax.train(smoke_config("federated"), tmp_path).metrics
+    second = primia_jax.train(smoke_config("federated"), tmp_path).metrics
+    assert first == second
+    assert json.loads((tmp_path / "previous" / "1" / "metrics.json").read_text()) == first
+
+
+def test_killed_at_any_moment_a_run_ends_with_the_same_metrics(tmp_path):
+    """kill -9 once after a finished round and once in the middle of one."""
+    flags = ["--config=configs/smoke.py", "--config.federated.mode=federated",
+             "--config.runtime.driver=local", "--config.federated.rounds=8"]  # fmt: skip
+
+    def command(folder, *more):
+        return [sys.executable, "-m", "primia_jax.launch", *flags, f"--workdir={folder}", *more]
+
+    whole = subprocess.run(command(tmp_path / "a"), cwd=ROOT, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    b = Workdir(tmp_path / "b")
+    for after, more in ((1, ()), (4, ("--resume",))):
+        process = subprocess.Popen(command(b.path, *more), cwd=ROOT, stdout=subprocess.DEVNULL)
+        while process.poll() is None and max([0, *(x["round"] for x in b.rounds())]) < after:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = subprocess.run(
+        command(b.path, "--resume"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after round" in resumed.stdout
+    a_metrics, b_metrics = (
+        json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("a", "b")
+    )
+    assert a_metrics == b_metrics
+    numbers = [x["round"] for x in b.rounds() if x["site"] == "all"]
+    assert numbers == list(range(1, 9))
+
+
+def test_resume_with_other_settings_is_refused(local_run):
+    config = smoke_config()
+    config.training.batch_size = 4
+    with pytest.raises(ConfigError, match=r"training\.batch_size = 8, now 4"):
+        primia_jax.train(config, local_run.workdir, resume=True)
+
+
+def test_resuming_a_finished_run_judges_it_again(local_run):
+    again = primia_jax.train(smoke_config(), local_run.workdir, resume=True)
+    assert again.metrics == local_run.metrics
+
+
+def test_evaluate_agrees_with_the_training(local_run):
+    scores = primia_jax.evaluate(smoke_config(), local_run.workdir)
+    assert scores == local_run.metrics["test"]
+    assert json.loads((local_run.workdir / "evaluation.json").read_text()) == scores
+
+
+def test_predict_reads_files_of_any_size(local_run, tmp_path):
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate([(40, 31), (33, 90)]):
+        Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.png").write_text("not an image")
+    found = primia_jax.predict(smoke_config(), local_run.workdir, tmp_path)
+    assert [name for name, _ in found.skipped] == ["notes.png"]
+    rows = list(csv.DictReader((local_run.workdir / "predictions.csv").open()))
+    assert [row["file"] for row in rows] == ["0.png", "1.png"]
+    for row, p in zip(rows, found.probabilities):
+        assert sum(float(row[f"p_{c}"]) for c in found.class_names) == pytest.approx(1, abs=1e-4)
+        assert row["class"] == found.class_names[int(p.argmax())]
+    with pytest.raises(DataError):
+        primia_jax.predict(smoke_config(), local_run.workdir, tmp_path / "nothing")
+
+
+def test_a_checkpoint_of_another_network_is_named(local_run):
+    config = smoke_config()
+    config.model.width = 16
+    with pytest.raises(CheckpointError, match=r"model\.width = 8.*--config\.model\.width=8"):
+        primia_jax.evaluate(config, local_run.workdir)
+
+
+def kermany(folder, n=12, size=24):
+    """A small folder in the Kermany layout, three classes told apart by brightness."""
+    rng = np.random.default_rng(0)
+    names = {"NORMAL": ["IM-{:04d}-0001.jpeg"],
+             "PNEUMONIA": ["person{}_bacteria_1.jpeg", "person{}_virus_2.jpeg"]}  # fmt: skip
+    for split, count in (("train", n), ("test", n // 2)):
+        for kind, patterns in names.items():
+            (folder / split / kind).mkdir(parents=True)
+            for j, pattern in enumerate(patterns):
+                for i in range(count):
+                    level = 40 + 80 * (j + (kind != "NORMAL"))
+                    pixels = rng.normal(level, 15, (size, size + i)).clip(0, 255)
+                    number = 1 + i + 1000 * j
+                    path = folder / split / kind / pattern.format(number)
+                    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_folders_train_too(tmp_path):
+    kermany(tmp_path / "xray")
+    config = smoke_config(source="folder", path=str(tmp_path / "xray"), partition="iid")
+    metrics = primia_jax.train(config, tmp_path / "run").metrics
+    assert metrics["test"]["n"] == 18
+    assert set(metrics["test"]["sensitivity"]) == {"normal", "bacterial", "viral"}
+
+
+def test_every_hospital_with_its_own_path(tmp_path):
+    for i in range(3):
+        kermany(tmp_path / f"hospital_{i}")
+    config = smoke_config(
+        source="folder",
+        path=str(tmp_path / "{site}" / "train"),
+        test_path=str(tmp_path / "hospital_0" / "test"),
+    )
+    metrics = primia_jax.train(config, tmp_path / "run").metrics
+    assert metrics["test"]["n"] == 18
+
+
+def test_more_hospitals_than_patients(tmp_path):
+    kermany(tmp_path / "xray", n=2)
+    config = smoke_config(source="folder", path=str(tmp_path / "xray"), partition="iid")
+    config.federated.hospitals = 40
+    with pytest.raises(DataError, match=r"patients.*40 hospitals"):
+        primia_jax.train(config, tmp_path / "run")
+
+
+def test_the_configuration_round_trips():
+    config = from_config_dict(ExperimentConfig, smoke.get_config())
+    assert config.model.name == "simple" and os.path.exists(ROOT / "configs" / "smoke.py")

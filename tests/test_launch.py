@@ -1,0 +1,59 @@
+"""The command line: a mistake is one clear line and an exit code, before Ray starts."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def launch(*arguments, **options):
+    command = [sys.executable, "-m", "primia_jax.launch", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--config.federated.moed=local"], 2, ["moed", "mode"]),
+        (["--config.federated.mode=locla"], 2, ["config.federated.mode", "'locla'", "local"]),
+        (["--config.training.batch_size=many"], 2, ["batch_size", "many"]),
+        (["--config.training.batch_size=0"], 2, ["config.training.batch_size = 0", "[1, 4096]"]),
+        (["--config.federated.hospitals=1"], 2, ["hospitals = 1", "at least 2"]),
+        (["--config.data.source=folder"], 2, ["config.data.path"]),
+        (["--config.model.norm=group", "--config.federated.batch_norm=fedbn"], 2, ["fedbn"]),
+        (["--mode=fly"], 2, ["fly", "train"]),
+        (["--unknown_flag=1"], 2, ["unknown_flag"]),
+        (["--mode=predict"], 2, ["--input"]),
+        (["--config.secure_aggregation.frac_bits=50"], 2, ["overflow", "2^"]),
+        (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
+        (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
+        (["--mode=evaluate"], 4, ["no checkpoint"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, code, words):
+    result = launch("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("primia_jax: "), result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workdir=x"], "--config"),
+        (["--config=configs/smoke.py"], "--workdir"),
+        (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+    ],
+)
+def test_missing_flags_are_named(arguments, words):
+    result = launch(*arguments)
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1 and words in result.stderr
+
+
