@@ -35,8 +35,10 @@ for number in "$workers" "$cpus" "$object_store_mb"; do
     exit 2
   fi
 done
+venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"
+command -v ray >/dev/null || PATH="$venv:$PATH" # the one that `make` sets up
 if ! command -v ray >/dev/null; then
-  echo "$0: no 'ray' on the PATH; activate the project's virtual environment first" >&2
+  echo "$0: no 'ray' on the PATH; run \`make test\` once, or activate a virtual environment" >&2
   exit 2
 fi
 

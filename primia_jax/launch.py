@@ -5,6 +5,7 @@ python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
     [--ray_address=HOST:PORT]
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ _MODE = flags.DEFINE_enum("mode", "train", ("train", "evaluate", "predict", "dem
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
 _RESUME = flags.DEFINE_bool("resume", False, "train: go on from the last complete round.")
-_RAY = flags.DEFINE_string("ray_address", None, "A running Ray cluster; else one is started.")
+_RAY = flags.DEFINE_string("ray_address", None, "A running Ray cluster (HOST:PORT, auto); by default RAY_ADDRESS, else one is started.")
 
 _INTERRUPTED = 130
 
@@ -59,7 +60,7 @@ def _run_arguments() -> dict[str, Any]:
     return {
         "workdir": _WORKDIR.value,
         "resume": _RESUME.value,
-        "ray_address": _RAY.value,
+        "ray_address": _RAY.value or os.environ.get("RAY_ADDRESS"),
         "command": shlex.join(["python", "-m", "primia_jax.launch", *sys.argv[1:]]),
     }
 

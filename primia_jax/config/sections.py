@@ -190,7 +190,9 @@ class RuntimeConfig:
         low=0,
         high=1024,
     )
-    cpus_per_hospital: float = setting(0.0, "Ray CPUs reserved for a hospital", low=0, high=1024)
+    cpus_per_hospital: float = setting(
+        0.01, "Ray CPUs reserved for a hospital; a little keeps it off nodes without any", low=0, high=1024
+    )
     gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
     message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)
     latency_s: float = setting(

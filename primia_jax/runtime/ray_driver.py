@@ -49,13 +49,14 @@ def cluster(address: str | None) -> Iterator[None]:
         _check_reachable(address)
         options["address"] = address
     else:
-        options.update(include_dashboard=False, num_cpus=max(2, os.cpu_count() or 1))
+        options.update(address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 1))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises several kinds
+        hint = "; set RAY_AUTH_MODE=token on every node and here" if "oken" in str(error) else ""
         raise ClusterError(
-            f"no Ray cluster at '{address or 'this machine'}': {_first_line(error)}"
+            f"no Ray cluster at '{address or 'this machine'}': {_first_line(error)}{hint}"
         ) from error
     try:
         yield
@@ -92,9 +93,10 @@ class RayDriver:
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
-          ClusterError: if an actor does not start.
+          ClusterError: if the cluster has too little for the placements, or an actor does not start.
         """
         placements = placements or {}
+        _check_resources(placements)
         self.actors: dict[str, Any] = {}
         for name in parties:
             place = placements.get(name, Placement())
@@ -157,6 +159,18 @@ class RayDriver:
         if failure is not None:
             raise failure
         return results
+
+
+def _check_resources(placements: Mapping[str, Placement]) -> None:
+    """Ray would wait for ever for what the cluster does not have."""
+    there = ray.cluster_resources()
+    for resource, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        wanted = sum(getattr(place, setting) for place in placements.values())
+        if wanted > there.get(resource, 0.0):
+            raise ClusterError(
+                f"the parties ask for {wanted:g} {resource}s and the cluster has "
+                f"{there.get(resource, 0.0):g}; lower config.runtime.{resource.lower()}s_per_hospital"
+            )
 
 
 def _as_user_error(party: str, error: Exception) -> Exception:

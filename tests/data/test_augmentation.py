@@ -74,11 +74,20 @@ def test_nothing_enabled_is_the_identity_and_leaves_no_trace():
     np.testing.assert_array_equal(new_labels, labels)
 
 
-def _primitives(config: AugmentationConfig) -> str:
+def _program(config: AugmentationConfig) -> str:
     images, labels = batch()
-    return str(
-        jax.make_jaxpr(lambda k, x, y: augment(k, x, y, config))(jax.random.key(0), images, labels)
-    )
+    key = jax.random.key(0)
+    return str(jax.make_jaxpr(lambda k, x, y: augment(k, x, y, config))(key, images, labels))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_of_probability_zero_is_absent(name):
+    """Switching one off shortens the program, and its strength no longer matters."""
+    off = dataclasses.replace(EVERYTHING, **{name + "_p": 0.0})
+    program = _program(off)
+    assert program.count("\n") < _program(EVERYTHING).count("\n")
+    strengths = {key: 0.123 for key in OPERATIONS[name] if not key.endswith("_p")}
+    assert _program(dataclasses.replace(off, **strengths)) == program
 
 
 @pytest.mark.parametrize(
@@ -89,22 +98,17 @@ def _primitives(config: AugmentationConfig) -> str:
         ("noise", " erf_inv "),
         ("equalise", " scatter-add"),
         ("elastic", " dot_general"),
-        ("grid", " sort"),
         ("mixup", "random_gamma"),
     ],
 )
-def test_an_operation_of_probability_zero_is_absent(name, trace):
-    """Each operation's tell-tale primitive appears when it is on, and only then."""
-    others = dataclasses.replace(EVERYTHING, **{name + "_p": 0.0})
-    if name == "grid":  # MixUp's permutation sorts as well
-        others = dataclasses.replace(others, mixup_p=0.0)
-    assert trace in _primitives(only(name))
-    assert trace not in _primitives(others)
+def test_the_costly_part_of_an_operation_comes_and_goes_with_it(name, trace):
+    assert trace in _program(only(name))
+    assert trace not in _program(dataclasses.replace(EVERYTHING, **{name + "_p": 0.0}))
 
 
 def test_intensity_changes_alone_resample_nothing():
-    assert " gather" not in _primitives(only("brightness"))
-    assert " gather" in _primitives(only("flip"))
+    assert " gather" not in _program(only("brightness"))
+    assert " gather" in _program(only("flip"))
 
 
 @pytest.mark.parametrize(("b", "s", "c"), [(1, 9, 1), (3, 17, 3)])
@@ -226,7 +230,7 @@ def test_elastic_displacement_is_smooth_and_bounded():
     assert (dx != dy).any()
 
 
-@pytest.mark.parametrize("limit", [0.05, 0.5])
+@pytest.mark.parametrize("limit", [0.05, 0.1, 0.2, 0.5])
 def test_grid_distortion_never_folds(limit):
     """Columns stay in order even when lines may move by half the image."""
     dx, dy = grid(jax.random.key(1), 50, 33, limit)
@@ -234,7 +238,7 @@ def test_grid_distortion_never_folds(limit):
         place = np.arange(33) + np.asarray(d)
         assert (np.diff(place, axis=1) >= -1e-4).all()
         assert np.abs(place[:, 0]).max() < 1e-4 and np.abs(place[:, -1] - 32).max() < 1e-4
-        assert np.abs(d).max() <= limit * 32 + 1e-4 and np.abs(d).max() > 0
+        assert np.abs(d).max() <= limit * 32 + 1e-4 and np.abs(d).max() > limit * 16
 
 
 # Grey values.

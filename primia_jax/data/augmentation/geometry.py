@@ -17,7 +17,7 @@ from primia_jax.data.augmentation.draws import Draw
 
 GEOMETRIC = ("rotation", "scale", "translation", "flip", "elastic", "grid")
 ELASTIC_KNOTS = 9  # of the lattice of random displacements, along either side
-GRID_CELLS = 5  # cells of a distorted grid, along either side
+MOST_CELLS = 5  # of a distorted grid, along either side
 
 
 def random_warp(
@@ -95,18 +95,17 @@ def _spline_weights(g: int, s: int) -> np.ndarray:
 def grid_displacement(key: jax.Array, b: int, s: int, limit: float) -> tuple[jax.Array, jax.Array]:
     """Displacements [b s] of columns and of rows as a grid's inner lines move, in pixels.
 
-    Every line moves by at most `limit` of the side and stays between its neighbours, so that the
-    image is stretched and squeezed but never folded; the outer lines stay.
+    Every inner line moves by at most `limit` of the side, and the outer ones stay. The grid has at
+    most MOST_CELLS cells a side, and fewer for a larger limit, so that lines never meet: the image
+    is stretched and squeezed, not folded.
     """
-    rest = np.linspace(0.0, 1.0, GRID_CELLS + 1, dtype=np.float32)
-    shift = jax.random.uniform(key, (2, b, GRID_CELLS - 1), minval=-limit, maxval=limit)
-    inner = jnp.sort(jnp.clip(rest[1:-1] + shift, 0.0, 1.0), axis=-1)
-    lines = jnp.pad(inner, ((0, 0), (0, 0), (1, 1)), constant_values=((0, 0), (0, 0), (0, 1)))
-    place = np.arange(s, dtype=np.float32) / max(s - 1, 1)
-    cell = np.minimum((place * GRID_CELLS).astype(np.int32), GRID_CELLS - 1)
-    part = place * GRID_CELLS - cell
-    moved = lines[:, :, cell] * (1.0 - part) + lines[:, :, cell + 1] * part
-    displacement = (moved - place) * (s - 1)
+    cells = MOST_CELLS if limit == 0 else max(2, min(MOST_CELLS, int(0.35 / limit)))
+    shift = jax.random.uniform(key, (2, b, cells - 1), minval=-limit, maxval=limit)
+    shift = jnp.pad(shift, ((0, 0), (0, 0), (1, 1))) * (s - 1)
+    place = np.arange(s, dtype=np.float32) * (cells / max(s - 1, 1))
+    cell = np.minimum(place.astype(np.int32), cells - 1)
+    part = place - cell
+    displacement = shift[:, :, cell] * (1.0 - part) + shift[:, :, cell + 1] * part
     return displacement[0], displacement[1]
 
 

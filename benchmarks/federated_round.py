@@ -1,0 +1,164 @@
+"""How much of the hardware federated training uses, what secure aggregation costs, and memory.
+
+    python -m benchmarks.federated_round [--rounds=N] [--steps=N]
+
+ResNet-18 (11.2 M parameters), three hospitals in Ray actors, rounds of 20 local steps of 16 images
+64×64, on phantoms. Whole rounds are timed: training, averaging, sending the new model out, and its
+validation. Rounds with plain and with secure aggregation and the bare loop take turns, so that a
+busy machine slows all three alike; medians are compared. Prints JSON lines:
+
+- `throughput_over_bare_loop`: images a second of the federation (plain aggregation) over those of
+  a bare loop over the same jitted step in one process on all cores.
+- `secure_over_plain`: seconds of a round.
+- `actor_peak_bytes`: largest resident memory that any party's process reached.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+from primia_jax import environment
+
+environment.set_up_process()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
+from primia_jax.data import make_plan  # noqa: E402
+from primia_jax.federated import local_training  # noqa: E402
+from primia_jax.federated.federation import Federation, party_makers  # noqa: E402
+from primia_jax.federated.local_training import Statistics, Step  # noqa: E402
+from primia_jax.runtime import ray_driver  # noqa: E402
+
+HOSPITALS, BATCH = 3, 16
+
+
+def experiment(mode: str, steps: int) -> ExperimentConfig:
+    """The configuration that is timed."""
+    return settled(
+        from_config_dict(
+            ExperimentConfig,
+            {
+                "data": {"phantom": {"n_train": 1000, "n_test": 3}, "validation_fraction": 0.05},
+                "training": {"batch_size": BATCH},
+                "federated": {
+                    "mode": mode,
+                    "hospitals": HOSPITALS,
+                    "rounds": 100,
+                    "sync_every": steps,
+                    "sync_unit": "steps",
+                },
+            },
+        )
+    )
+
+
+class BareLoop:
+    """The same jitted step on the same images, and nothing else."""
+
+    def __init__(self, config: ExperimentConfig):
+        plan = make_plan(config)
+        self.data = plan.sites[0].load()[0]
+        self.learner = local_training.make_learner(config, 3)
+        template = local_training.template(self.learner, 64, 1)
+        self.variables = jax.tree.map(jax.numpy.asarray, template)
+        self.opt_state = self.learner.optimizer.init(self.variables["params"])
+        self.statistics = Statistics(np.float32(0.5), np.float32(0.25), np.ones(3, np.float32))
+
+    def run(self, steps: int) -> float:
+        """Seconds of `steps` steps."""
+        order = local_training.batches(0, 0, len(self.data), BATCH, 0)
+        start = time.perf_counter()
+        for step, batch in enumerate(itertools.islice(order, steps)):
+            at = Step(np.uint32(1), np.uint32(0), np.uint32(step))
+            self.variables, self.opt_state, loss = self.learner.train(
+                self.variables,
+                self.opt_state,
+                self.variables["params"],
+                self.data.images[batch],
+                self.data.labels[batch],
+                self.statistics,
+                np.uint32(0),
+                at,
+                np.float32(1e-4),
+            )
+        loss.block_until_ready()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each kind")
+    parser.add_argument("--steps", type=int, default=20, help="local steps a round")
+    given = parser.parse_args()
+    images = HOSPITALS * given.steps * BATCH
+    seconds: dict[str, list[float]] = {"federated": [], "federated_secure": [], "bare": []}
+    with tempfile.TemporaryDirectory() as folder, ray_driver.cluster(None):
+        federations = {
+            mode: start(experiment(mode, given.steps), pathlib.Path(folder) / mode)
+            for mode in ("federated", "federated_secure")
+        }
+        loop = BareLoop(experiment("federated", given.steps))
+        loop.run(2)
+        for number in range(1, given.rounds + 2):
+            for mode, federation in federations.items():
+                begin = time.perf_counter()
+                federation.train_round(number)
+                seconds[mode].append(time.perf_counter() - begin)
+            seconds["bare"].append(loop.run(HOSPITALS * given.steps))
+        peaks = [federation.driver.peak_bytes() for federation in federations.values()]
+    middle = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
+    setting = {
+        "network": "resnet18",
+        "image_size": 64,
+        "batch_size": BATCH,
+        "local_steps": given.steps,
+        "hospitals": HOSPITALS,
+        "cores": len(os.sched_getaffinity(0)),
+        "rounds": given.rounds,
+    }
+    show(
+        setting,
+        throughput_over_bare_loop=middle["bare"] / middle["federated"],
+        images_per_second=images / middle["federated"],
+        bare_images_per_second=images / middle["bare"],
+    )
+    show(
+        setting,
+        secure_over_plain=middle["federated_secure"] / middle["federated"],
+        plain_seconds=middle["federated"],
+        secure_seconds=middle["federated_secure"],
+    )
+    show(
+        setting,
+        actor_peak_bytes=max(max(peak.values()) for peak in peaks),
+        by_party=peaks[1],
+    )
+
+
+def start(config: ExperimentConfig, workdir: pathlib.Path) -> Federation:
+    """A federation of Ray actors after its set-up."""
+    plan = make_plan(config)
+    placements = {
+        site.site: ray_driver.Placement(threads=config.runtime.threads) for site in plan.sites
+    }
+    driver = ray_driver.RayDriver(party_makers(config, plan), placements=placements)
+    federation = Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
+    federation.set_up()
+    return federation
+
+
+def show(setting: dict, **figures: object) -> None:
+    """One JSON line."""
+    print(json.dumps({"benchmark": "federated_round", **figures, **setting}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
