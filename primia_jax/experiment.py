@@ -13,14 +13,14 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
-from primia_jax.errors import ConfigError, StorageError
+from primia_jax.errors import ConfigError, DataError, StorageError
 from primia_jax.evaluation.console import Console
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
@@ -91,19 +91,9 @@ def train(
             driver.close()
         console.stage("testing")
         with clock("testing"):
-            test, probabilities = _test(config, directory, plan)
-    scores = (
-        evaluate_predictions(
-            test.labels,
-            probabilities,
-            test.class_names,
-            sites=test.sites,
-            n_bootstrap=config.evaluation.bootstrap,
-            seed=config.seed,
-        )
-        if len(test)
-        else None
-    )
+            tested = _test(config, directory, plan) if len(plan.test) else None
+    if tested is None:
+        warnings.append("there is no test set: the model was not judged on images unseen so far")
     validation = [line for line in directory.rounds() if line["site"] == "all"]
     metrics = {
         "mode": config.federated.mode,
@@ -111,11 +101,10 @@ def train(
         "rounds": last,
         "best_round": best,
         "validation": validation[best - 1]["validation"] if validation else None,
-        "test": scores,
+        "test": tested.scores if tested else None,
     }
     checkpoints.write_json(directory.path / "metrics.json", metrics)
     checkpoints.write_json(directory.path / "timing.json", clock.phases)
-    images, shown = _samples(test, probabilities)
     record = RunRecord(
         config=checkpoints.read_json(directory.path / "config.json"),
         mode=config.federated.mode,
@@ -124,18 +113,13 @@ def train(
         skipped=plan.skipped,
         rounds=directory.rounds(),
         phases=clock.phases,
-        test=scores,
-        labels=test.labels,
-        probabilities=probabilities,
-        sites=test.sites,
-        names=test.names,
-        images=images,
-        image_indices=shown,
         warnings=warnings,
         versions=_versions(),
         command=command,
         finished=time.strftime("%Y-%m-%d %H:%M"),
     )
+    if tested:
+        record = _with_test(record, tested)
     write_report(directory.path / "report.html", record)
     return Result(metrics, directory.path)
 
@@ -155,15 +139,12 @@ def evaluate(
     directory = Workdir(pathlib.Path(workdir).absolute())
     model = load_trained(directory.path, config)
     plan = make_test_plan(config)
-    test, probabilities = _test(config, directory, plan)
-    scores = evaluate_predictions(
-        test.labels,
-        probabilities,
-        model.class_names,
-        sites=test.sites,
-        n_bootstrap=config.evaluation.bootstrap,
-        seed=config.seed,
-    )
+    if plan.class_names != model.class_names:
+        raise DataError(
+            f"the test set has classes {', '.join(plan.class_names)}; the model knows "
+            f"{', '.join(model.class_names)}"
+        )
+    scores = _test(config, directory, plan).scores
     checkpoints.write_json(directory.path / "evaluation.json", scores)
     return scores
 
@@ -311,23 +292,47 @@ def _round_lines(
     return lines
 
 
-def _test(
-    config: ExperimentConfig, directory: Workdir, plan: DataPlan
-) -> tuple[Dataset, np.ndarray]:
-    """The test images and the best model's probabilities for them."""
+class _Tested(NamedTuple):
+    """The best model on the test set."""
+
+    data: Dataset
+    probabilities: np.ndarray  # [n k]
+    scores: dict[str, Any]
+
+
+def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> _Tested:
     model = load_trained(directory.path, config)
-    test = plan.load_test(model.image_size)
-    return test, model.probabilities(test.images, config.evaluation.batch_size)
+    data = plan.load_test(model.image_size)
+    probabilities = model.probabilities(data.images, config.evaluation.batch_size)
+    scores = evaluate_predictions(
+        data.labels,
+        probabilities,
+        data.class_names,
+        sites=data.sites,
+        n_bootstrap=config.evaluation.bootstrap,
+        seed=config.seed,
+    )
+    return _Tested(data, probabilities, scores)
 
 
-def _samples(test: Dataset, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A few test images as uint8 [m s s] with their places: half of them wrong ones, if there are."""
-    wrong = np.flatnonzero(probabilities.argmax(1) != test.labels)[: _SAMPLES // 2]
-    right = np.flatnonzero(probabilities.argmax(1) == test.labels)
+def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:
+    """Adds the test; of its images a few, half of them wrongly diagnosed, if there are so many."""
+    data, probabilities, scores = tested
+    wrong = np.flatnonzero(probabilities.argmax(1) != data.labels)[: _SAMPLES // 2]
+    right = np.flatnonzero(probabilities.argmax(1) == data.labels)
     spread = np.linspace(0, len(right) - 1, min(len(right), _SAMPLES - len(wrong))).astype(int)
     shown = np.concatenate([right[spread], wrong]).astype(int)
-    images = test.images[shown, :, :, 0]
-    return (images >> 8 if images.dtype == np.uint16 else images).astype(np.uint8), shown
+    images = data.images[shown, :, :, 0]
+    return dataclasses.replace(
+        record,
+        test=scores,
+        labels=data.labels,
+        probabilities=probabilities,
+        sites=data.sites,
+        names=data.names,
+        images=(images >> 8 if images.dtype == np.uint16 else images).astype(np.uint8),
+        image_indices=shown,
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -23,7 +23,11 @@ _MODE = flags.DEFINE_enum("mode", "train", ("train", "evaluate", "predict", "dem
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
 _RESUME = flags.DEFINE_bool("resume", False, "train: go on from the last complete round.")
-_RAY = flags.DEFINE_string("ray_address", None, "A running Ray cluster (HOST:PORT, auto); by default RAY_ADDRESS, else one is started.")
+_RAY = flags.DEFINE_string(
+    "ray_address",
+    None,
+    "A running Ray cluster (HOST:PORT, auto); by default RAY_ADDRESS, else one is started.",
+)
 
 _INTERRUPTED = 130
 
@@ -42,7 +46,9 @@ def main(_: Sequence[str]) -> None:
     try:
         config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
     except OSError as error:  # config_flags reports a file that it could not load only now
-        raise ConfigError(f"--config: {_one_line(error).rpartition('config_config ')[2]}") from error
+        raise ConfigError(
+            f"--config: {_one_line(error).rpartition('config_config ')[2]}"
+        ) from error
     in_process = config.runtime.driver == "local"
     environment.set_up_process(config.runtime.threads if in_process else None)
     from primia_jax import commands  # brings JAX in, which must find its environment set

@@ -111,9 +111,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_metrics(tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    resumed = subprocess.run(
-        command(b.path, "--resume"), cwd=ROOT, capture_output=True, text=True
-    )
+    resumed = subprocess.run(command(b.path, "--resume"), cwd=ROOT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after round" in resumed.stdout
     a_metrics, b_metrics = (

@@ -55,5 +55,3 @@ def test_missing_flags_are_named(arguments, words):
     result = launch(*arguments)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and words in result.stderr
-
-

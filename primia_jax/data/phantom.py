@@ -3,8 +3,8 @@
 The bundled source of images, so that everything can be tried without anybody's data: 0 normal,
 1 bacterial (lobes filled by dense consolidation), 2 viral (fine interstitial pattern, both sides).
 Pose, size, exposure, noise, wires and markers vary alike in all classes. The patients of a site
-share a scanner; scanners differ between sites, and those from number `FOREIGN` on stand for another
-country: other machines, and older patients.
+share a scanner; scanners differ between sites. Where `config.scanner` is `FOREIGN` or more, the
+films are those of another country: other machines, and older patients.
 
 Every film is a pure function of (seed, scanner, set, patient, film) and may be drawn alone, in any
 order, by any thread or process, at any size.
@@ -27,6 +27,7 @@ from primia_jax.errors import ConfigError
 CLASS_NAMES = ("normal", "bacterial", "viral")
 CLASS_SHARES = (0.33, 0.40, 0.27)  # of the films of every site
 SMALLEST = 16  # pixels a side
+_VERSION = "phantom 1"  # of the drawing, part of every digest
 _DEALING, _PATIENTS = 0, 1  # keep the streams of random numbers apart
 
 __all__ = ["CLASS_NAMES", "CLASS_SHARES", "FOREIGN", "SMALLEST", "catalogue"]
@@ -72,7 +73,7 @@ def catalogue(config: PhantomConfig, hospitals: int, seed: int) -> Catalogue:
         for film in films
     ]
     names = tuple(f"{patient}/film_{film.film}" for patient, film in zip(patients, films))
-    stamp = f"phantom 1 {seed} {config.scanner} {config.site_shift!r} {config.difficulty!r}"
+    settings = f"{_VERSION} {config.site_shift!r} {config.difficulty!r}"
     return Catalogue(
         names=names,
         labels=np.array([film.label for film in films], np.int32),
@@ -81,7 +82,10 @@ def catalogue(config: PhantomConfig, hospitals: int, seed: int) -> Catalogue:
         splits=splits,
         class_names=CLASS_NAMES,
         read=functools.partial(_read, tuple(films), config, seed),
-        digests=tuple(digest(f"{stamp} {name}".encode()) for name in names),
+        digests=tuple(
+            digest(f"{settings} {_key(film, config, seed)} {film.film} {film.label}".encode())
+            for film in films
+        ),
     )
 
 
@@ -111,6 +115,12 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
+def _key(film: _Film, config: PhantomConfig, seed: int) -> tuple[int, ...]:
+    """What a patient's random numbers derive from."""
+    foreign = int(config.scanner >= FOREIGN)
+    return seed, _PATIENTS, config.scanner + film.site, foreign, film.held_out, film.patient
+
+
 def _read(
     films: tuple[_Film, ...], config: PhantomConfig, seed: int, index: int, s: int
 ) -> np.ndarray:
@@ -120,9 +130,8 @@ def _read(
             f"config.data.image_size = {s}: phantom films need {SMALLEST} pixels or more"
         )
     film, difficulty = films[index], config.difficulty
-    number = config.scanner + film.site
-    machine = scanner(number, config.site_shift)
-    key = (seed, _PATIENTS, number, film.held_out, film.patient)
+    machine = scanner(config.scanner + film.site, config.site_shift, config.scanner >= FOREIGN)
+    key = _key(film, config, seed)
     patient = _generator(*key, 0)
     anatomy = draw_anatomy(patient, machine.age + 0.35 * float(patient.normal()))
     disease = draw_disease(film.label, patient)

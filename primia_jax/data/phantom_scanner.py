@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from primia_jax.data.phantom_anatomy import plane, smooth, step
 
-FOREIGN = 100  # scanners from this number on stand for another country: machine and patients differ
+FOREIGN = 100  # families of scanners that begin here or later belong to another country
 _FAMILY = 0x5CA77E12  # keeps the scanners' draws apart from the patients'
 
 _GLYPHS = {
@@ -38,10 +38,13 @@ class Scanner(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def scanner(number: int, shift: float) -> Scanner:
-    """The scanner `number`; `shift` 0 makes all alike, larger ones spread them further apart."""
+def scanner(number: int, shift: float, foreign: bool = False) -> Scanner:
+    """The scanner `number`; `shift` 0 makes all alike, larger ones spread them further apart.
+
+    A `foreign` one has a softer, noisier, harder image, wider borders and older patients.
+    """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_FAMILY, number))))
-    far = 1.0 if number >= FOREIGN else 0.0
+    far = 1.0 if foreign else 0.0
 
     def around(centre: float, spread: float) -> float:
         return centre + shift * spread * float(rng.uniform(-1.0, 1.0))
@@ -79,6 +82,8 @@ def expose(
     level = 0.56 + machine.level + 0.08 * trouble * float(rng.normal())
     width = 0.27 / machine.width * float(np.exp(0.14 * trouble * rng.normal()))
     blur = machine.blur + 0.007 * trouble * float(rng.random()) ** 2
+    corner = rng.uniform((0.06, 0.05), (0.14, 0.25)) if rng.random() < 0.75 else None
+    jitter = rng.uniform(-0.02, 0.02, 4)
     x, y = plane(s)
     absorption = absorption + _attachments(rng, s)
     if blur * s > 0.3:
@@ -95,11 +100,11 @@ def expose(
     # Quantum noise has a grain of its own and shows most where few photons arrive.
     grain = smooth(rng.standard_normal((96, 96)).astype(np.float32), s)
     amount = 0.030 * trouble * machine.noise * float(rng.uniform(0.5, 1.5))
-    pixel = rng.standard_normal((s, s), dtype=np.float32)
+    pixel = rng.standard_normal((s, s), dtype=np.float32)  # last: its number depends on s
     film += (amount * (0.4 + 0.6 * film)) * (1.6 * grain + 0.45 * pixel)
-    _mark(film, machine.marker, rng, s)
+    if corner is not None:
+        _mark(film, machine.marker, float(corner[0]), float(corner[1]))
     left, right, top, bottom = machine.collimation
-    jitter = rng.uniform(-0.02, 0.02, 4)
     open_x = (x > -1.0 + left + jitter[0] * (left > 0)) & (
         x < 1.0 - right + jitter[1] * (right > 0)
     )
@@ -133,20 +138,13 @@ def _attachments(rng: np.random.Generator, s: int) -> np.ndarray:
     return field
 
 
-def _mark(film: np.ndarray, letter: str, rng: np.random.Generator, s: int) -> None:
-    """Stamps a side marker into an upper corner of most films, in place."""
-    present = rng.random() < 0.75
-    place = rng.uniform((0.06, 0.05), (0.14, 0.25))
-    if not present:
-        return
-    glyph = np.array([[int(bit) for bit in row] for row in _GLYPHS[letter]], bool)
+def _mark(film: np.ndarray, letter: str, margin: float, top: float) -> None:
+    """Stamps a side marker on `film`, in place; margins are fractions of the side."""
+    s = film.shape[0]
+    glyph = np.array([[bit == "1" for bit in row] for row in _GLYPHS[letter]])
     zoom = max(1, round(s / 100))
     glyph = glyph.repeat(zoom, 0).repeat(zoom, 1)
     h, w = glyph.shape
-    row = int(place[1] * s)
-    column = int(place[0] * s)
-    if letter == "L":
-        column = s - column - w
-    row, column = min(row, max(0, s - h)), max(0, min(column, s - w))
-    window = film[row : row + h, column : column + w]
-    window[glyph[: window.shape[0], : window.shape[1]]] = 0.97
+    row = int(top * s)
+    column = s - int(margin * s) - w if letter == "L" else int(margin * s)
+    film[row : row + h, column : column + w][glyph] = 0.97

@@ -79,9 +79,7 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
     data, hospitals = config.data, config.federated.hospitals
     if _SITE in data.path and data.source != "phantom":
         return _plan_of_own_paths(config)
-    catalogue = open_catalogue(data, hospitals, config.seed)
-    test_fraction = 0.0 if data.test_path else data.test_fraction
-    splits = assign_splits(catalogue, data.validation_fraction, test_fraction, config.seed)
+    catalogue, splits = _open_and_split(config)
     held = np.flatnonzero(splits != TEST)
     names = hospital_names(catalogue, hospitals, data.partition)
     parts = partition(catalogue, held, hospitals, data, config.seed, splits=splits)
@@ -117,16 +115,24 @@ def make_test_plan(config: ExperimentConfig) -> DataPlan:
     """
     if config.data.test_path:
         catalogue, test = _own_test_set(config, None)
-        summary = (_summary("model owner", TEST, catalogue, test),)
-        plan = DataPlan((), catalogue.class_names, catalogue, test, summary, catalogue.skipped)
     else:
-        plan = dataclasses.replace(make_plan(config), sites=())
-    if not len(plan.test):
+        catalogue, splits = _open_and_split(config)
+        test = np.flatnonzero(splits == TEST)
+    if not len(test):
         raise DataError(
             "there is no test set; give config.data.test_path or a positive "
             "config.data.test_fraction"
         )
-    return plan
+    summary = (_summary("model owner", TEST, catalogue, test),)
+    return DataPlan((), catalogue.class_names, catalogue, test, summary, catalogue.skipped)
+
+
+def _open_and_split(config: ExperimentConfig) -> tuple[Catalogue, np.ndarray]:
+    """The source and what each of its records is for."""
+    data = config.data
+    catalogue = open_catalogue(data, config.federated.hospitals, config.seed)
+    test_fraction = 0.0 if data.test_path else data.test_fraction
+    return catalogue, assign_splits(catalogue, data.validation_fraction, test_fraction, config.seed)
 
 
 def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:

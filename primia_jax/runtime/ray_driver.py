@@ -49,7 +49,9 @@ def cluster(address: str | None) -> Iterator[None]:
         _check_reachable(address)
         options["address"] = address
     else:
-        options.update(address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 1))
+        options.update(
+            address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 1)
+        )
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(**options)

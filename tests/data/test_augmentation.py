@@ -74,6 +74,17 @@ def test_nothing_enabled_is_the_identity_and_leaves_no_trace():
     np.testing.assert_array_equal(new_labels, labels)
 
 
+def test_a_batch_that_nothing_picks_keeps_its_bits():
+    """The default operations compiled in, none applied: sampling must be exact at whole pixels."""
+    default = AugmentationConfig()
+    on = {name + "_p" for name in OPERATIONS if getattr(default, name + "_p") > 0}
+    rare = dataclasses.replace(default, **dict.fromkeys(on, 1e-12))
+    images, labels = batch(3, 17, 3)
+    new_images, new_labels = run(jax.random.key(0), images, labels, rare)
+    np.testing.assert_array_equal(new_images, images)
+    np.testing.assert_array_equal(new_labels, labels)
+
+
 def _program(config: AugmentationConfig) -> str:
     images, labels = batch()
     key = jax.random.key(0)

@@ -183,6 +183,27 @@ def test_a_linear_model_on_pixels_fails():
     assert matthews_corrcoef(data.labels[765:], model.predict(x[765:])) < 0.6
 
 
+def test_a_large_home_consortium_has_no_foreign_sites():
+    """Only the first scanner's number decides: site 100 of a large family is at home."""
+    config = PhantomConfig(n_train=120, n_test=3)
+    home = phantom.catalogue(config, 101, seed=0)
+    away = phantom.catalogue(dataclasses.replace(config, scanner=phantom.FOREIGN), 1, seed=0)
+    assert not set(home.digests) & set(away.digests)
+    assert scanner(100, 1.0).age < 1 < scanner(100, 1.0, foreign=True).age
+
+
+def test_equal_films_of_two_catalogues_have_equal_digests():
+    """Digests follow the pixels: a scanner's films are the same whichever site it stands at."""
+    config = PhantomConfig(n_train=30, n_test=3)
+    films = [phantom.catalogue(dataclasses.replace(config, scanner=k), 3, seed=0) for k in (0, 1)]
+    pixels = [{d: c.read(i, 32).tobytes() for i, d in enumerate(c.digests)} for c in films]
+    for key in pixels[0].keys() | pixels[1].keys():
+        if key in pixels[0] and key in pixels[1]:
+            assert pixels[0][key] == pixels[1][key]
+    common = set(pixels[0].values()) & set(pixels[1].values())
+    assert len(common) == len(pixels[0].keys() & pixels[1].keys())
+
+
 def test_too_few_films_and_too_small_images_are_refused(small):
     with pytest.raises(ConfigError, match=r"n_train = 12.* 20 hospitals"):
         phantom.catalogue(PhantomConfig(n_train=12), hospitals=20, seed=0)

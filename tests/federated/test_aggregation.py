@@ -55,7 +55,9 @@ def run(kind, contributions, sizes, n_counts, transcript=None):
         name: agg.contribute(name, keys.get(name), own)
         for name, own in zip(hospitals, contributions)
     }
-    parties[OWNER] = overheard(agg.collect(sizes, n_counts), [] if transcript is None else transcript)
+    parties[OWNER] = overheard(
+        agg.collect(sizes, n_counts), [] if transcript is None else transcript
+    )
     return run_local(parties)[0][OWNER]
 
 

@@ -129,7 +129,9 @@ def test_local_mode_is_one_site_with_everything(tmp_path):
 def test_fedbn_keeps_the_sites_batch_norms_apart(tmp_path):
     federation = start(tmp_path, federated={"batch_norm": "fedbn"})
     train(federation)
-    stats = [jax.tree.leaves(at(federation, n).variables["batch_stats"])[0] for n in federation.hospitals]
+    stats = [
+        jax.tree.leaves(at(federation, n).variables["batch_stats"])[0] for n in federation.hospitals
+    ]
     assert not np.array_equal(stats[0], stats[1])
     kernels = [
         [x for x in jax.tree.leaves(at(federation, n).variables["params"]) if x.ndim > 1]
@@ -139,7 +141,9 @@ def test_fedbn_keeps_the_sites_batch_norms_apart(tmp_path):
 
 
 def test_averaged_optimiser_states_are_the_same_everywhere(tmp_path):
-    federation = start(tmp_path, federated={"optimizer_state": "average", "mode": "federated_secure"})
+    federation = start(
+        tmp_path, federated={"optimizer_state": "average", "mode": "federated_secure"}
+    )
     train(federation)
     first, second = (
         [x for x in jax.tree.leaves(at(federation, n).opt_state) if x.dtype == np.float32]
@@ -207,7 +211,9 @@ def test_disk_full_keeps_the_round_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write_json", full)
     federation.train_round(2)
-    with pytest.raises(StorageError, match=r"round 2 could not be written.*No space left.*--resume"):
+    with pytest.raises(
+        StorageError, match=r"round 2 could not be written.*No space left.*--resume"
+    ):
         federation.save(2)
     monkeypatch.undo()
     assert checkpoints.latest(federation.owner_folder)["round"] == 1
