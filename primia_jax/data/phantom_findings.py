@@ -46,7 +46,7 @@ def affect(
     """Tissue and air [s, s] of the diseased body; consumes `rng` alike whatever the disease."""
     edges = smooth(rng.standard_normal((13, 13)).astype(np.float32), s)
     net = [smooth(rng.standard_normal((g, g)).astype(np.float32), s) for g in (30, 44)]
-    extent = rng.uniform(0.8, 1.15, len(LOBES))
+    extent = rng.uniform(0.88, 1.18, len(LOBES))
     offsets = rng.uniform(-0.13, 0.13, (len(LOBES), 2))
     patchy = smooth(rng.standard_normal((7, 7)).astype(np.float32), s)
     subtle = 1.0 / (0.55 + 0.45 * difficulty)
@@ -57,7 +57,7 @@ def affect(
             shape = _consolidation(scene, lobe, edges, offsets[lobe], float(extent[lobe]))
             np.maximum(patch, shape, out=patch)
         bronchograms = 1.0 - 0.45 * np.minimum(scene.streaks, 1.0)
-        filled = min(0.62 * strength, 0.95) * patch * bronchograms
+        filled = min(0.82 * strength, 0.95) * patch * bronchograms
         return scene.tissue, scene.air * (1.0 - filled)
     if disease.kind == VIRAL:
         # Zero crossings of smooth noise make closed meshes: the septa of a reticular pattern.
@@ -78,7 +78,7 @@ def _consolidation(
     du = (scene.across - across - float(offset[0])) * (1.0 / (wide * extent))
     dv = (scene.down - down - float(offset[1])) * (1.0 / (high * extent))
     radius = np.sqrt(du * du + dv * dv) + 0.42 * edges
-    patch = step(0.92 - radius, 0.55) * (scene.side == side)
+    patch = step(0.92 - radius, 0.45) * (scene.side == side)
     if fissure:
         patch = patch * step(0.55 - fissure * dv, 0.12)
     return patch

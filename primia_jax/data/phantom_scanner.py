@@ -99,7 +99,7 @@ def expose(
 
     # Quantum noise has a grain of its own and shows most where few photons arrive.
     grain = smooth(rng.standard_normal((96, 96)).astype(np.float32), s)
-    amount = 0.030 * trouble * machine.noise * float(rng.uniform(0.5, 1.5))
+    amount = 0.026 * trouble * machine.noise * float(rng.uniform(0.5, 1.5))
     pixel = rng.standard_normal((s, s), dtype=np.float32)  # last: its number depends on s
     film += (amount * (0.4 + 0.6 * film)) * (1.6 * grain + 0.45 * pixel)
     if corner is not None:

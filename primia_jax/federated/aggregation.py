@@ -12,6 +12,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   reads the messages between hospitals. All parties follow the protocol (honest but curious).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from primia_jax.errors import ProtocolError
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import Receive, Send, Steps
+
+_CHUNK = 1 << 15  # values encoded at a time: they stay in the processor's cache
 
 OWNER, PROVIDER = "model_owner", "crypto_provider"  # names of the parties beside the hospitals
 
@@ -117,11 +120,11 @@ def additive(
 
     def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
-        secret = _encoded(me, own, settings)
         seeds = {peer: prg.new_seed() for peer in hospitals if peer != me}
         for peer, seed in seeds.items():
             yield Send(peer, keys.seal(peer, seed), "seed of a share, sealed for its receiver")
-        share = sharing.own_share(secret, list(seeds.values()))
+        share = sharing.own_share(_encoded(me, own, settings), list(seeds.values()))
+        del own  # as long as the network, and no longer needed
         received = []
         for peer in seeds:
             sealed = yield Receive(peer)
@@ -130,35 +133,33 @@ def additive(
         yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
 
     def collect(sizes: Sequence[int], n_counts: int) -> Steps:
-        shares = []
-        for hospital in hospitals:
-            shares.append((yield Receive(hospital)))
-        return _decoded(sharing.reconstruct(shares), sizes, n_counts, settings.frac_bits)
+        total = yield Receive(hospitals[0])
+        for hospital in hospitals[1:]:  # summed as they come: each is as long as the network
+            total = sharing.reconstruct((total, (yield Receive(hospital))))
+        return _decoded(total, sizes, n_counts, settings.frac_bits)
 
     return Aggregation(contribute, collect)
 
 
 def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> Any:
     """uint64 [Σ p_j + 1 + c]: n·v in fixed point, then n, then the counts, as plain integers."""
-    values = tuple(own.values)
-    traced = any(isinstance(value, jax.core.Tracer) for value in values)
-    if not traced:
-        _check_bounds(me, own, settings)
-    with ring.x64():
-        tail = np.concatenate([np.asarray([own.weight], np.int64), own.counts])
-        encoded = _encode(values, own.weight, settings.frac_bits, tail)
-    return encoded if traced else np.asarray(encoded)
-
-
-@jax.jit
-def _encode(values: tuple[Any, ...], weight: Any, frac_bits: Any, tail: Any) -> Any:
-    parts = [fixed_point.encode(value, weight, frac_bits) for value in values]
-    return jnp.concatenate([*parts, ring.from_signed(tail)])
-
-
-@jax.jit
-def _largest(values: tuple[Any, ...]) -> Any:
-    return jnp.stack([jnp.max(jnp.abs(value), initial=0.0) for value in values]).max()
+    tail = np.concatenate([np.asarray([own.weight], np.int64), own.counts]).view(np.uint64)
+    if any(isinstance(value, jax.core.Tracer) for value in own.values):
+        with ring.x64():
+            encode = functools.partial(
+                fixed_point.encode, weight=own.weight, frac_bits=settings.frac_bits
+            )
+            return jnp.concatenate([*map(encode, own.values), tail])
+    _check_bounds(me, own, settings)
+    encoded = np.empty(sum(len(value) for value in own.values) + len(tail), np.uint64)
+    at = 0
+    for value in own.values:
+        for start in range(0, len(value), _CHUNK):
+            part = np.asarray(value[start : start + _CHUNK])
+            encoded[at : at + len(part)] = fixed_point.encode(part, own.weight, settings.frac_bits)
+            at += len(part)
+    encoded[at:] = tail
+    return encoded
 
 
 def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig) -> None:
@@ -170,9 +171,8 @@ def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig)
         )
     if np.any(np.asarray(own.counts) < 0) or np.any(np.asarray(own.counts) > settings.max_samples):
         raise ProtocolError(f"{me}: a count lies outside [0, {settings.max_samples}] (max_samples)")
-    if own.values:
-        with ring.x64():
-            largest = float(_largest(tuple(own.values)))
+    for value in own.values:
+        largest = float(np.max(np.abs(value), initial=0.0))
         if not largest <= settings.clip:
             raise ProtocolError(
                 f"{me}: a value to be averaged has magnitude {largest:g}, beyond "

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
@@ -93,17 +92,8 @@ def set_up(state: Hospital) -> Steps:
 def train_round(state: Hospital, number: int) -> Steps:
     """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
     state, result = _train_locally(state, number)
-    own = _contribution(state, result)
-    yield from state.aggregation.contribute(state.name, state.keys, own)
-    message = yield Receive(OWNER)
-    new = variables.from_vectors(state.variables, Vectors(*message["model"]))
-    if state.config.federated.batch_norm == "fedbn":
-        new = variables.keep_batch_norm(new, result.variables)
-    state = dataclasses.replace(state, variables=new, opt_state=result.opt_state)
-    if "optimizer" in message:
-        state = dataclasses.replace(
-            state, opt_state=_replace_floats(state.opt_state, message["optimizer"])
-        )
+    yield from state.aggregation.contribute(state.name, state.keys, _contribution(state, result))
+    state = _take_over(state, result, (yield Receive(OWNER)))
     judged = _score(state, state.variables)
     yield from state.aggregation.contribute(
         state.name,
@@ -193,15 +183,15 @@ def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
 
 def _contribution(state: Hospital, result: _Trained) -> Contribution:
     """The site's part of the model average; a site that has stopped has weight 0."""
-    vectors = variables.to_vectors(result.variables)
-    if not all(np.isfinite(vector).all() for vector in vectors):
+    params, moments = variables.to_vectors(result.variables)
+    values = (*params, moments)
+    if not all(np.isfinite(vector).all() for vector in values):
         raise TrainingError(
             f"{state.name}: the training diverged (weights are not finite numbers); lower "
             f"config.training.learning_rate = {state.config.training.learning_rate:g}"
         )
-    values: tuple[Any, ...] = tuple(vectors)
     if state.config.federated.optimizer_state == "average":
-        values += (_floats(result.opt_state),)
+        values += variables.flat(_floats(result.opt_state))
     weight = 0 if state.watch.stopped else len(state.train)
     return Contribution(values, weight, np.zeros(0, np.int64))
 
@@ -217,19 +207,28 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), tree)
 
 
-def _floats(tree: Any) -> np.ndarray:
-    """[q] float32: the floating-point leaves of an optimiser's state; step counts stay local."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
-    return np.asarray(ravel_pytree(leaves)[0])
+def _take_over(state: Hospital, result: _Trained, message: Any) -> Hospital:
+    """The state with the model that the owner sent, as the batch-norm policy says."""
+    new = variables.from_vectors(state.variables, Vectors(*message["model"]))
+    if state.config.federated.batch_norm == "fedbn":
+        new = variables.keep_batch_norm(new, result.variables)
+    opt_state = result.opt_state
+    if "optimizer" in message:
+        averaged = iter(variables.unflat(_floats(opt_state), message["optimizer"]))
+        leaves, structure = jax.tree.flatten(opt_state)
+        opt_state = jax.tree.unflatten(
+            structure, [next(averaged) if _is_float(leaf) else leaf for leaf in leaves]
+        )
+    return dataclasses.replace(state, variables=new, opt_state=opt_state)
 
 
-def _replace_floats(tree: Any, vector: np.ndarray) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    is_float = [np.issubdtype(leaf.dtype, np.floating) for leaf in leaves]
-    _, unravel = ravel_pytree([leaf for leaf, yes in zip(leaves, is_float) if yes])
-    new = iter(unravel(jax.numpy.asarray(vector, np.float32)))
-    changed = [next(new) if yes else leaf for leaf, yes in zip(leaves, is_float)]
-    return jax.tree.unflatten(structure, changed)
+def _floats(tree: Any) -> list[Any]:
+    """The floating-point leaves of an optimiser's state; step counts stay local."""
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+
+
+def _is_float(leaf: Any) -> bool:
+    return np.issubdtype(leaf.dtype, np.floating)
 
 
 def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:

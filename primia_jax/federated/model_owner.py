@@ -38,7 +38,7 @@ class ModelOwner:
     template: Any  # variables of the network; values without meaning once training began
     vectors: Vectors  # the global model
     rule_state: Any
-    n_optimizer: int  # floats of a hospital's optimiser state
+    optimizer_sizes: tuple[int, ...]  # of the float leaves of a hospital's optimiser state
     statistics: Statistics | None = None
     best_round: int = 0
     best_mcc: float = -2.0
@@ -73,7 +73,7 @@ def make_owner(
         template=initial,
         vectors=vectors,
         rule_state=rules.make(config.federated).init(vectors.params),
-        n_optimizer=sum(floats),
+        optimizer_sizes=tuple(floats),
     )
 
 
@@ -96,16 +96,20 @@ def set_up(state: ModelOwner) -> Steps:
 def train_round(state: ModelOwner, number: int) -> Steps:
     """Round `number` (from 1): averages, applies the rule, has the new model judged."""
     collect = aggregation.make(state.config, state.hospitals).collect
-    average_optimizer = state.config.federated.optimizer_state == "average"
-    sizes = [len(vector) for vector in state.vectors]
-    total = yield from collect(sizes + [state.n_optimizer] * average_optimizer, 0)
+    n_params = len(state.vectors.params)
+    sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
+    if state.config.federated.optimizer_state == "average":
+        sizes += state.optimizer_sizes
+    total = yield from collect(sizes, 0)
     more = {}
     if total.weight:  # 0: every site has stopped for good
-        params, moments, *optimizer = total.mean()
+        mean = total.mean()
+        params, moments, optimizer = mean[:n_params], mean[n_params], mean[n_params + 1 :]
         rule = rules.make(state.config.federated)
         new, rule_state = rule.apply(state.rule_state, state.vectors.params, params)
         state = dataclasses.replace(state, vectors=Vectors(new, moments), rule_state=rule_state)
-        more = {"optimizer": vector.astype(np.float32) for vector in optimizer}
+        if optimizer:
+            more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
     yield from _send_model(state.hospitals, state.vectors, **more)
     judged = yield from collect((1,), len(state.class_names) ** 2)
     k = len(state.class_names)

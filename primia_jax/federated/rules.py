@@ -1,6 +1,6 @@
 """Aggregation rules: what the model owner makes of the hospitals' average.
 
-A rule is a pair of pure functions over the parameter vector [p] float32:
+A rule is a pair of pure functions over the parameters, a tuple of vectors [p_j] float32:
 
     rule = make(config.federated)
     state = rule.init(params)
@@ -20,19 +20,22 @@ from primia_jax.config import FederatedConfig
 _BETA1, _BETA2 = 0.9, 0.99  # Reddi et al. 2021, section 5
 
 
+Params = tuple[np.ndarray, ...]
+
+
 class Rule(NamedTuple):
     """See the module's docstring; `proximal_mu` is what the hospitals add to their loss."""
 
-    init: Callable[[np.ndarray], Any]
-    apply: Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, Any]]
+    init: Callable[[Params], Any]
+    apply: Callable[[Any, Params, Params], tuple[Params, Any]]
     proximal_mu: float = 0.0
 
 
 class Moments(NamedTuple):
     """State of the adaptive rules."""
 
-    first: np.ndarray  # [p] float32
-    second: np.ndarray  # [p] float32
+    first: Params  # [p_j] float32
+    second: Params  # [p_j] float32
 
 
 def make(config: FederatedConfig) -> Rule:
@@ -41,26 +44,35 @@ def make(config: FederatedConfig) -> Rule:
         return _adaptive(config.server_learning_rate, config.server_tau, config.rule == "fedyogi")
     return Rule(
         init=lambda params: (),
-        apply=lambda state, params, average: (np.asarray(average, np.float32), state),
+        apply=lambda state, params, average: (tuple(a.astype(np.float32) for a in average), state),
         proximal_mu=config.proximal_mu if config.rule == "fedprox" else 0.0,
     )
 
 
 def _adaptive(learning_rate: float, tau: float, yogi: bool) -> Rule:
-    def init(params: np.ndarray) -> Moments:
-        return Moments(np.zeros_like(params), np.full_like(params, tau**2))
+    def init(params: Params) -> Moments:
+        return Moments(
+            tuple(np.zeros_like(w) for w in params),
+            tuple(np.full_like(w, tau**2) for w in params),
+        )
 
-    def apply(
-        state: Moments, params: np.ndarray, average: np.ndarray
-    ) -> tuple[np.ndarray, Moments]:
-        delta = np.asarray(average, np.float32) - params
+    def apply(state: Moments, params: Params, average: Params) -> tuple[Params, Moments]:
+        moved = [one(*leaf) for leaf in zip(params, average, *state)]
+        new, first, second = zip(*moved)
+        return new, Moments(first, second)
+
+    def one(
+        params: np.ndarray, average: np.ndarray, first: np.ndarray, second: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One leaf: its new values and moments."""
+        delta = average.astype(np.float32) - params
         square = delta**2
-        first = np.float32(_BETA1) * state.first + np.float32(1 - _BETA1) * delta
+        first = np.float32(_BETA1) * first + np.float32(1 - _BETA1) * delta
         if yogi:
-            second = state.second - np.float32(1 - _BETA2) * square * np.sign(state.second - square)
+            second = second - np.float32(1 - _BETA2) * square * np.sign(second - square)
         else:
-            second = np.float32(_BETA2) * state.second + np.float32(1 - _BETA2) * square
+            second = np.float32(_BETA2) * second + np.float32(1 - _BETA2) * square
         step = np.float32(learning_rate) * first / (np.sqrt(second) + np.float32(tau))
-        return params + step, Moments(first, second)
+        return params + step, first, second
 
     return Rule(init, apply)

@@ -1,38 +1,53 @@
 """A network's variables as the vectors that hospitals and model owner exchange.
 
-Batch-norm moments travel as (mean, second moment) in float64: the sample-weighted average of second
+The vectors are views of the leaves, so that no second copy of a network is made. Batch-norm moments travel as (mean, second moment) in float64: the sample-weighted average of second
 moments is exactly the pooled second moment, which the average of variances is not.
 
-Axis letters: p parameters, c channels of all batch norms together.
+Axis letters: p_j elements of the j-th leaf, c channels of all batch norms together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.flatten_util import ravel_pytree
 
 Variables = Mapping[str, Any]  # {"params": tree} and perhaps {"batch_stats": tree}
 
 
 class Vectors(NamedTuple):
-    """A network as two vectors."""
+    """A network without its structure."""
 
-    params: np.ndarray  # [p] float32
+    params: tuple[np.ndarray, ...]  # [p_j] float32, in JAX's order of the leaves
     moments: np.ndarray  # [2c] float64: for each batch norm, in order of its path, mean then E[x²]
 
 
 def to_vectors(variables: Variables) -> Vectors:
     """The vectors of `variables`."""
-    params, _ = ravel_pytree(variables["params"])
     parts = []
     for mean, var in _batch_norms(variables).values():
         mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
         parts += [mean, var + mean**2]
     moments = np.concatenate(parts) if parts else np.zeros(0)
-    return Vectors(np.asarray(params), moments)
+    return Vectors(flat(variables["params"]), moments)
+
+
+def flat(tree: Any) -> tuple[np.ndarray, ...]:
+    """The leaves of `tree` as vectors [p_j]."""
+    return tuple(np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(tree))
+
+
+def unflat(template: Any, vectors: Sequence[np.ndarray]) -> Any:
+    """The tree of `template`'s structure, shapes and types with the values of `vectors`."""
+    leaves, structure = jax.tree.flatten(template)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.numpy.asarray(np.reshape(vector, leaf.shape), leaf.dtype)
+            for leaf, vector in zip(leaves, vectors, strict=True)
+        ],
+    )
 
 
 def from_vectors(template: Variables, vectors: Vectors) -> dict[str, Any]:
@@ -40,17 +55,16 @@ def from_vectors(template: Variables, vectors: Vectors) -> dict[str, Any]:
 
     A pooled variance that rounding made negative becomes 0.
     """
-    _, unravel = ravel_pytree(template["params"])
-    variables = {"params": unravel(jax.numpy.asarray(vectors.params, np.float32))}
+    variables = {"params": unflat(template["params"], vectors.params)}
     if "batch_stats" in template:
-        flat, at = {}, 0
+        moments, at = {}, 0
         for path, (mean, _) in _batch_norms(template).items():
             width = mean.shape[0]
             mean, second = vectors.moments[at : at + width], vectors.moments[at + width :][:width]
-            flat[*path, "mean"] = np.asarray(mean, np.float32)
-            flat[*path, "var"] = np.asarray(np.maximum(second - mean**2, 0), np.float32)
+            moments[*path, "mean"] = np.asarray(mean, np.float32)
+            moments[*path, "var"] = np.asarray(np.maximum(second - mean**2, 0), np.float32)
             at += 2 * width
-        variables["batch_stats"] = traverse_util.unflatten_dict(flat)
+        variables["batch_stats"] = traverse_util.unflatten_dict(moments)
     return variables
 
 

@@ -8,9 +8,6 @@ encoded, not hoped for.
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from primia_jax.errors import ConfigError
 from primia_jax.mpc import ring
 
@@ -42,11 +39,11 @@ def encode(values: Any, weight: Any, frac_bits: int) -> Any:
       frac_bits: f.
 
     Returns:
-      uint64 [n]. To be called (and traced) inside `ring.x64()`.
+      uint64 [n], of NumPy or of JAX as `values` are; of JAX to be called inside `ring.x64()`.
     """
-    scale = jnp.asarray(weight, jnp.float64) * 2.0**frac_bits
-    scaled = jnp.round(values.astype(jnp.float64) * scale)
-    return jax.lax.bitcast_convert_type(scaled.astype(jnp.int64), jnp.uint64)
+    xp = values.__array_namespace__()
+    scaled = xp.round(values.astype(xp.float64) * (weight * 2.0**frac_bits))
+    return ring.from_signed(scaled.astype(xp.int64))
 
 
 def decode(words: Any, frac_bits: int) -> Any:

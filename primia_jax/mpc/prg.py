@@ -7,6 +7,7 @@ Axis letters: m elements, b blocks of 16 words.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from primia_jax.mpc import ring
 
 SEED_BYTES = 32
+_CHUNK = 1 << 15  # elements: 256 KB, which stay in the processor's cache
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
@@ -37,17 +39,25 @@ def expand(seed: Any, n_elements: int, nonce: int = 0) -> Any:
     """
     on_cpu = not isinstance(seed, jax.core.Tracer) and jax.default_backend() == "cpu"
     if on_cpu:
-        return _expand_openssl(np.asarray(seed), n_elements, nonce)
+        pieces = [piece.copy() for piece in chunks(np.asarray(seed), n_elements, nonce)]
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.uint64)
     with ring.x64():
         return _expand_jax(jnp.asarray(seed), n_elements, nonce)
 
 
-def _expand_openssl(seed: np.ndarray, n_elements: int, nonce: int) -> np.ndarray:
+def chunks(seed: np.ndarray, n_elements: int, nonce: int = 0) -> Iterator[np.ndarray]:
+    """The same elements as `expand` gives, piece by piece, on a CPU.
+
+    Each piece is overwritten by the next: a stream as long as a network never stands in memory.
+    """
     counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
     cipher = Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
-    stream = np.zeros(8 * n_elements, np.uint8)
-    cipher.update_into(stream.data, stream.data)
-    return stream.view("<u8")
+    zeros = np.zeros(8 * min(_CHUNK, n_elements), np.uint8)
+    stream = np.empty_like(zeros)
+    for start in range(0, n_elements, _CHUNK):
+        size = 8 * min(_CHUNK, n_elements - start)
+        cipher.update_into(zeros[:size].data, stream[:size].data)
+        yield stream[:size].view("<u8")
 
 
 def _expand_jax(seed: Any, n_elements: int, nonce: int) -> Any:

@@ -16,53 +16,50 @@ def own_share(secret: Any, seeds: Sequence[Any]) -> Any:
     """The dealer's own share: secret − Σ_j expand(seed_j), uint64 [n].
 
     Args:
-      secret: uint64 [n]; consumed: its memory may be reused for the share.
+      secret: uint64 [n]; consumed: a NumPy array that may be written to is overwritten.
       seeds: one fresh seed (uint8 [32]) for each of the other parties.
     """
-    share = ring.checked(secret)
-    for seed in seeds:
-        share = _subtract(share, prg.expand(seed, share.shape[0]))
-    return share
+    return _accumulate(np.subtract, secret, seeds)
 
 
 def sum_of_shares(own: Any, seeds: Sequence[Any]) -> Any:
     """own + Σ_i expand(seed_i): the sum of all shares that one party holds, uint64 [n].
 
     Args:
-      own: uint64 [n]; consumed.
+      own: uint64 [n]; consumed, as by `own_share`.
       seeds: the seeds received from the other dealers.
     """
-    total = ring.checked(own)
-    for seed in seeds:
-        total = _add(total, prg.expand(seed, total.shape[0]))
-    return total
+    return _accumulate(np.add, own, seeds)
 
 
 def reconstruct(shares: Iterable[Any]) -> Any:
     """Σ_j x_j mod 2^64, uint64 [n]; the shares are left as they are."""
     total = None
     for share in shares:
+        share = ring.checked(share)
         if total is None:
-            total = np.array(share) if isinstance(share, np.ndarray) else ring.checked(share)
+            total = np.array(share) if isinstance(share, np.ndarray) else share
+        elif isinstance(total, np.ndarray) and isinstance(share, np.ndarray):
+            np.add(total, share, out=total)
         else:
-            total = _add(total, ring.checked(share))
+            with ring.x64():
+                total = total + share
     return total
 
 
-def _add(left: Any, right: Any) -> Any:
-    if _in_place(left, right):
-        return np.add(left, right, out=left)
+def _accumulate(operation: np.ufunc, total: Any, seeds: Sequence[Any]) -> Any:
+    """`total` with the expansions of all `seeds` added or subtracted."""
+    total = ring.checked(total)
+    if isinstance(total, np.ndarray) and total.flags.writeable:
+        for seed in seeds:
+            at = 0
+            for piece in prg.chunks(np.asarray(seed), len(total)):
+                part = total[at : at + len(piece)]
+                operation(part, piece, out=part)
+                at += len(piece)
+        return total
     with ring.x64():
-        return left + right
-
-
-def _subtract(left: Any, right: Any) -> Any:
-    if _in_place(left, right):
-        return np.subtract(left, right, out=left)
-    with ring.x64():
-        return left - right
-
-
-def _in_place(left: Any, right: Any) -> bool:
-    """Both in main memory and `left` ours to overwrite: sums of 90 MB want no copies."""
-    return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and left.flags.writeable
+        for seed in seeds:
+            mask = prg.expand(seed, total.shape[0])
+            total = total + mask if operation is np.add else total - mask
+    return total
