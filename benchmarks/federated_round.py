@@ -67,7 +67,7 @@ class BareLoop:
         self.data = plan.sites[0].load()[0]
         self.learner = local_training.make_learner(config, 3)
         template = local_training.template(self.learner, 64, 1)
-        self.variables = jax.tree.map(jax.numpy.asarray, template)
+        self.variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), template)
         self.opt_state = self.learner.optimizer.init(self.variables["params"])
         self.statistics = Statistics(np.float32(0.5), np.float32(0.25), np.ones(3, np.float32))
 

@@ -15,7 +15,7 @@ class PhantomConfig:
     difficulty: float = setting(
         1.0, "subtlety of the findings and strength of noise", low=0, high=3
     )
-    scanner: int = setting(0, "first scanner of the family of scanners, one a hospital", low=0)
+    scanner: int = setting(0, "first scanner of the family, one a hospital; from 100 on another country's", low=0)
 
 
 @dataclasses.dataclass(frozen=True)

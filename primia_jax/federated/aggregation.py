@@ -133,9 +133,9 @@ def additive(
         yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
 
     def collect(sizes: Sequence[int], n_counts: int) -> Steps:
-        total = yield Receive(hospitals[0])
-        for hospital in hospitals[1:]:  # summed as they come: each is as long as the network
-            total = sharing.reconstruct((total, (yield Receive(hospital))))
+        total = None
+        for hospital in hospitals:  # summed as they come: each is as long as the network
+            total = sharing.include(total, (yield Receive(hospital)))
         return _decoded(total, sizes, n_counts, settings.frac_bits)
 
     return Aggregation(contribute, collect)

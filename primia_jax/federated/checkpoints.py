@@ -74,9 +74,7 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
         raise CheckpointError(f"no checkpoint of round {round_number} in {folder}")
     if not jax.tree.leaves(template):
         return template
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), template
-    )
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(target.absolute() / name, abstract)
@@ -86,11 +84,11 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
         ) from error
     tree = jax.tree.map(np.asarray, tree)
     for (path, found), wanted in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(template)):
-        if found.shape != np.shape(wanted):  # orbax does not object
+        if found.shape != wanted.shape:  # orbax does not object
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise CheckpointError(
                 f"{target} does not hold the state of this model: {where} has shape "
-                f"{found.shape}, not {np.shape(wanted)}"
+                f"{found.shape}, not {wanted.shape}"
             )
     return tree
 

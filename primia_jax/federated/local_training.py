@@ -67,10 +67,9 @@ def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 
 
 
 def template(learner: Learner, image_size: int, channels: int) -> dict[str, Any]:
-    """Variables of the network's structure; their values do not matter."""
+    """Shapes and types of the network's variables."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    shapes = jax.eval_shape(learner.module.init, jax.random.key(0), image)
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(shapes))
+    return dict(jax.eval_shape(learner.module.init, jax.random.key(0), image))
 
 
 def _make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

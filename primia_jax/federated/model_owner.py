@@ -35,7 +35,7 @@ class ModelOwner:
     hospitals: tuple[str, ...]
     config: ExperimentConfig
     class_names: tuple[str, ...]
-    template: Any  # variables of the network; values without meaning once training began
+    template: Any  # shapes and types of the network's variables
     vectors: Vectors  # the global model
     rule_state: Any
     optimizer_sizes: tuple[int, ...]  # of the float leaves of a hospital's optimiser state
@@ -70,7 +70,7 @@ def make_owner(
         hospitals=hospitals,
         config=config,
         class_names=class_names,
-        template=initial,
+        template=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), initial),
         vectors=vectors,
         rule_state=rules.make(config.federated).init(vectors.params),
         optimizer_sizes=tuple(floats),
@@ -127,8 +127,7 @@ def train_round(state: ModelOwner, number: int) -> Steps:
 
 
 def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
-    for name in to:
-        yield Send(name, {"model": tuple(vectors), **more}, "global model")
+    yield Send(tuple(to), {"model": tuple(vectors), **more}, "global model")
 
 
 def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:

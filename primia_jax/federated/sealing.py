@@ -72,8 +72,7 @@ def distribute_keys(hospitals: Sequence[str]) -> Steps:
     directory = {}
     for hospital in hospitals:
         directory[hospital] = yield Receive(hospital)
-    for hospital in hospitals:
-        yield Send(hospital, directory, "public keys")
+    yield Send(tuple(hospitals), directory, "public keys")
 
 
 def _derive(shared: bytes, sender_public: bytes, receiver_public: bytes) -> bytes:

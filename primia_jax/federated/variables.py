@@ -51,15 +51,15 @@ def unflat(template: Any, vectors: Sequence[np.ndarray]) -> Any:
 
 
 def from_vectors(template: Variables, vectors: Vectors) -> dict[str, Any]:
-    """Variables of `template`'s structure (its values do not matter) from `vectors`.
+    """Variables of `template`'s structure, shapes and types from `vectors`.
 
     A pooled variance that rounding made negative becomes 0.
     """
     variables = {"params": unflat(template["params"], vectors.params)}
     if "batch_stats" in template:
         moments, at = {}, 0
-        for path, (mean, _) in _batch_norms(template).items():
-            width = mean.shape[0]
+        for path, (like, _) in _batch_norms(template).items():
+            width = like.shape[0]
             mean, second = vectors.moments[at : at + width], vectors.moments[at + width :][:width]
             moments[*path, "mean"] = np.asarray(mean, np.float32)
             moments[*path, "var"] = np.asarray(np.maximum(second - mean**2, 0), np.float32)

@@ -36,15 +36,24 @@ def reconstruct(shares: Iterable[Any]) -> Any:
     """Σ_j x_j mod 2^64, uint64 [n]; the shares are left as they are."""
     total = None
     for share in shares:
-        share = ring.checked(share)
-        if total is None:
-            total = np.array(share) if isinstance(share, np.ndarray) else share
-        elif isinstance(total, np.ndarray) and isinstance(share, np.ndarray):
-            np.add(total, share, out=total)
-        else:
-            with ring.x64():
-                total = total + share
+        total = include(total, share)
     return total
+
+
+def include(total: Any, share: Any) -> Any:
+    """total + share, uint64 [n], for shares that come one by one.
+
+    Args:
+      total: what was summed before, consumed; None at the first share.
+      share: uint64 [n]; left as it is.
+    """
+    share = ring.checked(share)
+    if isinstance(share, np.ndarray) and (total is None or isinstance(total, np.ndarray)):
+        return np.array(share) if total is None else np.add(total, share, out=total)
+    if total is None:
+        return share
+    with ring.x64():
+        return total + share
 
 
 def _accumulate(operation: np.ufunc, total: Any, seeds: Sequence[Any]) -> Any:

@@ -22,6 +22,7 @@ from primia_jax.runtime.party import (
     Steps,
     checked_event,
     message_bytes,
+    receivers,
 )
 from primia_jax.runtime.trace import MessageRecord, PartyTrace, Trace
 
@@ -128,18 +129,18 @@ class _LocalRun:
         trace.seconds += spent
 
     def _put(self, name: str, event: Send) -> None:
-        trace, line = self.traces[name], (name, event.to)
-        n_bytes = message_bytes(event.message)
-        self.line_free[line] = max(
-            trace.seconds, self.line_free[line]
-        ) + self.link.transfer_seconds(n_bytes)
-        arrives = self.line_free[line] + self.link.delay_seconds(len(self.records))
-        trace.bytes_sent += n_bytes
-        trace.messages_sent += 1
-        self.records.append(
-            MessageRecord(name, event.to, event.label, n_bytes, trace.seconds, arrives)
-        )
-        self.inbox[event.to, name].append((event.message, arrives, trace.depth + 1))
+        trace, n_bytes = self.traces[name], message_bytes(event.message)
+        for to in receivers(event):
+            line = (name, to)
+            begins = max(trace.seconds, self.line_free[line])
+            self.line_free[line] = begins + self.link.transfer_seconds(n_bytes)
+            arrives = self.line_free[line] + self.link.delay_seconds(len(self.records))
+            trace.bytes_sent += n_bytes
+            trace.messages_sent += 1
+            self.records.append(
+                MessageRecord(name, to, event.label, n_bytes, trace.seconds, arrives)
+            )
+            self.inbox[to, name].append((event.message, arrives, trace.depth + 1))
 
     def _take(self, name: str, event: Receive) -> Message:
         message, arrives, depth = self.inbox[name, event.sender].popleft()

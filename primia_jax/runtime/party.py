@@ -27,9 +27,12 @@ Message = Any  # a pytree of arrays
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Hands `message`, a pytree of arrays, to the party named `to`; the sender does not wait."""
+    """Hands `message`, a pytree of arrays, to the party named `to`; the sender does not wait.
 
-    to: str
+    With several names the same message goes to each of them.
+    """
+
+    to: str | tuple[str, ...]
     message: Message
     label: str = ""  # what it is and which mask hides it, for traces and audits
 
@@ -83,17 +86,23 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | 
         )
     if not isinstance(event, (Send, Receive)):
         raise ProtocolError(f"{party} yielded {type(event).__name__}: only Send and Receive may be")
-    other = event.to if isinstance(event, Send) else event.sender
-    if other not in parties or other == party:
-        raise ProtocolError(f"{party} names '{other}' in a message; known: {', '.join(parties)}")
+    for other in receivers(event) if isinstance(event, Send) else (event.sender,):
+        if other not in parties or other == party:
+            known = ", ".join(parties)
+            raise ProtocolError(f"{party} names '{other}' in a message; known: {known}")
     if isinstance(event, Send):
         leaves = jax.tree.leaves(event.message, is_leaf=lambda leaf: leaf is None)
         for leaf in leaves:
             if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
                 raise ProtocolError(
-                    f"{party} sent a {type(leaf).__name__} to {other}: every leaf must be an array"
+                    f"{party} sent a {type(leaf).__name__} to {event.to}: every leaf must be an array"
                 )
     return event
+
+
+def receivers(event: Send) -> tuple[str, ...]:
+    """The parties that `event` goes to."""
+    return (event.to,) if isinstance(event.to, str) else event.to
 
 
 def message_bytes(message: Message) -> int:

@@ -27,6 +27,16 @@ def _alice(state, n):
     return state + 1, int(total)
 
 
+def _announce(state):
+    yield Send(("bob", "carol"), {"x": np.arange(5)})
+    return state, None
+
+
+def _hear(state):
+    message = yield Receive("alice")
+    return state, message["x"].sum()
+
+
 def _ask_carol(n):
     yield Send("carol", np.asarray(n))
     answer = yield Receive("carol")
@@ -116,6 +126,11 @@ class DriverContract:
         assert trace.parties["alice"].bytes_sent == 4 * (3 * 8 + 4) + 8
         assert trace.round_trips == 1.0
         assert trace.bytes_sent == sum(p.bytes_sent for p in trace.parties.values())
+
+    def test_one_message_to_several(self, driver):
+        reports, trace = driver.run({"alice": _announce, "bob": _hear, "carol": _hear})
+        assert reports == {"alice": None, "bob": 10, "carol": 10}
+        assert trace.bytes_sent == 2 * 40 and trace.parties["alice"].messages_sent == 2
 
     def test_a_failure_is_told_and_changes_no_state(self, driver):
         before = self._states(driver)
