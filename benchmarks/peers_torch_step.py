@@ -16,6 +16,8 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
     def __init__(self, inputs, outputs, stride):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -28,11 +30,14 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x):
+        """[n c h w] -> [n outputs h/stride w/stride]."""
         y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         return functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
 class ResNet18(nn.Module):
+    """torchvision's network for colour images and 3 classes."""
+
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
@@ -43,6 +48,7 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(512, 3)
 
     def forward(self, x):
+        """[n 3 s s] -> logits [n 3]."""
         x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.blocks(functional.max_pool2d(x, 3, 2, 1))
         return self.fc(x.mean((2, 3)))

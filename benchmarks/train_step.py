@@ -1,4 +1,4 @@
-"""Speed of a ResNet-18 training step and of inference on a CPU, beside XLA's convolution and PyTorch.
+"""A ResNet-18's training step and inference on a CPU, beside XLA's convolution and PyTorch.
 
     python -m benchmarks.train_step [--torch_python=PATH]
 
@@ -80,7 +80,7 @@ def measure(image_size: int, batch: int, torch_python: str) -> dict[str, Any]:
 
 
 def fastest(actions: dict[str, Callable[[], float]], repetitions: int) -> dict[str, float]:
-    """Seconds of the fastest repetition of each; they take turns. The first round does not count."""
+    """Seconds of the fastest repetition of each; they take turns. The first does not count."""
     rounds = [{name: act() for name, act in actions.items()} for _ in range(repetitions + 1)]
     return {name: min(seconds[name] for seconds in rounds[1:]) for name in actions}
 

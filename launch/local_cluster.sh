@@ -83,30 +83,37 @@ start_node() {
   nodes+=("$!")
 }
 
-# await NAME PID TEST...: waits until TEST succeeds; gives up if the node has ended, or after 60 s.
+# await PID TEST...: waits until TEST succeeds; false if the node has ended, or after 60 s.
 await() {
-  local name="$1" pid="$2" tries=300
-  shift 2
+  local pid="$1" tries=300
+  shift
   until "$@"; do
-    if ! kill -0 "$pid" 2>/dev/null || ((tries-- == 0)); then
-      echo "$0: the node '$name' did not start:" >&2
-      tail -n 15 "$root/$name.log" >&2
-      exit 1
-    fi
+    kill -0 "$pid" 2>/dev/null && ((tries-- > 0)) || return 1
     sleep 0.2
   done
 }
 
+give_up() {
+  echo "$0: the node '$1' did not start:" >&2
+  tail -n 15 "$root/$1.log" >&2
+  exit 1
+}
+
 start_node head --head --port=0 --num-cpus=0 --include-dashboard=false --temp-dir="$root/ray"
-await head "${nodes[0]}" test -s "$root/ray/ray_current_cluster"
+await "${nodes[0]}" test -s "$root/ray/ray_current_cluster" || give_up head
 RAY_ADDRESS="$(<"$root/ray/ray_current_cluster")"
 export RAY_ADDRESS
+# One after the other, and again if need be: Ray gives a node 30 s, which a busy machine may exceed.
 for ((i = 1; i <= workers; i++)); do
-  start_node "worker_$i" --address="$RAY_ADDRESS" --num-cpus="$cpus" --include-log-monitor=false \
-    --resources="{\"hospital\": 1, \"worker_$i\": 1}"
-done
-for ((i = 1; i <= workers; i++)); do
-  await "worker_$i" "${nodes[i]}" grep -q 'Ray runtime started' "$root/worker_$i.log"
+  for attempt in 1 2 3; do
+    start_node "worker_$i" --address="$RAY_ADDRESS" --num-cpus="$cpus" \
+      --include-log-monitor=false --resources="{\"hospital\": 1, \"worker_$i\": 1}"
+    await "${nodes[-1]}" grep -q 'Ray runtime started' "$root/worker_$i.log" && break
+    ((attempt < 3)) || give_up "worker_$i"
+    kill -TERM "${nodes[-1]}" 2>/dev/null || true
+    wait "${nodes[-1]}" 2>/dev/null || true
+    unset 'nodes[-1]'
+  done
 done
 
 if (($# == 0)); then

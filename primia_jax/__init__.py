@@ -13,7 +13,7 @@ __all__ = ["Predictions", "Result", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """The programmatic API, imported on first use: parts of the package need neither JAX nor Ray."""
+    """The API, imported on first use: parts of the package need neither JAX nor Ray."""
     if name in __all__:
         from primia_jax import experiment
 

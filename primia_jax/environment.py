@@ -20,7 +20,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def compilation_cache_dir() -> str:
-    """Where compiled programs are kept: JAX's own setting, or a folder for this kind of processor."""
+    """Where compiled programs are kept: JAX's own setting, or a folder for this processor."""
     if _CACHE in os.environ:
         return os.environ[_CACHE]
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()

@@ -1,4 +1,4 @@
-"""Turns a loose ConfigDict into a frozen, typed, checked dataclass: everything is checked at the door.
+"""Turns a loose ConfigDict into a frozen, typed dataclass: everything is checked at the door.
 
 A section is a frozen dataclass whose fields are made by `setting`; the schema is the class itself,
 so that a key cannot exist without a type, a default, allowed values and a sentence of explanation.
@@ -27,7 +27,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A field of a section: its default, what it means, and which values it may take (inclusive)."""
+    """A field of a section: default, meaning, and which values it may take (inclusive)."""
     metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -78,7 +78,7 @@ def from_config_dict(
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"config.{where} = {value!r}: expected a section of settings")
-            values[name] = from_config_dict(hint, value, where + ".")  # type: ignore[type-var]
+            values[name] = from_config_dict(typing.cast(Any, hint), value, where + ".")
         else:
             values[name] = _checked(value, hint, field.metadata, where)
     return cls(**values)

@@ -15,7 +15,9 @@ class PhantomConfig:
     difficulty: float = setting(
         1.0, "subtlety of the findings and strength of noise", low=0, high=3
     )
-    scanner: int = setting(0, "first scanner of the family, one a hospital; from 100 on another country's", low=0)
+    scanner: int = setting(
+        0, "first scanner of the family, one a hospital; from 100 on another country's", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +169,8 @@ class SecureAggregationConfig:
     """Fixed point in Z_2^64; the sum is proven not to overflow, or refused."""
 
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
-    clip: float = setting(1024.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
-    max_samples: int = setting(1 << 20, "public bound on one hospital's samples", low=1, high=2**40)
+    clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
+    max_samples: int = setting(1 << 17, "public bound on one hospital's samples", low=1, high=2**40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +188,12 @@ class RuntimeConfig:
     driver: str = setting("ray", "real actors, or all in this process", choices=("ray", "local"))
     threads: int = setting(
         0,
-        "threads of a party's computing; part of what makes runs bit-identical (0: cores / hospitals)",
+        "threads of a party, part of what makes runs bit-identical (0: cores / hospitals)",
         low=0,
         high=1024,
     )
     cpus_per_hospital: float = setting(
-        0.01, "Ray CPUs reserved for a hospital; a little keeps it off nodes without any", low=0, high=1024
+        0.01, "Ray CPUs of a hospital; a little keeps it off nodes without any", low=0, high=1024
     )
     gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
     message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)

@@ -13,6 +13,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,8 +112,8 @@ def additive(
     x_i − Σ_j PRG(s_ij); it sends s_ij, sealed, to each j; what it sends to the owner is
     its own share + Σ_j PRG(s_ji). Summed over i all PRG terms cancel and Σ x_i remains.
 
-    Cost for N hospitals and vectors of length p: N(N−1) messages of 60 bytes between hospitals and N
-    of 8p bytes to the owner; two one-way messages deep.
+    Cost for N hospitals and p values: N(N−1) messages of 60 bytes between hospitals, and N of
+    8(p + 1) bytes to the owner; two one-way messages deep.
     """
     fixed_point.prove_no_overflow(
         settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
@@ -187,6 +188,6 @@ def _decoded(total: Any, sizes: Sequence[int], n_counts: int, frac_bits: int) ->
         return Total((), 0, np.zeros(n_counts, np.int64))
     signed = ring.to_signed(np.asarray(total))
     ends = np.cumsum([0, *sizes])
-    values = tuple(signed[a:b] * 2.0**-frac_bits for a, b in zip(ends, ends[1:]))
+    values = tuple(signed[a:b] * 2.0**-frac_bits for a, b in itertools.pairwise(ends))
     integers = signed[ends[-1] :]
     return Total(values, int(integers[0]), integers[1 : 1 + n_counts])

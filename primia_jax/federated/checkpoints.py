@@ -4,7 +4,7 @@
     workdir/checkpoints/round_000012/        the model owner's state (orbax) and about.json
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
 
-A round is complete once `latest.json` names it. What a crash leaves of a later round is overwritten.
+A round is complete once `latest.json` names it. What a crash leaves of a later one is overwritten.
 """
 
 import json

@@ -202,9 +202,9 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def batches(seed: int, site: int, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
     """Indices [b] of the batches of a site, from its `first` local step on, without end.
 
-    Every epoch is a permutation drawn from (seed, site, epoch); its last batch is filled up from its
-    own beginning, so that all batches have one shape. The order depends on nothing else: a
-    run that goes on at step `first` sees what an unbroken run would have seen.
+    Every epoch is a permutation drawn from (seed, site, epoch); its last batch is filled up from
+    its own beginning, so that all batches have one shape. The order depends on nothing else: a run
+    that goes on at step `first` sees what an unbroken run would have seen.
     """
     batch_size = min(batch_size, n)
     per_epoch = steps_per_epoch(n, batch_size)

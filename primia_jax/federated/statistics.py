@@ -39,7 +39,8 @@ def contribution(data: Dataset) -> Contribution:
 def pooled(total: Total, class_names: tuple[str, ...], weighted: bool) -> Statistics:
     """Mean and standard deviation over all pixels of all hospitals, and class weights.
 
-    Mean and deviation are rounded to multiples of 2^-16. A class's weight is inversely proportional to its count, with mean 1 over the records.
+    Mean and deviation are rounded to multiples of 2^-16. A class's weight is inversely proportional
+    to its count, with mean 1 over the records.
 
     Raises:
       DataError: if a class has no training image anywhere.

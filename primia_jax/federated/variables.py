@@ -1,7 +1,8 @@
 """A network's variables as the vectors that hospitals and model owner exchange.
 
-The vectors are views of the leaves, so that no second copy of a network is made. Batch-norm moments travel as (mean, second moment) in float64: the sample-weighted average of second
-moments is exactly the pooled second moment, which the average of variances is not.
+The vectors are views of the leaves, so that no second copy of a network is made. Batch-norm
+moments travel as (mean, second moment) in float64: the sample-weighted average of second moments
+is exactly the pooled second moment, which the average of variances is not.
 
 Axis letters: p_j elements of the j-th leaf, c channels of all batch norms together.
 """

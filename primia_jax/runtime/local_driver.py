@@ -1,8 +1,8 @@
 """All parties in one process, each with a virtual clock.
 
 A party's clock advances by the measured time of its own computing; a message arrives at
-`max(send time, end of the line's last transfer) + bytes / bandwidth + latency`. So one machine shows
-the seconds that several would take at any latency, without sleeping.
+`max(send time, end of the line's last transfer) + bytes / bandwidth + latency`. So one machine
+shows the seconds that several would take at any latency, without sleeping.
 """
 
 import collections

@@ -95,7 +95,7 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | 
         for leaf in leaves:
             if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
                 raise ProtocolError(
-                    f"{party} sent a {type(leaf).__name__} to {event.to}: every leaf must be an array"
+                    f"{party} sent {event.to} a {type(leaf).__name__}: every leaf must be an array"
                 )
     return event
 

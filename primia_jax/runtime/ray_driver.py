@@ -103,7 +103,7 @@ class RayDriver:
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
-          ClusterError: if the cluster has too little for the placements, or an actor does not start.
+          ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
         placements = placements or {}
         _check_resources(placements)
@@ -178,8 +178,9 @@ def _check_resources(placements: Mapping[str, Placement]) -> None:
         wanted = sum(getattr(place, setting) for place in placements.values())
         if wanted > there.get(resource, 0.0):
             raise ClusterError(
-                f"the parties ask for {wanted:g} {resource}s and the cluster has "
-                f"{there.get(resource, 0.0):g}; lower config.runtime.{resource.lower()}s_per_hospital"
+                f"the parties ask for {wanted:g} {resource}s, the cluster has "
+                f"{there.get(resource, 0.0):g}; "
+                f"lower config.runtime.{resource.lower()}s_per_hospital"
             )
 
 

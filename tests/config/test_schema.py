@@ -5,6 +5,7 @@ import pathlib
 import runpy
 
 import pytest
+
 from primia_jax.config import ExperimentConfig, from_config_dict, settled, to_config_dict, to_plain
 from primia_jax.errors import ConfigError
 

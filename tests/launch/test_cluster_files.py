@@ -151,3 +151,18 @@ def command_lines() -> Iterator[str]:
             yield path.read_text(errors="replace")
         except OSError:  # it has ended
             continue
+
+
+@pytest.mark.slow
+def test_the_smoke_run_over_two_worker_nodes(tmp_path):
+    """The whole system on a cluster of several nodes gives the figures of one machine."""
+    launch = (sys.executable, "-m", "primia_jax.launch", "--config=configs/smoke.py")
+    on_nodes = run(
+        *(str(LOCAL), "--workers=2", "--", *launch, f"--workdir={tmp_path / 'nodes'}"),
+        "--ray_address=$RAY_ADDRESS",
+    )
+    assert on_nodes.returncode == 0, on_nodes.stderr
+    alone = run(*launch, f"--workdir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    metrics = [(tmp_path / name / "metrics.json").read_text() for name in ("nodes", "alone")]
+    assert metrics[0] == metrics[1]

@@ -11,6 +11,7 @@ import pytest
 from primia_jax import models
 from primia_jax.config.sections import ModelConfig
 from primia_jax.errors import ConfigError
+from primia_jax.models import resnet
 
 KEY = jax.random.key(7)
 SMALL = ModelConfig(name="simple", width=8)
@@ -57,6 +58,8 @@ def test_settings_combine(settings, side):
     """Smallest images, odd sides: finite logits, and moments exactly where the norm has them."""
     config = ModelConfig(width=4, **settings)
     module = models.build(config, 3)
+    if config.name == "resnet18":  # two stages show what four would, and compile sooner
+        module = module.clone(blocks=(1, 1))
     variables = models.init(module, KEY, side, config.channels)
     assert ("batch_stats" in variables) == (config.norm in ("batch", "frozen"))
     x = images(2, side, config.channels)
@@ -93,16 +96,14 @@ def test_initial_values_follow_the_key_alone():
     assert spread == pytest.approx(np.sqrt(2 / (9 * 256)), rel=0.02)
 
 
-@pytest.mark.parametrize("settings", [{"name": "resnet18"}, {"name": "vgg16"}], ids=str)
-def test_kinds_of_convolution_give_one_network(settings):
+def test_kinds_of_convolution_give_one_network():
     outs = []
     for kind in ("xla", "im2col", "auto"):
-        config = ModelConfig(width=4, convolution=kind, **settings)
-        module = models.build(config, 3)
+        module = resnet.ResNet(blocks=(1, 1), n_classes=3, width=4, convolution=kind)
         variables = models.init(module, KEY, 32, 1)
         outs.append(jax.jit(module.apply)(variables, images(2, 32, 1)))
-    np.testing.assert_allclose(outs[1], outs[0], atol=1e-4)
-    np.testing.assert_allclose(outs[2], outs[0], atol=1e-4)
+    np.testing.assert_allclose(outs[1], outs[0], atol=1e-5)
+    np.testing.assert_allclose(outs[2], outs[0], atol=1e-5)
 
 
 def primitives(jaxpr):
@@ -163,12 +164,16 @@ def test_simple_network_learns():
 
 def test_dropout_acts_only_with_a_key():
     module = models.build(ModelConfig(name="vgg16", norm="none", width=4), 3)
-    variables = models.init(module, KEY, 32, 1)
-    x = images(2, 32, 1)
-    still = module.apply(variables, x, train=True)
-    np.testing.assert_array_equal(still, module.apply(variables, x, train=False))
-    dropped = module.apply(variables, x, train=True, rngs={"dropout": KEY})
-    assert np.any(dropped != still)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+    variables = jax.eval_shape(module.init, KEY, x)
+
+    def draws(train, rngs):
+        apply = lambda v, x: module.apply(v, x, train=train, rngs=rngs)  # noqa: E731
+        return "random_bits" in str(jax.make_jaxpr(apply)(variables, x))
+
+    assert draws(True, {"dropout": KEY})
+    assert not draws(True, None)
+    assert not draws(False, {"dropout": KEY})
 
 
 def test_impossible_settings_are_refused():

@@ -1,4 +1,4 @@
-"""The generator behind every mask: the published cipher, under the whole key, whatever computes it."""
+"""The generator behind every mask: the published cipher, under the whole key, on any backend."""
 
 import jax
 import jax.numpy as jnp

@@ -194,7 +194,7 @@ def test_what_making_a_state_raises_is_told(ray_cluster):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:port"])
 def test_a_dead_address_is_one_clear_line(address):
-    with pytest.raises(ClusterError, match="ray_address|no Ray cluster answers"), cluster(address):
+    with pytest.raises(ClusterError, match=r"ray_address|no Ray cluster answers"), cluster(address):
         pass
 
 
