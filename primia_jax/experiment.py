@@ -26,6 +26,8 @@ from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
 from primia_jax.federated import checkpoints
+from primia_jax.federated.aggregation import OWNER
+from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.runtime import Driver, Link, LocalDriver, Trace
@@ -67,11 +69,11 @@ def train(
     clock = _Phases()
     with clock("reading the data"):
         plan = make_plan(config)
+    progress = Progress()
     if resume:
-        last, best = directory.resume(config)
+        progress = directory.resume(config)
     else:
         directory.begin(config)
-        last, best = 0, 0
     hospitals = tuple(site.site for site in plan.sites)
     warnings = [f"{len(plan.skipped)} unreadable files were left out"] if plan.skipped else []
     with (
@@ -80,14 +82,16 @@ def train(
     ):
         for warning in warnings:
             console.message(f"warning: {warning}")
-        if last:
-            console.message(f"going on after round {last} (best so far: round {best})")
-        if last < config.federated.rounds:
+        if progress.round:
+            console.message(
+                f"going on after round {progress.round} (best so far: round {progress.best_round})"
+            )
+        if progress.round < config.federated.rounds and not progress.finished:
             console.stage("starting")
             with clock("starting the parties"):
                 driver = stack.enter_context(_driver(config, plan, ray_address))
             federation = Federation(driver, config, hospitals, directory.path)
-            last, best = _train_rounds(federation, directory, console, clock, last)
+            progress = _train_rounds(federation, directory, console, clock, progress)
             driver.close()
         console.stage("testing")
         with clock("testing"):
@@ -98,9 +102,9 @@ def train(
     metrics = {
         "mode": config.federated.mode,
         "model": config.model.name,
-        "rounds": last,
-        "best_round": best,
-        "validation": validation[best - 1]["validation"] if validation else None,
+        "rounds": progress.round,
+        "best_round": progress.best_round,
+        "validation": validation[progress.best_round - 1]["validation"],
         "test": tested.scores if tested else None,
     }
     checkpoints.write_json(directory.path / "metrics.json", metrics)
@@ -219,39 +223,39 @@ def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -
 
 
 def _train_rounds(
-    federation: Federation, directory: Workdir, console: Console, clock: "_Phases", last: int
-) -> tuple[int, int]:
-    """Trains from after round `last` to the end; returns the last round and the best one."""
+    federation: Federation,
+    directory: Workdir,
+    console: Console,
+    clock: "_Phases",
+    progress: Progress,
+) -> Progress:
+    """Trains from where `progress` is to the end."""
     console.stage("set-up")
     with clock("set-up"):
-        _, trace = federation.set_up(last)
+        _, trace = federation.set_up(progress.round)
     clock.add_bytes("set-up", trace)
-    best = 0
-    writer = directory.tensorboard(last + 1)
-    try:
-        for number in range(last + 1, federation.config.federated.rounds + 1):
+    with contextlib.closing(directory.tensorboard(progress.round + 1)) as writer:
+        for number in range(progress.round + 1, federation.config.federated.rounds + 1):
             console.stage("training")
             with clock("rounds"):
                 start = time.perf_counter()
                 reports, trace = federation.train_round(number)
                 seconds = time.perf_counter() - start
             clock.add_bytes("rounds", trace)
-            best = reports["model_owner"]["best_round"]
+            owner = reports[OWNER]
+            progress = Progress(number, owner["best_round"], owner["finished"])
             lines = _round_lines(number, federation.hospitals, reports, trace, seconds)
             console.stage("saving")
             with clock("checkpoints"):
                 federation.save(number)
                 directory.append_rounds(lines)
-                federation.commit(number, best)
+                checkpoints.commit(federation.owner_folder, progress)
             write_scalars(writer, lines)
             console.round(lines)
-            last = number
-            if reports["model_owner"]["finished"]:
+            if progress.finished:
                 console.message(f"every site has stopped early; the training ends after {number}")
                 break
-    finally:
-        writer.close()
-    return last, best
+    return progress
 
 
 def _round_lines(
@@ -275,7 +279,7 @@ def _round_lines(
                 "bytes_sent": cost.bytes_sent,
             }
         )
-    owner = reports["model_owner"]
+    owner = reports[OWNER]
     lines.append(
         {
             "round": number,

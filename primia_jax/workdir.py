@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 from primia_jax.config import ExperimentConfig, to_plain
 from primia_jax.errors import ConfigError, StorageError
 from primia_jax.federated import checkpoints
+from primia_jax.federated.checkpoints import Progress
 
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
@@ -54,17 +55,17 @@ class Workdir:
             if (self.path / name).exists():
                 shutil.move(self.path / name, target / name)
 
-    def resume(self, config: ExperimentConfig) -> tuple[int, int]:
-        """(last complete round, best round so far); drops what was logged of later rounds.
+    def resume(self, config: ExperimentConfig) -> Progress:
+        """How far the run in the folder came; drops what was logged of later rounds.
 
-        (0, 0) where no round was completed: the run begins anew.
+        Where no round was completed the run begins anew.
 
         Raises:
           ConfigError: if the run was begun with other settings, naming them.
         """
         if not (self.path / "config.json").exists():
             self.begin(config)
-            return 0, 0
+            return Progress()
         stored = checkpoints.read_json(self.path / "config.json")
         changed = sorted(_differences(stored, to_plain(config)))
         if changed:
@@ -74,11 +75,11 @@ class Workdir:
             )
         if not (self.checkpoints / checkpoints.LATEST).exists():
             (self.path / "rounds.jsonl").unlink(missing_ok=True)
-            return 0, 0
-        latest = checkpoints.latest(self.checkpoints)
-        lines = [line for line in self.rounds() if line["round"] <= latest["round"]]
+            return Progress()
+        progress = checkpoints.latest(self.checkpoints)
+        lines = [line for line in self.rounds() if line["round"] <= progress.round]
         self._write_rounds(lines, "w")
-        return latest["round"], latest["best_round"]
+        return progress
 
     def rounds(self) -> list[dict[str, Any]]:
         """The lines of rounds.jsonl; a last line that a crash cut short is left out."""

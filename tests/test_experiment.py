@@ -200,3 +200,13 @@ def test_more_hospitals_than_patients(tmp_path):
     config.federated.hospitals = 40
     with pytest.raises(DataError, match=r"patients.*40 hospitals"):
         primia_jax.train(config, tmp_path / "run")
+
+
+def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
+    config = smoke_config("federated")
+    config.model.norm = "group"
+    config.training.learning_rate = config.training.end_learning_rate = 0.0
+    config.federated.early_stopping.update(enabled=True, check_every=2, stop_after_rounds=1)
+    first = primia_jax.train(config, tmp_path).metrics
+    assert first["rounds"] < config.federated.rounds
+    assert primia_jax.train(config, tmp_path, resume=True).metrics == first

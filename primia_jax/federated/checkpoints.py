@@ -1,6 +1,6 @@
 """Checkpoints of the parties, and the commit that makes a round count.
 
-    workdir/checkpoints/latest.json          {"round": r, "best_round": b}: written last, atomically
+    workdir/checkpoints/latest.json          which round is complete: written last, atomically
     workdir/checkpoints/round_000012/        the model owner's state (orbax) and about.json
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
 
@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -98,17 +98,25 @@ def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:
     return read_json(round_folder(folder, round_number) / "about.json")
 
 
-def commit(folder: pathlib.Path, round_number: int, best_round: int) -> None:
-    """Declares `round_number` complete.
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    round: int = 0  # the last complete one
+    best_round: int = 0  # the one with the best federated validation so far
+    finished: bool = False  # nothing is left to train, though rounds may be left
+
+
+def commit(folder: pathlib.Path, progress: Progress) -> None:
+    """Declares a round complete.
 
     Raises:
       StorageError: if it cannot be written; the round before stays the complete one.
     """
-    write_json(folder / LATEST, {"round": round_number, "best_round": best_round})
+    write_json(folder / LATEST, progress._asdict())
 
 
-def latest(folder: pathlib.Path) -> dict[str, int]:
-    """{"round", "best_round"} of the last complete round.
+def latest(folder: pathlib.Path) -> Progress:
+    """The last complete round.
 
     Raises:
       CheckpointError: if no round was ever completed there.
@@ -117,7 +125,7 @@ def latest(folder: pathlib.Path) -> dict[str, int]:
         raise CheckpointError(
             f"no checkpoint in {folder}; train one with --mode=train --workdir={folder.parent}"
         )
-    return read_json(folder / LATEST)
+    return Progress(**read_json(folder / LATEST))
 
 
 def prune(folder: pathlib.Path, keep: Collection[int]) -> None:

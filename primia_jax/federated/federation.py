@@ -13,7 +13,7 @@ from typing import Any
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import DataPlan, SiteData
 from primia_jax.errors import DataError
-from primia_jax.federated import checkpoints, crypto_provider, hospital, model_owner
+from primia_jax.federated import crypto_provider, hospital, model_owner
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.runtime import Driver, Locally, Trace
 
@@ -103,10 +103,6 @@ class Federation:
         programs = self._at_sites(hospital.save, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
         self.driver.run({**programs, OWNER: Locally(save)})
-
-    def commit(self, number: int, best_round: int) -> None:
-        """Declares round `number` complete."""
-        checkpoints.commit(self.owner_folder, number, best_round)
 
     def _at_sites(self, function: Callable[..., Any], number: int) -> Mapping[str, Any]:
         return {

@@ -159,7 +159,7 @@ def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[Model
     vectors = variables.to_vectors(model["variables"])
     state = dataclasses.replace(
         state,
-        vectors=vectors._replace(moments=server["moments"]),
+        vectors=vectors._replace(moments=server.get("moments", vectors.moments)),
         rule_state=server["rule"],
         best_round=about["best_round"],
         best_mcc=about["best_mcc"],
@@ -182,4 +182,7 @@ def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int)
 
 def _server(state: ModelOwner) -> dict[str, Any]:
     """What a resumed run needs besides the model; float64, so that it goes on bit for bit."""
-    return {"moments": state.vectors.moments, "rule": state.rule_state}
+    tree = {"rule": state.rule_state}
+    if state.vectors.moments.size:  # orbax stores no empty arrays
+        tree["moments"] = state.vectors.moments
+    return tree

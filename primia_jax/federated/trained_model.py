@@ -40,7 +40,7 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
       CheckpointError: if there is none, or it is another network than `config.model`.
     """
     folder = workdir / "checkpoints"
-    number = checkpoints.latest(folder)["best_round"]
+    number = checkpoints.latest(folder).best_round
     about = checkpoints.about(folder, number)
     asked, stored = to_plain(config.model), about["model"]
     for key, value in stored.items():

@@ -51,7 +51,8 @@ def train(federation, first=0, rounds=None, save=False):
         reports.append(federation.train_round(number)[0])
         if save:
             federation.save(number)
-            federation.commit(number, reports[-1][OWNER]["best_round"])
+            best = reports[-1][OWNER]["best_round"]
+            checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
     return reports
 
 
@@ -218,7 +219,7 @@ def test_disk_full_keeps_the_round_before(tmp_path, monkeypatch):
     ):
         federation.save(2)
     monkeypatch.undo()
-    assert checkpoints.latest(federation.owner_folder)["round"] == 1
+    assert checkpoints.latest(federation.owner_folder).round == 1
     again = start(tmp_path)
     train(again, first=1)
     whole = start(tmp_path / "whole")
