@@ -8,12 +8,16 @@ validation. Rounds with plain and with secure aggregation and the bare loop take
 busy machine slows all three alike; medians are compared. Prints JSON lines:
 
 - `throughput_over_bare_loop`: images a second of the federation (plain aggregation) over those of
-  a bare loop over the same jitted step in one process on all cores.
+  a bare loop over the same jitted step in one process on all cores;
+  `throughput_over_bare_loops_in_parallel`: over those of such loops in the hospitals' own
+  processes, which is what federation itself costs.
 - `secure_over_plain`: seconds of a round.
 - `actor_peak_bytes`: largest resident memory that any party's process reached.
 """
 
 import argparse
+import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -31,10 +35,11 @@ import numpy as np  # noqa: E402
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
-from primia_jax.federated import local_training  # noqa: E402
+from primia_jax.federated import hospital, local_training  # noqa: E402
 from primia_jax.federated.federation import Federation, party_makers  # noqa: E402
+from primia_jax.federated.hospital import Hospital  # noqa: E402
 from primia_jax.federated.local_training import Statistics, Step  # noqa: E402
-from primia_jax.runtime import ray_driver  # noqa: E402
+from primia_jax.runtime import Locally, ray_driver  # noqa: E402
 
 HOSPITALS, BATCH = 3, 16
 
@@ -59,37 +64,39 @@ def experiment(mode: str, steps: int) -> ExperimentConfig:
     )
 
 
-class BareLoop:
-    """The same jitted step on the same images, and nothing else."""
+def bare_loop(site: Hospital, steps: int) -> tuple[Hospital, float]:
+    """The same jitted step on the same images and nothing else; returns its seconds."""
+    variables, opt_state = jax.tree.map(jax.numpy.array, (site.variables, site.opt_state))
+    order = local_training.batches(0, site.index, len(site.train), BATCH, 0)
+    start = time.perf_counter()
+    for step, batch in enumerate(itertools.islice(order, steps)):
+        variables, opt_state, loss = site.learner.train(
+            variables,
+            opt_state,
+            site.variables["params"],
+            site.train.images[batch],
+            site.train.labels[batch],
+            site.statistics,
+            np.uint32(0),
+            Step(np.uint32(1), np.uint32(site.index), np.uint32(step)),
+            np.float32(1e-4),
+        )
+    loss.block_until_ready()
+    return site, time.perf_counter() - start
 
-    def __init__(self, config: ExperimentConfig):
-        plan = make_plan(config)
-        self.data = plan.sites[0].load()[0]
-        self.learner = local_training.make_learner(config, 3)
-        template = local_training.template(self.learner, 64, 1)
-        self.variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), template)
-        self.opt_state = self.learner.optimizer.init(self.variables["params"])
-        self.statistics = Statistics(np.float32(0.5), np.float32(0.25), np.ones(3, np.float32))
 
-    def run(self, steps: int) -> float:
-        """Seconds of `steps` steps."""
-        order = local_training.batches(0, 0, len(self.data), BATCH, 0)
-        start = time.perf_counter()
-        for step, batch in enumerate(itertools.islice(order, steps)):
-            at = Step(np.uint32(1), np.uint32(0), np.uint32(step))
-            self.variables, self.opt_state, loss = self.learner.train(
-                self.variables,
-                self.opt_state,
-                self.variables["params"],
-                self.data.images[batch],
-                self.data.labels[batch],
-                self.statistics,
-                np.uint32(0),
-                at,
-                np.float32(1e-4),
-            )
-        loss.block_until_ready()
-        return time.perf_counter() - start
+def lone_site(config: ExperimentConfig) -> Hospital:
+    """One hospital in this process, with all cores."""
+    plan = make_plan(config)
+    site = hospital.make_hospital(config, ("hospital_0",), 0, *plan.sites[0].load())
+    template = local_training.template(site.learner, config.data.image_size, config.model.channels)
+    variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), template)
+    return dataclasses.replace(
+        site,
+        statistics=Statistics(np.float32(0.5), np.float32(0.25), np.ones(3, np.float32)),
+        variables=variables,
+        opt_state=site.learner.optimizer.init(variables["params"]),
+    )
 
 
 def main() -> None:
@@ -99,20 +106,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="local steps a round")
     given = parser.parse_args()
     images = HOSPITALS * given.steps * BATCH
-    seconds: dict[str, list[float]] = {"federated": [], "federated_secure": [], "bare": []}
+    seconds: dict[str, list[float]] = {
+        kind: [] for kind in ("federated", "federated_secure", "bare", "bare_in_parallel")
+    }
     with tempfile.TemporaryDirectory() as folder, ray_driver.cluster(None):
         federations = {
             mode: start(experiment(mode, given.steps), pathlib.Path(folder) / mode)
             for mode in ("federated", "federated_secure")
         }
-        loop = BareLoop(experiment("federated", given.steps))
-        loop.run(2)
+        site = lone_site(experiment("federated", given.steps))
+        bare_loop(site, 2)
         for number in range(1, given.rounds + 2):
             for mode, federation in federations.items():
                 begin = time.perf_counter()
                 federation.train_round(number)
                 seconds[mode].append(time.perf_counter() - begin)
-            seconds["bare"].append(loop.run(HOSPITALS * given.steps))
+            seconds["bare"].append(bare_loop(site, HOSPITALS * given.steps)[1])
+            loops = Locally(functools.partial(bare_loop, steps=given.steps))
+            plain = federations["federated"]
+            reports, _ = plain.driver.run(dict.fromkeys(plain.hospitals, loops))
+            seconds["bare_in_parallel"].append(max(reports.values()))
         peaks = [federation.driver.peak_bytes() for federation in federations.values()]
     middle = {kind: statistics.median(times[1:]) for kind, times in seconds.items()}
     setting = {
@@ -127,6 +140,7 @@ def main() -> None:
     show(
         setting,
         throughput_over_bare_loop=middle["bare"] / middle["federated"],
+        throughput_over_bare_loops_in_parallel=middle["bare_in_parallel"] / middle["federated"],
         images_per_second=images / middle["federated"],
         bare_images_per_second=images / middle["bare"],
     )

@@ -16,6 +16,7 @@ alike, and the fastest repetition of each counts. Prints one JSON line a shape:
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -24,13 +25,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from primia_jax import environment
 
-from primia_jax import models
-from primia_jax.config import ModelConfig
+environment.set_up_process()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+from primia_jax import models  # noqa: E402
+from primia_jax.config import ModelConfig  # noqa: E402
 
 SHAPES = ((64, 16), (224, 8))  # side of the images, images of a batch
 REPETITIONS, INFERENCES = 8, 30
@@ -49,14 +54,14 @@ def main() -> None:
 
 def measure(image_size: int, batch: int, torch_python: str) -> dict[str, Any]:
     """The JSON line of one shape."""
-    images = np.random.default_rng(0).normal(size=(batch, image_size, image_size, 3))
-    images = jnp.asarray(images, jnp.float32)
+    noise = np.random.default_rng(0).normal(size=(batch, image_size, image_size, 3))
+    images = jnp.asarray(noise, jnp.float32)
     labels = jnp.arange(batch) % 3
     auto, infer_auto, compile_seconds = jax_steps("auto", images, labels)
     xla, infer_xla, _ = jax_steps("xla", images, labels)
     steps = {"auto": auto, "xla": xla}
     peers = [start_peer(torch_python, image_size, batch, f) for f in FORMATS if torch_python]
-    steps.update((f"torch {i}", lambda peer=peer: peer_step(peer)) for i, peer in enumerate(peers))
+    steps |= {f"torch {i}": functools.partial(peer_step, peer) for i, peer in enumerate(peers)}
     inferences = {"auto": infer_auto, "xla": infer_xla}
     best = fastest(steps, REPETITIONS)
     for peer in peers:

@@ -8,7 +8,7 @@ for each shape and for each of the output and the two gradients, between XLA, on
 over patches (im2col) and Winograd's minimal filtering F(2×2, 3×3) (Lavin and Gray 2016).
 
 Axis letters: n images, h/w rows and columns, i/o input and output channels, k/m kernel offsets,
-t tiles of 2×2 output pixels, a/b rows and columns within a tile (4×4 inputs, 2×2 outputs).
+a/b rows and columns within a tile (4×4 inputs, 2×2 outputs).
 """
 
 import functools
