@@ -218,6 +218,7 @@ def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -
 
     hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital, run.threads)
     placements = {site.site: hospital for site in plan.sites}
+    placements[OWNER] = ray_driver.Placement(threads=run.threads, with_driver=True)
     with ray_driver.cluster(ray_address):
         yield ray_driver.RayDriver(makers, link, placements, run.message_timeout_s)
 

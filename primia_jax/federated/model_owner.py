@@ -131,7 +131,11 @@ def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
 
 
 def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:
-    """Writes the state after a round; the last two rounds and the best one stay."""
+    """Writes the state after a round.
+
+    The last two rounds stay, and the best ones as of now and as of the last commit, so that there
+    is a best model to be found whenever a crash comes.
+    """
     about = {
         "round": number,
         "best_round": state.best_round,
@@ -147,7 +151,8 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "statistics": state.statistics._asdict(),
     }
     checkpoints.save(folder, number, {"model": model, "server": _server(state)}, about)
-    checkpoints.prune(folder, (number - 1, number, state.best_round))
+    committed = checkpoints.latest(folder).best_round if number > 1 else 0
+    checkpoints.prune(folder, (number - 1, number, state.best_round, committed))
     return state, None
 
 

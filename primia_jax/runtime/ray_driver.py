@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from primia_jax.environment import compilation_cache_dir, thread_variables
 from primia_jax.errors import ClusterError, ProtocolError, UserError
@@ -43,6 +44,7 @@ class Placement:
     num_cpus: float = 0.0
     num_gpus: float = 0.0
     threads: int = 1
+    with_driver: bool = False  # on the node of the program that starts the run, to share its disk
 
 
 @contextlib.contextmanager
@@ -113,7 +115,7 @@ class RayDriver:
             self.actors[name] = _RemoteParty.options(
                 num_cpus=place.num_cpus,
                 num_gpus=place.num_gpus,
-                scheduling_strategy="SPREAD",
+                scheduling_strategy=_here() if place.with_driver else "SPREAD",
                 runtime_env={"env_vars": thread_variables(place.threads)},
             ).remote(name, link, timeout_s)
         self._runs = 0
@@ -169,6 +171,10 @@ class RayDriver:
         if failure is not None:
             raise failure
         return results
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _check_resources(placements: Mapping[str, Placement]) -> None:

@@ -234,11 +234,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         other.set_up(1)
 
 
+def test_a_best_model_is_there_whenever_a_crash_comes(tmp_path):
+    """A new best round that was saved but not committed must not cost the committed best one."""
+    federation = start(tmp_path, federated={"rounds": 6})
+    train(federation, rounds=4, save=True)
+    committed = checkpoints.latest(federation.owner_folder).best_round
+    federation.train_round(5)
+    owner = at(federation, OWNER)
+    federation.driver.states[OWNER] = dataclasses.replace(owner, best_round=5, best_mcc=1.0)
+    federation.save(5)
+    assert checkpoints.round_folder(federation.owner_folder, committed).is_dir()
+
+
 def test_old_checkpoints_go_but_the_best_stays(tmp_path):
     federation = start(tmp_path, federated={"rounds": 4})
     reports = train(federation, save=True)
-    best = reports[-1][OWNER]["best_round"]
+    best = {report[OWNER]["best_round"] for report in reports[-2:]}
     kept = {int(p.name.split("_")[1]) for p in federation.owner_folder.glob("round_*")}
-    assert kept == {3, 4, best}
+    assert kept == {3, 4} | best
     sites = list((tmp_path / "sites" / "hospital_1").glob("round_*"))
     assert {p.name for p in sites} == {"round_000003", "round_000004"}
