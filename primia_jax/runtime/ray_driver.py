@@ -21,7 +21,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from primia_jax.environment import compilation_cache_dir, thread_variables
+from primia_jax.environment import compilation_cache_dir, reuse_memory, thread_variables
 from primia_jax.errors import ClusterError, ProtocolError, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import (
@@ -261,6 +261,7 @@ class _PartyActor:
         self._peers: dict[str, Any] = {}
 
     def start(self, make_state: Callable[[], Any], peers: dict[str, Any]) -> None:
+        reuse_memory()
         jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
         self._peers = peers
         self._state = make_state()
