@@ -17,6 +17,8 @@ def train(config: ExperimentConfig, workdir: str, **arguments: Any) -> experimen
     """--mode=train."""
     result = experiment.train(config, workdir, **arguments)
     metrics = result.metrics
+    for warning in result.warnings:
+        print(f"warning: {warning}")
     print(f"kept the model of round {metrics['best_round']} of {metrics['rounds']}")
     if metrics["test"]:
         _print_scores(metrics["test"])

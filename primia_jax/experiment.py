@@ -42,6 +42,7 @@ class Result:
 
     metrics: dict[str, Any]  # what metrics.json holds
     workdir: pathlib.Path
+    warnings: tuple[str, ...] = ()  # what the report warns of
 
 
 def train(
@@ -71,17 +72,15 @@ def train(
         plan = make_plan(config)
     progress = Progress()
     if resume:
-        progress = directory.resume(config)
+        progress = directory.resume(config, plan)
     else:
-        directory.begin(config)
+        directory.begin(config, plan)
     hospitals = tuple(site.site for site in plan.sites)
     warnings = [f"{len(plan.skipped)} unreadable files were left out"] if plan.skipped else []
     with (
         Console(config.federated.rounds, hospitals) as console,
         contextlib.ExitStack() as stack,
     ):
-        for warning in warnings:
-            console.message(f"warning: {warning}")
         if progress.round:
             console.message(
                 f"going on after round {progress.round} (best so far: round {progress.best_round})"
@@ -98,13 +97,17 @@ def train(
             tested = _test(config, directory, plan) if len(plan.test) else None
     if tested is None:
         warnings.append("there is no test set: the model was not judged on images unseen so far")
-    validation = [line for line in directory.rounds() if line["site"] == "all"]
+    elif absent := _absent_classes(tested.data):
+        warnings.append(absent)
+    lines = [line for line in directory.rounds() if line["site"] == "all"]
     metrics = {
         "mode": config.federated.mode,
         "model": config.model.name,
         "rounds": progress.round,
         "best_round": progress.best_round,
-        "validation": validation[progress.best_round - 1]["validation"],
+        "validation": next(
+            (line["validation"] for line in lines if line["round"] == progress.best_round), None
+        ),
         "test": tested.scores if tested else None,
     }
     checkpoints.write_json(directory.path / "metrics.json", metrics)
@@ -125,7 +128,7 @@ def train(
     if tested:
         record = _with_test(record, tested)
     write_report(directory.path / "report.html", record)
-    return Result(metrics, directory.path)
+    return Result(metrics, directory.path, tuple(warnings))
 
 
 def evaluate(
@@ -148,6 +151,7 @@ def evaluate(
             f"the test set has classes {', '.join(plan.class_names)}; the model knows "
             f"{', '.join(model.class_names)}"
         )
+    directory.check_unseen(plan)
     scores = _test(config, directory, plan).scores
     checkpoints.write_json(directory.path / "evaluation.json", scores)
     return scores
@@ -235,7 +239,7 @@ def _train_rounds(
     with clock("set-up"):
         _, trace = federation.set_up(progress.round)
     clock.add_bytes("set-up", trace)
-    with contextlib.closing(directory.tensorboard(progress.round + 1)) as writer:
+    with directory.tensorboard(progress.round + 1) as writer:
         for number in range(progress.round + 1, federation.config.federated.rounds + 1):
             console.stage("training")
             with clock("rounds"):
@@ -254,7 +258,7 @@ def _train_rounds(
             write_scalars(writer, lines)
             console.round(lines)
             if progress.finished:
-                console.message(f"every site has stopped early; the training ends after {number}")
+                console.message(f"too few sites go on training; it ends after round {number}")
                 break
     return progress
 
@@ -318,6 +322,17 @@ def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> _Test
         seed=config.seed,
     )
     return _Tested(data, probabilities, scores)
+
+
+def _absent_classes(test: Dataset) -> str:
+    """A warning that names the classes without test images; empty if there are none."""
+    absent = [n for n, count in zip(test.class_names, test.class_counts()) if not count]
+    if not absent:
+        return ""
+    return (
+        f"no test image is of class {', '.join(absent)}: its sensitivity and the ROC-AUC cannot be "
+        "told, and the other scores speak of the other classes only"
+    )
 
 
 def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:

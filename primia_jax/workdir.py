@@ -1,23 +1,26 @@
 """The files of a run: config.json, rounds.jsonl, metrics.json, tensorboard/ and their order."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from primia_jax.config import ExperimentConfig, to_plain
-from primia_jax.errors import ConfigError, StorageError
+from primia_jax.data import DataPlan
+from primia_jax.errors import ConfigError, DataError, StorageError
 from primia_jax.federated import checkpoints
 from primia_jax.federated.checkpoints import Progress
 
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
-    "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites",
+    "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
+    "data.json",
 )  # fmt: skip
 _FREE = ("name", "evaluation", "runtime")  # sections that a resumed run may change
 
@@ -33,7 +36,7 @@ class Workdir:
         """The model owner's checkpoints."""
         return self.path / "checkpoints"
 
-    def begin(self, config: ExperimentConfig) -> None:
+    def begin(self, config: ExperimentConfig, plan: DataPlan) -> None:
         """Makes the folder; an earlier run in it is moved to `previous/N`, never overwritten.
 
         Raises:
@@ -41,11 +44,30 @@ class Workdir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "config.json").exists():
+            if any((self.path / name).exists() for name in _OWN):
                 self._move_aside()
         except OSError as error:
             raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
         checkpoints.write_json(self.path / "config.json", to_plain(config))
+        data = {"fingerprint": plan.fingerprint, "used": sorted(plan.used)}
+        checkpoints.write_json(self.path / "data.json", data)
+
+    def check_unseen(self, plan: DataPlan) -> None:
+        """That the test images of `plan` were neither trained nor validated on by this run.
+
+        Raises:
+          DataError: naming one that was, or if the split that would tell is another one.
+        """
+        data = checkpoints.read_json(self.path / "data.json")
+        digests = [plan.test_catalogue.digests[i] for i in plan.test]
+        seen = set(data["used"]) & set(digests)
+        if seen:
+            first = plan.test_catalogue.names[plan.test[digests.index(min(seen))]]
+            raise DataError(
+                f"{len(seen)} of {len(digests)} test images were used in training the model in "
+                f"{self.path}, e.g. {first}; evaluate with the training's config.data, "
+                "config.seed and files, or name other images by config.data.test_path"
+            )
 
     def _move_aside(self) -> None:
         numbers = [int(p.name) for p in (self.path / "previous").glob("*") if p.name.isdigit()]
@@ -55,16 +77,17 @@ class Workdir:
             if (self.path / name).exists():
                 shutil.move(self.path / name, target / name)
 
-    def resume(self, config: ExperimentConfig) -> Progress:
+    def resume(self, config: ExperimentConfig, plan: DataPlan) -> Progress:
         """How far the run in the folder came; drops what was logged of later rounds.
 
         Where no round was completed the run begins anew.
 
         Raises:
           ConfigError: if the run was begun with other settings, naming them.
+          DataError: if the images or their split are no longer the same.
         """
         if not (self.path / "config.json").exists():
-            self.begin(config)
+            self.begin(config, plan)
             return Progress()
         stored = checkpoints.read_json(self.path / "config.json")
         changed = sorted(_differences(stored, to_plain(config)))
@@ -73,8 +96,14 @@ class Workdir:
                 f"--resume: the run in {self.path} was begun with other settings: "
                 f"{'; '.join(changed[:5])}; use the same ones or another --workdir"
             )
+        if checkpoints.read_json(self.path / "data.json")["fingerprint"] != plan.fingerprint:
+            raise DataError(
+                f"--resume: the images are no longer those that the run in {self.path} was begun "
+                "with, and test images could be trained on; restore them or begin in another "
+                "--workdir"
+            )
         if not (self.checkpoints / checkpoints.LATEST).exists():
-            (self.path / "rounds.jsonl").unlink(missing_ok=True)
+            self._write_rounds((), "w")
             return Progress()
         progress = checkpoints.latest(self.checkpoints)
         lines = [line for line in self.rounds() if line["round"] <= progress.round]
@@ -111,20 +140,40 @@ class Workdir:
                 f"{self.path / 'rounds.jsonl'} cannot be written: {error}"
             ) from error
 
-    def tensorboard(self, first_round: int) -> SummaryWriter:
+    @contextlib.contextmanager
+    def tensorboard(self, first_round: int) -> Iterator[SummaryWriter]:
         """A writer of TensorBoard events; what it has of `first_round` and later is superseded."""
-        return SummaryWriter(str(self.path / "tensorboard"), purge_step=first_round)
+        try:
+            writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_round)
+        except OSError as error:
+            raise StorageError(f"{self.path / 'tensorboard'} cannot be written: {error}") from error
+        try:
+            yield writer
+        finally:
+            with contextlib.suppress(OSError):  # every round was flushed before
+                writer.close()
 
 
 def write_scalars(writer: SummaryWriter, lines: Iterable[dict[str, Any]]) -> None:
-    """Every number of a round's lines, by name and site."""
-    for line in lines:
-        validation = line.get("validation") or {}
-        values = {**line, **{f"validation_{key}": value for key, value in validation.items()}}
-        for key, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
+    """Writes every number of a round's lines, by name and site.
+
+    Raises:
+      StorageError: if they cannot be written.
+    """
+    try:
+        for line in lines:
+            for key, value in _numbers(line):
                 writer.add_scalar(f"{key}/{line['site']}", value, line["round"])
-    writer.flush()
+        writer.flush()
+    except OSError as error:
+        raise StorageError(f"tensorboard/ cannot be written: {error}") from error
+
+
+def _numbers(line: dict[str, Any]) -> Iterable[tuple[str, float]]:
+    validation = line.get("validation") or {}
+    for key, value in {**line, **{f"validation_{k}": v for k, v in validation.items()}}.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
+            yield key, value
 
 
 def _differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
@@ -134,5 +183,7 @@ def _differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
         old, new = stored.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{path}{key}.")
+        elif isinstance(old, dict) or isinstance(new, dict):
+            yield f"{path}{key}"
         elif old != (list(new) if isinstance(new, tuple) else new):
             yield f"{path}{key} = {old!r}, now {new!r}"

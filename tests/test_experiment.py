@@ -194,6 +194,58 @@ def test_every_hospital_with_its_own_path(tmp_path):
     assert metrics["test"]["n"] == 18
 
 
+def test_other_images_than_those_trained_on(tmp_path):
+    """A file more re-draws the split: the test images would no longer be unseen."""
+    kermany(tmp_path / "xray")
+    for split in ("NORMAL", "PNEUMONIA"):
+        for path in (tmp_path / "xray" / "test" / split).iterdir():
+            name = path.name.replace("IM-0", "IM-7").replace("person", "person77")
+            path.rename(tmp_path / "xray" / "train" / split / name)
+        (tmp_path / "xray" / "test" / split).rmdir()
+    (tmp_path / "xray" / "test").rmdir()
+    config = smoke_config(source="folder", path=str(tmp_path / "xray" / "train"), partition="iid")
+    config.federated.rounds = 1
+    primia_jax.train(config, tmp_path / "run")
+    primia_jax.evaluate(config, tmp_path / "run")
+    config.seed = 5
+    with pytest.raises(DataError, match=r"test images were used in training.*test_path"):
+        primia_jax.evaluate(config, tmp_path / "run")
+    config.seed = 0
+    Image.fromarray(np.full((30, 30), 99, np.uint8)).save(
+        tmp_path / "xray" / "train" / "NORMAL" / "IM-9999-0001.jpeg"
+    )
+    with pytest.raises(DataError, match="the images are no longer those"):
+        primia_jax.train(config, tmp_path / "run", resume=True)
+
+
+def test_a_class_without_test_images_is_warned_of(tmp_path):
+    kermany(tmp_path / "xray")
+    for path in (tmp_path / "xray" / "test" / "PNEUMONIA").glob("*virus*"):
+        path.unlink()
+    config = smoke_config(source="folder", path=str(tmp_path / "xray"), partition="iid")
+    config.federated.rounds = 1
+    (warning,) = primia_jax.train(config, tmp_path / "run").warnings
+    assert "no test image is of class viral" in warning
+
+
+def test_resuming_without_the_log_still_ends(tmp_path):
+    config = smoke_config("federated")
+    config.federated.rounds = 2
+    first = primia_jax.train(config, tmp_path).metrics
+    (tmp_path / "rounds.jsonl").unlink()
+    again = primia_jax.train(config, tmp_path, resume=True).metrics
+    assert again == {**first, "validation": None}
+
+
+def test_what_is_left_of_a_run_is_never_mixed_into_another(tmp_path):
+    config = smoke_config("federated")
+    config.federated.rounds = 1
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1, "site": "all"}\n')
+    primia_jax.train(config, tmp_path, resume=True)
+    assert len(Workdir(tmp_path).rounds()) == 4
+    assert (tmp_path / "previous" / "1" / "rounds.jsonl").exists()
+
+
 def test_more_hospitals_than_patients(tmp_path):
     kermany(tmp_path / "xray", n=2)
     config = smoke_config(source="folder", path=str(tmp_path / "xray"), partition="iid")

@@ -88,7 +88,9 @@ class ModelConfig:
     name: str = setting(
         "resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple")
     )
-    stem: str = setting("imagenet", "7×7/2 and pooling, or 3×3", choices=("imagenet", "small"))
+    stem: str = setting(
+        "imagenet", "of resnets: 7×7/2 and pooling, or 3×3", choices=("imagenet", "small")
+    )
     pooling: str = setting("max", "pooling of the stem", choices=("max", "avg"))
     norm: str = setting(
         "batch",
@@ -170,7 +172,9 @@ class SecureAggregationConfig:
 
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
     clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
-    max_samples: int = setting(1 << 17, "public bound on one hospital's samples", low=1, high=2**40)
+    max_samples: int = setting(
+        1 << 17, "public bound on one hospital's samples", low=1, high=2**29 - 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ The plan travels to the parties as recipes: a hospital reads its own images in i
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -58,6 +59,8 @@ class DataPlan:
     test: np.ndarray  # records of `test_catalogue` that the model owner holds for the final test
     summary: tuple[dict, ...]  # {"site", "split", "counts", "patients"} where known at the door
     skipped: tuple[tuple[str, str], ...]  # files left out, with reasons
+    fingerprint: str  # of all records known at the door and what each is for
+    used: frozenset[str] = frozenset()  # digests of the images for training and validation
 
     def load_test(self, image_size: int) -> Dataset:
         """The test images, each with its site's name (or "test")."""
@@ -103,7 +106,14 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
     if len(test):
         summary.append(_summary("model owner", TEST, test_catalogue, test))
     return DataPlan(
-        tuple(sites), catalogue.class_names, test_catalogue, test, tuple(summary), tuple(skipped)
+        tuple(sites),
+        catalogue.class_names,
+        test_catalogue,
+        test,
+        tuple(summary),
+        tuple(skipped),
+        _fingerprint((catalogue, splits), (test_catalogue, None)),
+        frozenset(catalogue.digests[i] for i in held),
     )
 
 
@@ -124,7 +134,17 @@ def make_test_plan(config: ExperimentConfig) -> DataPlan:
             "config.data.test_fraction"
         )
     summary = (_summary("model owner", TEST, catalogue, test),)
-    return DataPlan((), catalogue.class_names, catalogue, test, summary, catalogue.skipped)
+    return DataPlan((), catalogue.class_names, catalogue, test, summary, catalogue.skipped, "")
+
+
+def _fingerprint(*parts: tuple[Catalogue, np.ndarray | None]) -> str:
+    """Changes with any image, label, patient or split of the catalogues."""
+    content = hashlib.sha256()
+    for catalogue, splits in parts:
+        columns = (catalogue.names, catalogue.digests, catalogue.labels, catalogue.patients)
+        for record in zip(*columns, catalogue.names if splits is None else splits):
+            content.update("\0".join(map(str, record)).encode() + b"\n")
+    return content.hexdigest()
 
 
 def _open_and_split(config: ExperimentConfig) -> tuple[Catalogue, np.ndarray]:
@@ -148,7 +168,15 @@ def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
         for i in range(config.federated.hospitals)
     )
     summary = (_summary("model owner", TEST, catalogue, test),)
-    return DataPlan(sites, catalogue.class_names, catalogue, test, summary, catalogue.skipped)
+    return DataPlan(
+        sites,
+        catalogue.class_names,
+        catalogue,
+        test,
+        summary,
+        catalogue.skipped,
+        _fingerprint((catalogue, None)),
+    )
 
 
 def _own_test_set(

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from primia_jax.config.sections import DataConfig
-from primia_jax.data import csv_source, file_catalogue, folders, image_files
+from primia_jax.data import csv_source, folders, image_files
 from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.image_files import ImageError
 from primia_jax.errors import DataError
@@ -88,7 +88,10 @@ def predict_inputs(
         used.append(name)
         images.append(image_files.fit(decoded.pixels, image_size))
     if not images:
-        raise DataError(file_catalogue.unreadable(skipped, len(files), f"input {path}"))
+        name, reason = skipped[0]
+        raise DataError(
+            f"input {path}: none of {len(files)} files is usable, e.g. {name}: {reason}"
+        )
     return used, image_files.stack(images), skipped
 
 

@@ -5,11 +5,13 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 `Total` from `collect`. Two kinds share this interface:
 
 - `plain`: the owner receives each hospital's values and weight. FedAvg without protection.
-- `secure`: the paper's secure aggregation. Each hospital splits its fixed-point n_i·v_i, n_i and
+- `additive`: the paper's secure aggregation. Each hospital splits its fixed-point n_i·v_i, n_i and
   counts into additive shares over Z_2^64, one for every hospital; each hospital sums the shares it
   holds; the owner receives these sums and can open only the total. The owner learns neither an
-  update nor a sample count; nor does any set of hospitals short of all but one, nor anybody who
-  reads the messages between hospitals. All parties follow the protocol (honest but curious).
+  update nor a sample count from one sum; nor does any set of hospitals short of all but one, nor
+  anybody who reads the messages between hospitals. All parties follow the protocol (honest but
+  curious). Totals of several rounds can be compared: where a site stops early for good, the total
+  of the samples falls by that site's.
 """
 
 import functools
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import Receive, Send, Steps
@@ -54,7 +56,7 @@ class Contribution(NamedTuple):
     """One hospital's part of a sum."""
 
     values: tuple[Any, ...]  # float arrays [p_j]
-    weight: int  # n_i; 0 leaves the hospital out of the average, unseen by anybody
+    weight: int  # n_i; 0 leaves the hospital out of the average
     counts: Any  # int64 [c], summed unweighted
 
 
@@ -134,9 +136,12 @@ def additive(
         yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
 
     def collect(sizes: Sequence[int], n_counts: int) -> Steps:
-        total = None
+        total, length = None, sum(sizes) + 1 + n_counts
         for hospital in hospitals:  # summed as they come: each is as long as the network
-            total = sharing.include(total, (yield Receive(hospital)))
+            share = yield Receive(hospital)
+            if getattr(share, "shape", None) != (length,):
+                raise ProtocolError(f"{hospital} sent a share that is no vector of {length} words")
+            total = sharing.include(total, share)
         return _decoded(total, sizes, n_counts, settings.frac_bits)
 
     return Aggregation(contribute, collect)
@@ -166,16 +171,19 @@ def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> A
 def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig) -> None:
     """What `prove_no_overflow` assumed of the values."""
     if not 0 <= own.weight <= settings.max_samples:
-        raise ProtocolError(
-            f"{me} holds {own.weight} samples; config.secure_aggregation.max_samples is "
-            f"{settings.max_samples}"
+        raise ConfigError(
+            f"{me} holds {own.weight} samples; config.secure_aggregation.max_samples allows "
+            f"{settings.max_samples}: raise it"
         )
     if np.any(np.asarray(own.counts) < 0) or np.any(np.asarray(own.counts) > settings.max_samples):
-        raise ProtocolError(f"{me}: a count lies outside [0, {settings.max_samples}] (max_samples)")
+        raise ConfigError(
+            f"{me}: a count lies outside [0, {settings.max_samples}], the bound of "
+            "config.secure_aggregation.max_samples"
+        )
     for value in own.values:
         largest = float(np.max(np.abs(value), initial=0.0))
         if not largest <= settings.clip:
-            raise ProtocolError(
+            raise ConfigError(
                 f"{me}: a value to be averaged has magnitude {largest:g}, beyond "
                 f"config.secure_aggregation.clip = {settings.clip:g} (or is no number); "
                 "the training has diverged or the clip is too tight"

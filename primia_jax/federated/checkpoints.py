@@ -71,7 +71,10 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
     """
     target = round_folder(folder, round_number)
     if not target.is_dir():
-        raise CheckpointError(f"no checkpoint of round {round_number} in {folder}")
+        raise CheckpointError(
+            f"no checkpoint of round {round_number} in {folder}; restore that folder, or begin "
+            "anew without --resume"
+        )
     if not jax.tree.leaves(template):
         return template
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)

@@ -1,6 +1,6 @@
 """The crypto provider: in training it introduces the hospitals' keys to one another.
 
-It sees public keys only. (In encrypted inference it deals correlated randomness.)
+It sees public keys only.
 """
 
 import dataclasses

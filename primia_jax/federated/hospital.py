@@ -7,10 +7,12 @@ console and rounds.jsonl), never to the model owner.
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
@@ -91,8 +93,11 @@ def set_up(state: Hospital) -> Steps:
 
 def train_round(state: Hospital, number: int) -> Steps:
     """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
+    weight = 0 if state.watch.stopped else len(state.train)
     state, result = _train_locally(state, number)
-    yield from state.aggregation.contribute(state.name, state.keys, _contribution(state, result))
+    yield from state.aggregation.contribute(
+        state.name, state.keys, _contribution(state, result, weight)
+    )
     state = _take_over(state, result, (yield Receive(OWNER)))
     judged = _score(state, state.variables)
     yield from state.aggregation.contribute(
@@ -181,8 +186,12 @@ def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
     return every * local_training.steps_per_epoch(n_train, config.training.batch_size)
 
 
-def _contribution(state: Hospital, result: _Trained) -> Contribution:
-    """The site's part of the model average; a site that has stopped has weight 0."""
+def _contribution(state: Hospital, result: _Trained, weight: int) -> Contribution:
+    """The site's part of the model average, and whether it will train in the next round (1 or 0).
+
+    A site that has stopped for good has weight 0; in the round in which it decides so it still
+    counts, so that nobody's model is ever summed alone (see `model_owner.train_round`).
+    """
     params, moments = variables.to_vectors(result.variables)
     values = (*params, moments)
     if not all(np.isfinite(vector).all() for vector in values):
@@ -191,9 +200,8 @@ def _contribution(state: Hospital, result: _Trained) -> Contribution:
             f"config.training.learning_rate = {state.config.training.learning_rate:g}"
         )
     if state.config.federated.optimizer_state == "average":
-        values += variables.flat(_floats(result.opt_state))
-    weight = 0 if state.watch.stopped else len(state.train)
-    return Contribution(values, weight, np.zeros(0, np.int64))
+        values += variables.flat(_floats(_with_moments(jax.numpy.sqrt, result.opt_state)))
+    return Contribution(values, weight, np.asarray([not state.watch.stopped], np.int64))
 
 
 def _score(state: Hospital, model: Any) -> local_training.Score:
@@ -219,7 +227,24 @@ def _take_over(state: Hospital, result: _Trained, message: Any) -> Hospital:
         opt_state = jax.tree.unflatten(
             structure, [next(averaged) if _is_float(leaf) else leaf for leaf in leaves]
         )
+        opt_state = _with_moments(jax.numpy.square, opt_state)
     return dataclasses.replace(state, variables=new, opt_state=opt_state)
+
+
+def _with_moments(function: Callable[[Any], Any], opt_state: Any) -> Any:
+    """`opt_state` with Adam's second moments changed by `function`.
+
+    Their roots are what is averaged: the moments themselves, often below 10^-8, would vanish in the
+    fixed point.
+    """
+
+    def changed(part: Any) -> Any:
+        is_adam = isinstance(part, optax.ScaleByAdamState)
+        return part._replace(nu=jax.tree.map(function, part.nu)) if is_adam else part
+
+    return jax.tree.map(
+        changed, opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState)
+    )
 
 
 def _floats(tree: Any) -> list[Any]:

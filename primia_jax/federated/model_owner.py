@@ -94,23 +94,27 @@ def set_up(state: ModelOwner) -> Steps:
 
 
 def train_round(state: ModelOwner, number: int) -> Steps:
-    """Round `number` (from 1): averages, applies the rule, has the new model judged."""
+    """Round `number` (from 1): averages, applies the rule, has the new model judged.
+
+    The training is finished once too few sites will go on: under secure aggregation fewer than two,
+    since the sum over a single site is that site's model.
+    """
     collect = aggregation.make(state.config, state.hospitals).collect
     n_params = len(state.vectors.params)
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
         sizes += state.optimizer_sizes
-    total = yield from collect(sizes, 0)
+    total = yield from collect(sizes, 1)
+    mean = total.mean()
+    params, moments, optimizer = mean[:n_params], mean[n_params], mean[n_params + 1 :]
+    rule = rules.make(state.config.federated)
+    new, rule_state = rule.apply(state.rule_state, state.vectors.params, params)
+    state = dataclasses.replace(state, vectors=Vectors(new, moments), rule_state=rule_state)
     more = {}
-    if total.weight:  # 0: every site has stopped for good
-        mean = total.mean()
-        params, moments, optimizer = mean[:n_params], mean[n_params], mean[n_params + 1 :]
-        rule = rules.make(state.config.federated)
-        new, rule_state = rule.apply(state.rule_state, state.vectors.params, params)
-        state = dataclasses.replace(state, vectors=Vectors(new, moments), rule_state=rule_state)
-        if optimizer:
-            more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
+    if optimizer:
+        more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
     yield from _send_model(state.hospitals, state.vectors, **more)
+    needed = 2 if state.config.federated.mode == "federated_secure" else 1
     judged = yield from collect((1,), len(state.class_names) ** 2)
     k = len(state.class_names)
     metrics = metrics_from_confusion(judged.counts.reshape(k, k), state.class_names)
@@ -121,7 +125,7 @@ def train_round(state: ModelOwner, number: int) -> Steps:
         "validation": metrics,
         "best_round": state.best_round,
         "samples": total.weight,
-        "finished": total.weight == 0,
+        "finished": int(total.counts[0]) < needed,
     }
     return state, report
 

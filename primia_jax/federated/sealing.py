@@ -36,7 +36,7 @@ class KeyRing:
         return np.frombuffer(nonce + cipher.encrypt(nonce, plain.tobytes(), None), np.uint8)
 
     def open(self, sender: str, sealed: np.ndarray) -> np.ndarray:
-        """The inverse of `seal`.
+        """The inverse of `seal`; that a message is new, the order of messages must show.
 
         Raises:
           ProtocolError: if the message was altered, or was not sealed by `sender` for `me`.
@@ -45,7 +45,7 @@ class KeyRing:
         cipher = ChaCha20Poly1305(self.open_keys[sender])
         try:
             plain = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], None)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise ProtocolError(
                 f"{self.me}: a sealed message said to be from {sender} is not authentic"
             ) from None
@@ -61,7 +61,7 @@ def exchange_keys(me: str, peers: Sequence[str], provider: str) -> Steps:
     seal_keys, open_keys = {}, {}
     for peer in peers:
         peer_public = np.asarray(directory[peer]).tobytes()
-        shared = private.exchange(X25519PublicKey.from_public_bytes(peer_public))
+        shared = _agree(private, peer_public, peer)
         seal_keys[peer] = _derive(shared, public, peer_public)
         open_keys[peer] = _derive(shared, peer_public, public)
     return KeyRing(me, seal_keys, open_keys)
@@ -73,6 +73,16 @@ def distribute_keys(hospitals: Sequence[str]) -> Steps:
     for hospital in hospitals:
         directory[hospital] = yield Receive(hospital)
     yield Send(tuple(hospitals), directory, "public keys")
+
+
+def _agree(private: X25519PrivateKey, peer_public: bytes, peer: str) -> bytes:
+    """The secret shared with `peer`."""
+    try:
+        if peer_public == private.public_key().public_bytes_raw():
+            raise ValueError("it is this hospital's own")
+        return private.exchange(X25519PublicKey.from_public_bytes(peer_public))
+    except ValueError as error:
+        raise ProtocolError(f"the public key of {peer} cannot be used: {error}") from None
 
 
 def _derive(shared: bytes, sender_public: bytes, receiver_public: bytes) -> bytes:

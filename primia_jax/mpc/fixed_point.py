@@ -1,6 +1,7 @@
 """Real numbers as ring elements: v stands as round(v · 2^f) modulo 2^64.
 
-Rounding errs by at most 2^-(f+1); a sum of N encoded values by at most N · 2^-(f+1). A sum is exact
+Rounding errs by at most 2^-(f+1) on n·v; a sum of N encoded values by at most N · 2^-(f+1), and by
+float64's own rounding, at most 2^-52 · Σ n|v|. In the ring a sum is exact
 in the ring as long as its magnitude stays below 2^63, which is proven before anything is
 encoded, not hoped for.
 """
@@ -52,5 +53,5 @@ def decode(words: Any, frac_bits: int) -> Any:
 
 
 def sum_error(n_parties: int, frac_bits: int) -> float:
-    """Largest error of a sum of `n_parties` encoded values."""
+    """Largest error of a sum of `n_parties` encoded values, float64's own rounding apart."""
     return n_parties * 2.0 ** -(frac_bits + 1)

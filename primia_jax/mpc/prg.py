@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
+from primia_jax.errors import ProtocolError
 from primia_jax.mpc import ring
 
 SEED_BYTES = 32
@@ -37,6 +38,7 @@ def expand(seed: Any, n_elements: int, nonce: int = 0) -> Any:
       n_elements: m.
       nonce: below 2^96.
     """
+    _check_seed(seed)
     on_cpu = not isinstance(seed, jax.core.Tracer) and jax.default_backend() == "cpu"
     if on_cpu:
         pieces = [piece.copy() for piece in chunks(np.asarray(seed), n_elements, nonce)]
@@ -45,11 +47,17 @@ def expand(seed: Any, n_elements: int, nonce: int = 0) -> Any:
         return _expand_jax(jnp.asarray(seed), n_elements, nonce)
 
 
+def _check_seed(seed: Any) -> None:
+    if seed.shape != (SEED_BYTES,):
+        raise ProtocolError(f"a seed has {SEED_BYTES} bytes, not shape {seed.shape}")
+
+
 def chunks(seed: np.ndarray, n_elements: int, nonce: int = 0) -> Iterator[np.ndarray]:
     """The same elements as `expand` gives, piece by piece, on a CPU.
 
     Each piece is overwritten by the next: a stream as long as a network never stands in memory.
     """
+    _check_seed(seed)
     counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
     cipher = Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
     zeros = np.zeros(8 * min(_CHUNK, n_elements), np.uint8)

@@ -180,23 +180,42 @@ class TestRefusals:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 5000.0])
     def test_values_beyond_the_clip(self, bad):
         own = Contribution((np.asarray([0.0, bad], np.float32),), 1, np.zeros(0, np.int64))
-        with pytest.raises(ProtocolError, match=r"h0.*clip"):
+        with pytest.raises(ConfigError, match=r"h0.*clip"):
             run("additive", [own, own], (2,), 0)
 
     @pytest.mark.parametrize("weight", [-1, SETTINGS.max_samples + 1])
     def test_weights_beyond_the_bound(self, weight):
         own = Contribution((), weight, np.zeros(0, np.int64))
-        with pytest.raises(ProtocolError, match="max_samples"):
+        with pytest.raises(ConfigError, match="max_samples"):
             run("additive", [own, own], (), 0)
 
     def test_counts_beyond_the_bound(self):
         own = Contribution((), 1, np.asarray([-1]))
-        with pytest.raises(ProtocolError, match="count"):
+        with pytest.raises(ConfigError, match="count"):
             run("additive", [own, own], (), 1)
 
     def test_a_sum_that_could_overflow(self):
         with pytest.raises(ConfigError, match="could overflow"):
             aggregation.additive(["h0", "h1"], OWNER, SecureAggregationConfig(frac_bits=50))
+
+
+@pytest.mark.parametrize("share", [np.zeros(1, np.uint64), np.zeros(9, np.uint64), {"x": 1}])
+def test_a_share_of_another_length_is_refused(share):
+    """NumPy would stretch a single word over the whole vector."""
+    steps = aggregation.additive(["h0", "h1"], OWNER, SETTINGS).collect((4,), 1)
+    next(steps)
+    with pytest.raises(ProtocolError, match="h0 sent a share that is no vector of 6 words"):
+        steps.send(share)
+
+
+def test_keys_that_hide_nothing_are_refused():
+    """A peer's key that is one's own, or the point of small order that gives a known secret."""
+    for bad in (None, np.zeros(32, np.uint8)):
+        steps = sealing.exchange_keys("h0", ["h1"], PROVIDER)
+        own = next(steps).message
+        next(steps)
+        with pytest.raises(ProtocolError, match="public key of h1 cannot be used"):
+            steps.send({"h0": own, "h1": own if bad is None else bad})
 
 
 def test_declared_cost_of_the_additive_scheme():
@@ -222,8 +241,9 @@ def test_an_altered_seal_is_refused():
     sealed = keys["h0"].seal("h1", np.arange(32, dtype=np.uint8)).copy()
     np.testing.assert_array_equal(keys["h1"].open("h0", sealed), np.arange(32))
     sealed[20] ^= 1
-    with pytest.raises(ProtocolError, match="h0 is not authentic"):
-        keys["h1"].open("h0", sealed)
+    for bad in (sealed, sealed[:20], sealed[:0]):
+        with pytest.raises(ProtocolError, match="h0 is not authentic"):
+            keys["h1"].open("h0", bad)
     with pytest.raises(ProtocolError):  # not readable by its own sender's key for the way back
         keys["h0"].open("h1", keys["h0"].seal("h1", np.zeros(4, np.uint8)))
 

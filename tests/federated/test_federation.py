@@ -177,21 +177,76 @@ def test_rules_resume(tmp_path, rule):
     assert_same(model(second), model(whole))
 
 
-def test_sites_that_stop_for_good_end_the_training(tmp_path):
+def stopping(mode, **changes):
     """With a learning rate of zero nothing improves after the first round."""
-    stopping = {"enabled": True, "check_every": 1, "patience": 1, "stop_after_rounds": 1}
-    federation = start(
-        tmp_path,
-        training={"learning_rate": 0.0, "end_learning_rate": 0.0, "schedule": "constant"},
-        federated={"early_stopping": stopping, "rounds": 4, "mode": "federated_secure"},
-        model={"norm": "group"},
-    )
-    reports = train(federation)
+    return {
+        "training": {"learning_rate": 0.0, "end_learning_rate": 0.0, "schedule": "constant"},
+        "federated": {
+            "early_stopping": {
+                "enabled": True,
+                "check_every": 1,
+                "patience": 1,
+                "stop_after_rounds": 1,
+            },
+            "rounds": 4,
+            "mode": mode,
+        },
+        "model": {"norm": "group"},
+        **changes,
+    }
+
+
+def test_sites_that_stop_for_good_end_the_training(tmp_path):
+    federation = start(tmp_path, **stopping("federated"))
+    reports = train(federation, rounds=2)
     assert not reports[0][OWNER]["finished"]
     assert reports[-1][OWNER]["finished"]
     assert all(reports[-1][name]["stopped"] for name in federation.hospitals)
-    assert reports[-1]["hospital_0"]["steps"] == 0
     assert reports[0]["hospital_0"]["steps"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "still_training", "finished"),
+    [("federated", 1, False), ("federated_secure", 1, True), ("federated_secure", 2, False)],
+)
+def test_no_site_is_ever_summed_alone(tmp_path, mode, still_training, finished):
+    """A secure sum over one site would be that site's model and sample count."""
+    federation = start(tmp_path, **stopping(mode))
+    train(federation, rounds=1)
+    for i, name in enumerate(federation.hospitals):
+        site = at(federation, name)
+        best = float("inf") if i < still_training else float("-inf")  # cannot or must stop now
+        watch = site.watch._replace(best_loss=best)
+        federation.driver.states[name] = dataclasses.replace(site, watch=watch)
+    reports, _ = federation.train_round(2)
+    assert reports[OWNER]["finished"] is finished
+    everybody = sum(len(at(federation, name).train) for name in federation.hospitals)
+    assert reports[OWNER]["samples"] == everybody  # those that stop now still count
+
+
+def test_a_stopped_site_is_left_out_and_still_gets_the_model(tmp_path):
+    federation = start(tmp_path, **stopping("federated"))
+    train(federation, rounds=1)
+    site = at(federation, "hospital_0")
+    stopped = dataclasses.replace(site, watch=site.watch._replace(stopped=True))
+    federation.driver.states["hospital_0"] = stopped
+    reports, _ = federation.train_round(2)
+    others = sum(len(at(federation, name).train) for name in federation.hospitals[1:])
+    assert reports[OWNER]["samples"] == others and reports["hospital_0"]["steps"] == 0
+    assert_same(
+        variables.to_vectors(at(federation, "hospital_0").variables).params,
+        model(federation).params,
+    )
+
+
+def test_averaged_second_moments_survive_the_fixed_point(tmp_path):
+    """Adam's ν lies below its resolution; its root does not."""
+    changes = {"optimizer_state": "average", "rounds": 2}
+    plain = start(tmp_path, federated=changes)
+    secure = start(tmp_path, federated={**changes, "mode": "federated_secure"})
+    train(plain), train(secure)
+    for a, b in zip(model(plain).params, model(secure).params, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_divergence_is_named_with_its_site(tmp_path):
