@@ -69,19 +69,20 @@ def bare_loop(site: Hospital, steps: int) -> tuple[Hospital, float]:
     variables, opt_state = jax.tree.map(jax.numpy.array, (site.variables, site.opt_state))
     order = local_training.batches(0, site.index, len(site.train), BATCH, 0)
     start = time.perf_counter()
-    for step, batch in enumerate(itertools.islice(order, steps)):
-        variables, opt_state, loss = site.learner.train(
-            variables,
-            opt_state,
-            site.variables["params"],
-            site.train.images[batch],
-            site.train.labels[batch],
-            site.statistics,
-            np.uint32(0),
-            Step(np.uint32(1), np.uint32(site.index), np.uint32(step)),
-            np.float32(1e-4),
-        )
-    loss.block_until_ready()
+    with environment.memory_kept():
+        for step, batch in enumerate(itertools.islice(order, steps)):
+            variables, opt_state, loss = site.learner.train(
+                variables,
+                opt_state,
+                site.variables["params"],
+                site.train.images[batch],
+                site.train.labels[batch],
+                site.statistics,
+                np.uint32(0),
+                Step(np.uint32(1), np.uint32(site.index), np.uint32(step)),
+                np.float32(1e-4),
+            )
+        loss.block_until_ready()
     return site, time.perf_counter() - start
 
 

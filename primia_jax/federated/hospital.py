@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 
+from primia_jax import environment
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import TrainingError
@@ -94,7 +95,8 @@ def set_up(state: Hospital) -> Steps:
 def train_round(state: Hospital, number: int) -> Steps:
     """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
     weight = 0 if state.watch.stopped else len(state.train)
-    state, result = _train_locally(state, number)
+    with environment.memory_kept():
+        state, result = _train_locally(state, number)
     yield from state.aggregation.contribute(
         state.name, state.keys, _contribution(state, result, weight)
     )

@@ -5,7 +5,6 @@ out programs, watches that every party lives, and ends the others when one fails
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -21,7 +20,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from primia_jax.environment import compilation_cache_dir, reuse_memory, thread_variables
+from primia_jax.environment import compilation_cache_dir, give_memory_back, thread_variables
 from primia_jax.errors import ClusterError, ProtocolError, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import (
@@ -261,7 +260,6 @@ class _PartyActor:
         self._peers: dict[str, Any] = {}
 
     def start(self, make_state: Callable[[], Any], peers: dict[str, Any]) -> None:
-        reuse_memory()
         jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
         self._peers = peers
         self._state = make_state()
@@ -287,7 +285,7 @@ class _PartyActor:
         if self._mailbox.forget(run):
             raise ProtocolError(f"{self._name} left messages unread at the end of its program")
         self._pending = (run, state)
-        _return_free_memory()
+        give_memory_back()
         return report, trace
 
     def commit(self, run: int) -> None:
@@ -302,12 +300,6 @@ _ACTOR_OPTIONS: dict[str, Any] = {
     "concurrency_groups": {"mail": 4, "control": 2},
 }
 _RemoteParty: Any = ray.remote(**_ACTOR_OPTIONS)(_PartyActor)
-
-
-def _return_free_memory() -> None:
-    """Gives the free lists of malloc back: XLA's compiler leaves some 300 MB in them."""
-    with contextlib.suppress(OSError, AttributeError):  # no glibc, no such lists
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Transport:
