@@ -34,8 +34,8 @@ _INTERRUPTED = 130
 
 def main(_: Sequence[str]) -> None:
     """Runs the mode that the flags ask for."""
-    if logging.get_verbosity() == logging.INFO:  # absl's default; orbax tells every detail there
-        logging.set_verbosity(logging.WARNING)
+    if logging.get_verbosity() == logging.INFO:  # absl's default
+        logging.set_verbosity(logging.FATAL)  # orbax logs, with tracebacks, what it raises as well
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
     if _CONFIG.value is None or not workdir:
         raise ConfigError(
