@@ -7,6 +7,7 @@
 A round is complete once `latest.json` names it. What a crash leaves of a later one is overwritten.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 from primia_jax.errors import CheckpointError, StorageError
 
 LATEST = "latest.json"
+_OVERHEAD_BYTES = 1 << 19  # of orbax's own files, generously
 
 
 def round_folder(folder: pathlib.Path, round_number: int) -> pathlib.Path:
@@ -45,6 +47,7 @@ def save(
     target = round_folder(folder, round_number)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(target.parent, trees)
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -61,6 +64,14 @@ def save(
             f"checkpoint of round {round_number} could not be written below {folder} "
             f"({_reason(error)}); free some space and go on with --resume"
         ) from error
+
+
+def _check_space(folder: pathlib.Path, trees: Any) -> None:
+    """Orbax meets a full disk in several threads at once; better not to let it."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + _OVERHEAD_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} free")
 
 
 def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -> Any:
