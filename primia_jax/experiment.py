@@ -25,7 +25,7 @@ from primia_jax.evaluation.console import Console
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
-from primia_jax.federated import checkpoints
+from primia_jax.federated import aggregation, checkpoints
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -66,6 +66,7 @@ def train(
       UserError: one line that says what is wrong, where and how to mend it; finished rounds stay.
     """
     config = checked(config)
+    aggregation.make(config, ("",) * config.federated.hospitals)  # refuses sums that could overflow
     directory = Workdir(pathlib.Path(workdir).absolute())
     clock = _Phases()
     with clock("reading the data"):
