@@ -90,7 +90,8 @@ def predict_inputs(
     if not images:
         name, reason = skipped[0]
         raise DataError(
-            f"input {path}: {len(files)} of {len(files)} images cannot be used, e.g. {name}: {reason}"
+            f"input {path}: {len(files)} of {len(files)} images cannot be used, "
+            f"e.g. {name}: {reason}"
         )
     return used, image_files.stack(images), skipped
 
