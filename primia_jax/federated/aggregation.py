@@ -63,7 +63,7 @@ class Contribution(NamedTuple):
 class Aggregation(NamedTuple):
     """A way to sum: the hospital's half and the owner's half of one party program."""
 
-    # contribute(me, keys, own): the part of hospital `me`; `secure` needs its keys
+    # contribute(me, keys, own): the part of hospital `me`; `additive` needs its keys
     contribute: Callable[[str, KeyRing | None, Contribution], Steps]
     # collect(sizes, n_counts): the owner's part, returns a Total; sizes are the lengths p_j
     collect: Callable[[Sequence[int], int], Steps]

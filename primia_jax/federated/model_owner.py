@@ -147,7 +147,6 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "class_names": list(state.class_names),
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
-        "seed": state.config.seed,
     }
     assert state.statistics is not None, "saved before set-up"
     model = {
