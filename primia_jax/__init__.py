@@ -4,18 +4,34 @@ import primia_jax
 result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from configs/demo.py
 scores = primia_jax.evaluate(config, workdir)
 found = primia_jax.predict(config, workdir, "films/")
+found = primia_jax.predict_encrypted(config, workdir, "films/")     # neither side sees the other's
+
+Any Flax network: primia_jax.mpc.encrypt(apply_fn, params, example, calibration=images).
 """
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Predictions", "Result", "evaluate", "predict", "train"]
+
+_MODULES = {
+    "experiment": ("Predictions", "Result", "evaluate", "predict", "train"),
+    "encrypted": ("EncryptedPredictions", "predict_encrypted"),
+}
+__all__ = [
+    "EncryptedPredictions",
+    "Predictions",
+    "Result",
+    "evaluate",
+    "predict",
+    "predict_encrypted",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The API, imported on first use: parts of the package need neither JAX nor Ray."""
-    if name in __all__:
-        from primia_jax import experiment
-
-        return getattr(experiment, name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"primia_jax.{module}"), name)
     raise AttributeError(f"module 'primia_jax' has no attribute '{name}'")

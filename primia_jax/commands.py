@@ -1,13 +1,17 @@
 """What each mode of the command line prints around the verb that it calls."""
 
 import pathlib
+import statistics
 from typing import Any
 
 from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import experiment
+from primia_jax import encrypted, experiment
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import make_test_plan
+from primia_jax.evaluation.console import format_bytes
+from primia_jax.runtime import Trace
 
 _SHOWN = 20  # predictions printed
 _DEMO_IMAGES = 6
@@ -35,6 +39,45 @@ def evaluate(config: ExperimentConfig, workdir: str) -> None:
 def predict(config: ExperimentConfig, workdir: str, input_path: str) -> experiment.Predictions:
     """--mode=predict."""
     found = experiment.predict(config, workdir, input_path)
+    _print_predictions(found)
+    print(f"written: {pathlib.Path(workdir) / 'predictions.csv'}")
+    return found
+
+
+def predict_encrypted(
+    config: ExperimentConfig, workdir: str, input_path: str, ray_address: str | None = None
+) -> encrypted.EncryptedPredictions:
+    """--mode=predict --encrypted."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns) as bar:
+        task = bar.add_task("encrypted diagnosis", total=None)
+
+        def progress(done: int, total: int, trace: Trace | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        found = encrypted.predict_encrypted(
+            config, workdir, input_path, ray_address=ray_address, progress=progress
+        )
+    _print_predictions(found)
+    _print_cost(found)
+    folder = pathlib.Path(workdir)
+    print(f"written: {folder / 'predictions.csv'}, {folder / 'trace.json'}")
+    return found
+
+
+def _print_cost(found: encrypted.EncryptedPredictions) -> None:
+    """What one image took: the median, the first one's compiling left out where others follow."""
+    traces = found.traces[1:] or found.traces
+    seconds = statistics.median(trace.seconds for trace in traces)
+    print(
+        f"each image: {seconds:.2f} s, {format_bytes(traces[0].bytes_sent)} between the three "
+        f"parties (its keys included), {traces[0].round_trips:.1f} round trips"
+    )
+
+
+def _print_predictions(found: experiment.Predictions) -> None:
     for name, reason in found.skipped:
         print(f"left out: {name}: {reason}")
     for name, label, row in list(zip(found.names, found.classes(), found.probabilities))[:_SHOWN]:
@@ -42,8 +85,6 @@ def predict(config: ExperimentConfig, workdir: str, input_path: str) -> experime
         print(f"{name}: {label}   ({chances})")
     if len(found.names) > _SHOWN:
         print(f"and {len(found.names) - _SHOWN} more")
-    print(f"written: {pathlib.Path(workdir) / 'predictions.csv'}")
-    return found
 
 
 def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
@@ -58,7 +99,15 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
         name = f"{test.class_names[test.labels[i]]}_{i}.png"
         Image.fromarray(test.images[i, :, :, 0]).save(folder / name)
     print(f"\ndiagnosing {len(chosen)} test films (each file is named after its true class):")
-    predict(config, workdir, str(folder))
+    clear = predict(config, workdir, str(folder))
+    print("\nthe same films encrypted: their model does not see them, their owner not the model")
+    secret = predict_encrypted(config, workdir, str(folder), arguments.get("ray_address"))
+    same = sum(a == b for a, b in zip(clear.classes(), secret.classes()))
+    largest = abs(clear.probabilities - secret.probabilities).max()
+    print(
+        f"encrypted and in the clear: {same} of {len(chosen)} classes the same, probabilities "
+        f"within {largest:.4f}"
+    )
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -171,6 +171,21 @@ class Predictions:
         """[n] the most probable class of each image."""
         return [self.class_names[i] for i in self.probabilities.argmax(1)]
 
+    def write(self, path: pathlib.Path) -> None:
+        """A CSV file with a line an image: file, class, and a probability for each class.
+
+        Raises:
+          StorageError: if it cannot be written.
+        """
+        try:
+            with open(path, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["file", "class", *(f"p_{name}" for name in self.class_names)])
+                for name, label, row in zip(self.names, self.classes(), self.probabilities):
+                    writer.writerow([name, label, *(f"{p:.6f}" for p in row)])
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from error
+
 
 def predict(
     config: ConfigDict | ExperimentConfig,
@@ -191,14 +206,7 @@ def predict(
     names, images, skipped = predict_inputs(str(input_path), model.image_size)
     probabilities = model.probabilities(images, config.evaluation.batch_size)
     found = Predictions(list(names), probabilities, model.class_names, list(skipped))
-    try:
-        with open(directory / "predictions.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "class", *(f"p_{name}" for name in model.class_names)])
-            for name, label, row in zip(found.names, found.classes(), probabilities):
-                writer.writerow([name, label, *(f"{p:.6f}" for p in row)])
-    except OSError as error:
-        raise StorageError(f"{directory / 'predictions.csv'} cannot be written: {error}") from error
+    found.write(directory / "predictions.csv")
     return found
 
 
@@ -211,8 +219,36 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
 
 @contextlib.contextmanager
 def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -> Iterator[Driver]:
-    """The driver that the configuration asks for, with all parties started."""
-    makers, run = party_makers(config, plan), config.runtime
+    """The driver that the configuration asks for, with all parties of a training started."""
+    run = config.runtime
+    hospital = {"num_cpus": run.cpus_per_hospital, "num_gpus": run.gpus_per_hospital}
+    placements: dict[str, dict[str, Any]] = {site.site: hospital for site in plan.sites}
+    placements[OWNER] = {"with_driver": True}
+    with open_driver(config, party_makers(config, plan), placements, ray_address) as driver:
+        yield driver
+
+
+@contextlib.contextmanager
+def open_driver(
+    config: ExperimentConfig,
+    makers: Mapping[str, Callable[[], Any]],
+    placements: Mapping[str, Mapping[str, Any]],
+    ray_address: str | None,
+    sealed: bool = False,
+) -> Iterator[Driver]:
+    """The driver that `config.runtime` asks for, with the parties of `makers` started.
+
+    Args:
+      config: of the experiment.
+      makers: by party, what makes its state.
+      placements: by party, fields of `ray_driver.Placement` other than its threads.
+      ray_address: a running Ray cluster; else one is started.
+      sealed: whether messages between actors are encrypted and authenticated.
+
+    Raises:
+      ConfigError: for a cluster's address where no cluster is used.
+    """
+    run = config.runtime
     link = Link(run.latency_s, run.bandwidth_bps)
     if run.driver == "local":
         if ray_address:
@@ -221,11 +257,12 @@ def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -
         return
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-    hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital, run.threads)
-    placements = {site.site: hospital for site in plan.sites}
-    placements[OWNER] = ray_driver.Placement(threads=run.threads, with_driver=True)
+    where = {
+        name: ray_driver.Placement(threads=run.threads, **fields)
+        for name, fields in placements.items()
+    }
     with ray_driver.cluster(ray_address):
-        yield ray_driver.RayDriver(makers, link, placements, run.message_timeout_s)
+        yield ray_driver.RayDriver(makers, link, where, run.message_timeout_s, sealed=sealed)
 
 
 def _train_rounds(

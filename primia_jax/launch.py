@@ -1,7 +1,7 @@
 """The command line: flags in, one call out.
 
 python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
-    --mode=train|evaluate|predict|demo --workdir=DIR [--input=FILE|FOLDER] [--resume]
+    --mode=train|evaluate|predict|demo --workdir=DIR [--input=FILE|FOLDER] [--encrypted] [--resume]
     [--ray_address=HOST:PORT]
 """
 
@@ -22,6 +22,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experim
 _MODE = flags.DEFINE_enum("mode", "train", ("train", "evaluate", "predict", "demo"), "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
+_ENCRYPTED = flags.DEFINE_bool(
+    "encrypted", False, "predict: neither the model's owner sees the images, nor theirs the model."
+)
 _RESUME = flags.DEFINE_bool("resume", False, "train: go on from the last complete round.")
 _RAY = flags.DEFINE_string(
     "ray_address",
@@ -43,6 +46,8 @@ def main(_: Sequence[str]) -> None:
         )
     if _MODE.value == "predict" and not input_path:
         raise ConfigError("--mode=predict needs --input=FILE|FOLDER")
+    if _ENCRYPTED.value and _MODE.value != "predict":
+        raise ConfigError(f"--encrypted goes with --mode=predict, not --mode={_MODE.value}")
     try:
         config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
     except OSError as error:  # config_flags reports a file that it could not load only now
@@ -53,22 +58,21 @@ def main(_: Sequence[str]) -> None:
     environment.set_up_process(config.runtime.threads if in_process else None)
     from primia_jax import commands  # brings JAX in, which must find its environment set
 
-    modes: dict[str, Callable[[], Any]] = {
-        "train": lambda: commands.train(config, **_run_arguments()),
-        "demo": lambda: commands.demo(config, **_run_arguments()),
-        "evaluate": lambda: commands.evaluate(config, workdir),
-        "predict": lambda: commands.predict(config, workdir, input_path),
-    }
-    modes[_MODE.value]()
-
-
-def _run_arguments() -> dict[str, Any]:
-    return {
-        "workdir": _WORKDIR.value,
+    ray_address = _RAY.value or os.environ.get("RAY_ADDRESS")
+    run_arguments: dict[str, Any] = {
+        "workdir": workdir,
         "resume": _RESUME.value,
-        "ray_address": _RAY.value or os.environ.get("RAY_ADDRESS"),
+        "ray_address": ray_address,
         "command": shlex.join(["python", "-m", "primia_jax.launch", *sys.argv[1:]]),
     }
+    modes: dict[str, Callable[[], Any]] = {
+        "train": lambda: commands.train(config, **run_arguments),
+        "demo": lambda: commands.demo(config, **run_arguments),
+        "evaluate": lambda: commands.evaluate(config, workdir),
+        "predict": lambda: commands.predict(config, workdir, input_path),
+        "encrypted": lambda: commands.predict_encrypted(config, workdir, input_path, ray_address),
+    }
+    modes["encrypted" if _ENCRYPTED.value else _MODE.value]()
 
 
 def _parse(argv: list[str]) -> list[str]:

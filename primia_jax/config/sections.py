@@ -178,6 +178,30 @@ class SecureAggregationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MpcConfig:
+    """Encrypted inference: the protocol, its ring, its comparisons and its rounding."""
+
+    protocol: str = setting("fss", "cryptographic protocol", choices=("fss",))
+    ring_bits: int = setting(32, "n, of the ring Z_2^n", choices=(24, 28, 32, 64))
+    effective_bits: int = setting(
+        16, "k, signed bits that a layer's values fit after truncation", low=4, high=32
+    )
+    sign_slack_bits: int = setting(
+        7, "low bits of a value that its sign ignores; the others but one are compared", high=30
+    )
+    frac_bits: int = setting(
+        0, "fractional bits of every layer's values (0: as the layer's range allows)", high=24
+    )
+    margin: float = setting(
+        2.0, "range provided for, over the largest one seen in calibration", low=1, high=64
+    )
+    prg_rounds: int = setting(12, "ChaCha rounds of the comparison trees", choices=(8, 12, 20))
+    leaf_bits: int = setting(8, "ν, bits of a comparison that one leaf answers", low=7, high=9)
+    arity: int = setting(2, "children of a node of the comparison trees", choices=(2, 4))
+    separable_pooling: bool = setting(True, "pool rows, then columns (fewer comparisons)")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How the final model is judged."""
 
@@ -219,5 +243,6 @@ class ExperimentConfig:
     training: TrainingConfig = section(TrainingConfig)
     federated: FederatedConfig = section(FederatedConfig)
     secure_aggregation: SecureAggregationConfig = section(SecureAggregationConfig)
+    mpc: MpcConfig = section(MpcConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)

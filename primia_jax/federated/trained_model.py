@@ -25,6 +25,7 @@ class TrainedModel:
     class_names: tuple[str, ...]
     image_size: int
     round: int  # whose model it is: the best one by federated validation
+    config: ModelConfig
 
     def probabilities(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
         """[n k] float32 for grey images [n s s 1], uint8 or uint16, s = `image_size`."""
@@ -64,4 +65,5 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
         class_names,
         about["image_size"],
         number,
+        model_config,
     )

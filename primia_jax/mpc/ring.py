@@ -1,6 +1,9 @@
-"""The ring Z_2^64: unsigned words that wrap around.
+"""Rings Z_2^n: unsigned words that wrap around.
 
-A signed value v with |v| < 2^63 stands for itself modulo 2^64 (two's complement).
+A signed value v with |v| < 2^(n-1) stands for itself modulo 2^n (two's complement). Secure
+aggregation computes in Z_2^64, encrypted inference in Z_2^n with n up to 32 in 32-bit words or in
+Z_2^64. Sums and products of 32-bit words wrap modulo 2^32, a multiple of 2^n: bits above the n-th
+mean nothing, and are cut off only where they would matter (`low_bits`, `signed`, `pack`).
 """
 
 import contextlib
@@ -50,3 +53,73 @@ def from_signed(values: Any) -> Any:
     if isinstance(values, (np.ndarray, np.generic)):
         return values.view(np.uint64)
     return jax.lax.bitcast_convert_type(values, jnp.uint64)
+
+
+def word_type(n_bits: int) -> Any:
+    """The type of the words of Z_2^n."""
+    return np.uint32 if n_bits <= 32 else np.uint64
+
+
+def word_bits(n_bits: int) -> int:
+    """32 or 64: the bits of a word of Z_2^n."""
+    return 8 * np.dtype(word_type(n_bits)).itemsize
+
+
+def low_bits(words: Any, n_bits: int) -> Any:
+    """`words` modulo 2^n."""
+    if n_bits >= 8 * words.dtype.itemsize:
+        return words
+    return words & words.dtype.type((1 << n_bits) - 1)
+
+
+def signed(words: Any, n_bits: int) -> Any:
+    """Words -> int32 or int64 of the same width: the representative in [-2^(n-1), 2^(n-1))."""
+    width = 8 * words.dtype.itemsize
+    target = jnp.int32 if width == 32 else jnp.int64
+    values = jax.lax.bitcast_convert_type(words, target)
+    spare = width - n_bits
+    return (values << spare) >> spare if spare else values
+
+
+def packed_type(n_bits: int) -> tuple[Any, int]:
+    """How an n-bit word travels: the type, and how many of them a word takes."""
+    for bits, kind in ((8, np.uint8), (16, np.uint16)):
+        if n_bits <= bits:
+            return kind, 1
+    if n_bits <= 24:
+        return np.uint8, 3
+    return (np.uint32, 1) if n_bits <= 32 else (np.uint64, 1)
+
+
+def pack(words: Any, n_bits: int) -> Any:
+    """Words [m] -> what travels: whole bytes, nothing of the bits above the n-th.
+
+    Returns:
+      uint8 [m], uint16 [m], uint8 [3m], uint32 [m] or uint64 [m], see `packed_type`.
+    """
+    words = low_bits(words, n_bits)
+    kind, pieces = packed_type(n_bits)
+    if pieces == 1:
+        return words.astype(kind)
+    return jax.lax.bitcast_convert_type(words, jnp.uint8)[:, :pieces].reshape(-1)
+
+
+def unpack(packed: Any, n_bits: int) -> Any:
+    """The inverse of `pack`, words [m]."""
+    kind, pieces = packed_type(n_bits)
+    if packed.dtype != kind:
+        raise ProtocolError(f"{n_bits}-bit words travel as {np.dtype(kind)}, not {packed.dtype}")
+    if pieces == 1:
+        return packed.astype(word_type(n_bits))
+    parts = packed.reshape(-1, pieces).astype(jnp.uint32)
+    return parts[:, 0] | (parts[:, 1] << 8) | (parts[:, 2] << 16)
+
+
+def pack_bits(bits: Any) -> Any:
+    """uint8 [m] of zeros and ones -> uint8 [ceil(m / 8)], the first bit lowest."""
+    return jnp.packbits(bits, bitorder="little")
+
+
+def unpack_bits(packed: Any, count: int) -> Any:
+    """The inverse of `pack_bits`, uint8 [count]."""
+    return jnp.unpackbits(packed, count=count, bitorder="little")

@@ -1,0 +1,368 @@
+"""A plan with its units: what all parties know of an encrypted network, ready to run.
+
+The linear maps between two rounds make a *segment*. A segment is compiled once for each role: the
+model owner evaluates it on masked words with its weights, the crypto provider on masks with the
+matrices that hide the weights, the data owner on its masks with what it got to know of the weights.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.config import to_plain
+from primia_jax.config.sections import MpcConfig
+from primia_jax.errors import ProtocolError
+from primia_jax.mpc import bilinear, gates, ring, scaling
+from primia_jax.mpc.linear import Evaluator, quantised
+from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, operands
+from primia_jax.mpc.plan import Scale as ScaleNode
+from primia_jax.mpc.scaling import Scaling, natural_unit
+
+VERSION = 1  # of keys and messages
+Product = tuple[Private, float]  # a private product in a unit of its result
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The linear maps that one round evaluates.
+
+    Attributes:
+      name: for traces.
+      gates: of the round; none in the last segment, which gives the outputs.
+      values: the operands (or outputs), with their units.
+      sources: that are read.
+      products: private products evaluated here.
+      known: products of earlier segments that are read.
+      keep: products that later segments read.
+      constants: the model owner's addends, with units.
+    """
+
+    name: str
+    gates: tuple[Gate, ...]
+    values: tuple[tuple[Node, float], ...]
+    sources: tuple[Source, ...]
+    products: tuple[Product, ...]
+    known: tuple[Product, ...]
+    keep: tuple[Product, ...]
+    constants: tuple[tuple[Constant, float], ...]
+
+    @property
+    def weighted(self) -> tuple[bool, ...]:
+        """Of each value, whether weights have a part in it."""
+        return tuple(_has_product(node) for node, _ in self.values)
+
+
+@functools.cache
+def _has_product(node: Node) -> bool:
+    return isinstance(node, Private) or any(_has_product(part) for part in operands(node))
+
+
+class Circuit:
+    """An encrypted network's public description."""
+
+    def __init__(self, plan: Plan, scales: Scaling, config: MpcConfig):
+        self.plan, self.scaling, self.config = plan, scales, config
+        self.n_bits = config.ring_bits
+        self.units = scales.units(plan)
+        self.specs = {
+            gate: gates.spec(
+                gate.kind,
+                math.prod(gate.out.shape),
+                scale,
+                config.ring_bits,
+                config.leaf_bits,
+                config.arity,
+                config.prg_rounds,
+            )
+            for gate, scale in zip(plan.gates, scales.gates)
+        }
+        self.index = {gate: i for i, gate in enumerate(plan.gates)}
+        self.source_index = {plan.image: 0} | {g.out: i + 1 for g, i in self.index.items()}
+        self.segments = _segments(plan, scales, self.units)
+        self.products = tuple(p for segment in self.segments for p in segment.products)
+        self._compiled: dict[Any, Any] = {}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells this circuit's keys from all others'."""
+        told = {
+            "version": VERSION,
+            "config": to_plain(self.config),
+            "scaling": scaling.describe(self.scaling),
+            "shapes": [gate.out.shape for gate in self.plan.gates],
+            "names": [gate.name for gate in self.plan.gates],
+            "weights": [node.weight.shape for node, _ in self.products],
+            "image": self.plan.image.shape,
+            "outputs": [node.shape for node in self.plan.outputs],
+        }
+        text = json.dumps(told, sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def sizes(self, segment: Segment) -> list[int]:
+        """Elements of each value of a segment."""
+        return [math.prod(node.shape) for node, _ in segment.values]
+
+    # --- how products are evaluated
+
+    def weight_bits(self, product: Product) -> int:
+        """Signed bits of the quantised weights: as many as one exact float64 product takes."""
+        if self.n_bits > 32:
+            return 16
+        room = bilinear.FLOAT64.accumulator_bits + 2 - self.n_bits
+        return max(6, min(16, room - math.ceil(math.log2(product[0].product.depth))))
+
+    def owner_plan(self, product: Product) -> bilinear.LimbPlan:
+        """Masked words times quantised weights."""
+        return bilinear.limb_plan(
+            self.n_bits, self.n_bits, self.weight_bits(product), product[0].product
+        )
+
+    def mask_plan(self, product: Product) -> bilinear.LimbPlan:
+        """Words times words."""
+        return bilinear.limb_plan(self.n_bits, self.n_bits, self.n_bits, product[0].product)
+
+    def quantised_weights(self, params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The model owner's weights as (w, shift) for each product, see `linear.quantised`."""
+        found = []
+        for product in self.products:
+            node, unit = product
+            factor = unit / natural_unit(node.operand, self.units)
+            found.append(
+                quantised(
+                    np.asarray(node.weight.value(params)),
+                    factor,
+                    self.weight_bits(product),
+                    node.product.channel_axis,
+                )
+            )
+        return found
+
+    def weight_words(self, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """The same weights as ring words."""
+        words = []
+        for (node, _), (w, shift) in zip(self.products, weights):
+            axis = node.product.channel_axis
+            spread = shift if axis is None else _along(shift, axis, w.ndim)
+            words.append((w << spread).astype(np.uint64).astype(ring.word_type(self.n_bits)))
+        return words
+
+    def constant_words(self, params: Any) -> list[list[np.ndarray]]:
+        """The model owner's addends, of each segment, as words."""
+        found = []
+        for segment in self.segments:
+            words = []
+            for node, unit in segment.constants:
+                value = np.asarray(node.weight.value(params), np.float64)
+                at = (slice(None if i in node.weight.axes else 1) for i in range(value.ndim))
+                value = np.round(value[tuple(at)] * unit)  # once, where it does not vary
+                words.append(
+                    value.astype(np.int64).astype(np.uint64).astype(ring.word_type(self.n_bits))
+                )
+            found.append(words)
+        return found
+
+    # --- the compiled segments
+
+    def owner_values(self, level: int) -> Any:
+        """Jitted (sources, digits, shifts, constants, known, packed κ) -> (messages, kept).
+
+        The messages are what a gate needs of z + r, or an output masked, both packed.
+        """
+        return self._once(("owner", level), lambda: self._make_owner_values(level))
+
+    def _make_owner_values(self, level: int) -> Any:
+        segment = self.segments[level]
+        plans = {product: self.owner_plan(product) for product in segment.products}
+
+        def values(sources, digits, shifts, constants, known, kappas):  # type: ignore[no-untyped-def]
+            at = {product: i for i, product in enumerate(segment.products)}
+
+            def multiply(node: Private, unit: float, x: Any) -> Any:
+                i = at[node, unit]
+                words = bilinear.multiply(node.product, x, digits[i], plans[node, unit])
+                axis = node.product.out_channel_axis
+                shift = shifts[i]
+                if node.product.channel_axis is not None:
+                    shift = _along(shift, axis, words.ndim)
+                return words << shift
+
+            added = dict(zip(segment.constants, constants))
+            evaluator = self._evaluator(
+                segment,
+                sources,
+                multiply,
+                known,
+                lambda node, unit: jnp.broadcast_to(added[node, unit], node.shape),
+            )
+            messages = []
+            for i, ((node, unit), kappa) in enumerate(zip(segment.values, kappas)):
+                p, q = evaluator.value(node, unit)
+                total = sum(part for part in (p, q) if part is not None)
+                masked = total.reshape(-1) + ring.unpack(kappa, self.n_bits)
+                if segment.gates:
+                    spec = self.specs[segment.gates[i]]
+                    messages.append(ring.pack(gates.masked_operand(spec, masked), spec.width))
+                else:
+                    messages.append(ring.pack(masked, self.n_bits))
+            return messages, [evaluator.products[product] for product in segment.keep]
+
+        return jax.jit(values)
+
+    def mask_values(self, level: int, with_public: bool) -> Any:
+        """Jitted (masks of the sources, matrices, known) -> (values [N], kept).
+
+        Args:
+          level: the segment.
+          with_public: whether what goes past the weights is included (the crypto provider's part)
+            or not (the data owner's; values without weights are then left out).
+        """
+        return self._once(
+            ("mask", level, with_public), lambda: self._make_mask_values(level, with_public)
+        )
+
+    def _make_mask_values(self, level: int, with_public: bool) -> Any:
+        segment = self.segments[level]
+        plans = {product: self.mask_plan(product) for product in segment.products}
+
+        def values(masks, matrices, known):  # type: ignore[no-untyped-def]
+            at = {product: i for i, product in enumerate(segment.products)}
+
+            def multiply(node: Private, unit: float, x: Any) -> Any:
+                matrix = matrices[at[node, unit]]
+                return bilinear.multiply(node.product, x, matrix, plans[node, unit])
+
+            evaluator = self._evaluator(segment, masks, multiply, known, None)
+            found = []
+            for (node, unit), weighted in zip(segment.values, segment.weighted):
+                if not (with_public or weighted):
+                    continue
+                p, q = evaluator.value(node, unit)
+                parts = [q] if not with_public else [p, q]
+                total = sum(part for part in parts if part is not None)
+                found.append(total.reshape(-1))
+            return found, [evaluator.products[product] for product in segment.keep]
+
+        return jax.jit(values)
+
+    def _evaluator(
+        self, segment: Segment, sources: Any, multiply: Any, known: Any, constant: Any
+    ) -> Evaluator:
+        return Evaluator(
+            self.n_bits,
+            self.units,
+            dict(zip(segment.sources, sources)),
+            multiply,
+            constant,
+            dict(zip(segment.known, known)),
+        )
+
+    def _once(self, key: Any, make: Any) -> Any:
+        if key not in self._compiled:
+            self._compiled[key] = make()
+        return self._compiled[key]
+
+
+def _along(vector: Any, axis: int, n_axes: int) -> Any:
+    """[c] -> [1 … c … 1]."""
+    shape = [1] * n_axes
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+class _Reads:
+    """What the values of one round are computed from; dicts keep the order of finding."""
+
+    def __init__(self, units: dict[Source, float], computed: frozenset[Product]):
+        self._units, self._computed = units, computed
+        self._seen: set[tuple[Node, float]] = set()
+        self.sources: dict[Source, None] = {}
+        self.products: dict[Product, None] = {}
+        self.known: dict[Product, None] = {}
+        self.constants: dict[tuple[Constant, float], None] = {}
+
+    def visit(self, node: Node, unit: float) -> None:
+        """Finds what `node` in `unit` is computed from."""
+        if (node, unit) in self._seen:
+            return
+        self._seen.add((node, unit))
+        if isinstance(node, Source):
+            self.sources[node] = None
+        elif isinstance(node, Constant):
+            self.constants[node, unit] = None
+        elif isinstance(node, ScaleNode):
+            self.visit(node.operand, unit * abs(node.factor))
+        elif not isinstance(node, Private):
+            for part in operands(node):
+                self.visit(part, unit)
+        elif (node, unit) in self._computed:
+            self.known[node, unit] = None
+        else:
+            self.products[node, unit] = None
+            self.visit(node.operand, natural_unit(node.operand, self._units))
+
+
+def _segments(plan: Plan, scales: Scaling, units: dict[Source, float]) -> tuple[Segment, ...]:
+    """The rounds of a plan, and the outputs."""
+    unit_of = {gate: scale.unit for gate, scale in zip(plan.gates, scales.gates)}
+    rounds = [
+        (gates_, tuple((gate.operand, unit_of[gate]) for gate in gates_))
+        for gates_ in plan.levels()
+    ]
+    rounds.append(((), tuple(zip(plan.outputs, scales.outputs))))
+    computed: set[Product] = set()
+    drafts = []
+    for gates_, values in rounds:
+        reads = _Reads(units, frozenset(computed))
+        for node, unit in values:
+            reads.visit(node, unit)
+        computed.update(reads.products)
+        drafts.append((gates_, values, reads))
+    read_later: set[Product] = set()
+    found: list[Segment] = []
+    for gates_, values, reads in reversed(drafts):
+        keep = tuple(product for product in reads.products if product in read_later)
+        read_later.update(reads.known)
+        name = " + ".join(dict.fromkeys(gate.name for gate in gates_)) or "outputs"
+        found.append(
+            Segment(
+                name,
+                gates_,
+                values,
+                tuple(reads.sources),
+                tuple(reads.products),
+                tuple(reads.known),
+                keep,
+                tuple(reads.constants),
+            )
+        )
+    return tuple(reversed(found))
+
+
+def check_image(circuit: Circuit, image: Any) -> np.ndarray:
+    """`image` as float32, if the circuit takes it.
+
+    Raises:
+      ProtocolError: for another shape, for values that are no numbers, or outside the range.
+    """
+    image = np.asarray(image)
+    wanted = circuit.plan.image.shape
+    if image.shape != wanted:
+        raise ProtocolError(f"the network takes images of shape {wanted}, not {image.shape}")
+    image = image.astype(np.float32)
+    if not np.isfinite(image).all():
+        raise ProtocolError("the image has values that are not finite")
+    limit = 2.0 ** (circuit.config.effective_bits - 1) / circuit.scaling.image
+    if np.abs(image).max(initial=0.0) >= limit:
+        raise ProtocolError(
+            f"the image reaches {np.abs(image).max():g}; the network was calibrated for less than "
+            f"{limit:g}: calibrate with such images"
+        )
+    return image

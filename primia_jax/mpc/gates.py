@@ -1,0 +1,290 @@
+"""The gates of encrypted inference: ReLU with truncation, and truncation alone, on masked words.
+
+For a gate with operand z in Z_2^n, both parties know y' = ((z + r) >> t) mod 2^k, r being the
+dealer's mask, and each ends with a share of ŷ = y + ρ, y being max(z >> t, 0) or z >> t and ρ the
+mask that the data owner chose for the result. With r' = (r >> t) mod 2^k, c the top bit of y' and
+m = 2^k · (top bit of r'):
+
+- truncation is local: y' − r' = z >> t modulo 2^k, rounded up with the probability of the dropped
+  fraction (r's low bits are the coin), and never wrong by more than one unit;
+- sign: z ≥ 0 is the XOR of the top bits of y' and r' and of 1[α ≤ x], α and x being the low bits of
+  r' and y' but for the lowest s, the *slack*: a value in (−2^s, 0) may pass as positive;
+- with d̂ = (z ≥ 0) ⊕ u opened, u a bit that nobody knows, ŷ_b = (b·d̂ + (1 − 2d̂)·[u]_b)·y' +
+  [w_{d̂,c}]_b, the dealer having shared w_{d,c} = ρ − (d ⊕ u)·(r' − (1 − c)·m);
+- truncation alone needs no comparison: 2^(k-2) is added first, so that the operand is positive and
+  wraps exactly where r' has its top bit and y' has not; w_c = ρ − r' + (1 − c)·m − 2^(k-2).
+
+The data owner is party 0, the model owner party 1. Everything that party 0 holds it expands from
+its own seed; the dealer sends party 1 what is missing. A comparison of up to nine bits is a truth
+table under a one-time mask, a wider one a distributed point function (`mpc.dpf`).
+
+Axis letters: N elements of a gate, flattened.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from primia_jax.mpc import dpf, ring
+from primia_jax.mpc.scaling import GateScale
+
+TABLE_BITS = 9  # widest comparison that is a truth table
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSpec:
+    """What all parties know of a gate.
+
+    Attributes:
+      kind: 'relu' or 'rescale'.
+      n_elements: N.
+      ring_bits: n.
+      truncated_bits: t.
+      width: k.
+      compared_bits: m.
+      leaf_bits, arity, prg_rounds: of the tree, where m is too wide for a table.
+    """
+
+    kind: str
+    n_elements: int
+    ring_bits: int
+    truncated_bits: int
+    width: int
+    compared_bits: int
+    leaf_bits: int
+    arity: int
+    prg_rounds: int
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a sign to be found."""
+        return self.kind == "relu"
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the comparison is a truth table."""
+        return self.compares and self.compared_bits <= TABLE_BITS
+
+    @property
+    def table_words(self) -> int:
+        """32-bit words of one element's truth table."""
+        return max(1, 2**self.compared_bits // 32)
+
+    @property
+    def select_words(self) -> int:
+        """Ring words of one element's selection: u and w_{d,c}, or w_c."""
+        return 5 if self.compares else 2
+
+    @property
+    def tree(self) -> dpf.Params:
+        """The tree's parameters."""
+        return dpf.Params(self.compared_bits, self.leaf_bits, self.arity, self.prg_rounds)
+
+    def key_bytes(self) -> int:
+        """Bytes that the dealer sends party 1 (and, of a tree, party 0 too)."""
+        word = ring.word_bits(self.ring_bits) // 8
+        pieces = ring.packed_type(self.ring_bits)
+        word = pieces[1] * jnp.dtype(pieces[0]).itemsize
+        select = self.select_words * word
+        if not self.compares:
+            return self.n_elements * select
+        compare = 4 * self.table_words if self.has_table else dpf.key_bytes(self.tree)
+        return self.n_elements * (select + compare)
+
+
+def spec(
+    kind: str,
+    n_elements: int,
+    scale: GateScale,
+    ring_bits: int,
+    leaf_bits: int,
+    arity: int,
+    prg_rounds: int,
+) -> GateSpec:
+    """The specification of a gate that computes at `scale`."""
+    return GateSpec(
+        kind,
+        n_elements,
+        ring_bits,
+        scale.truncated_bits,
+        scale.width,
+        scale.compared_bits,
+        leaf_bits,
+        arity,
+        prg_rounds,
+    )
+
+
+class Streams(NamedTuple):
+    """What a party expands from its seed for one gate, words that are uniform and its own.
+
+    Attributes:
+      select: ring words [select_words N]; party 0 only, else None.
+      sign: uint8 [ceil(N / 8)]: its share of the bit that hides the sign; None without comparison.
+      compare: uint32 [table_words N] (party 0), or the tree's root [4 N], or None.
+    """
+
+    select: Any
+    sign: Any
+    compare: Any
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _deal_select(gate: GateSpec, r: Any, rho: Any, hidden: Any, select: Any) -> Any:
+    """Party 1's shares of u and w_{d,c} (or w_c), [select_words N]."""
+    word = rho.dtype.type
+    r_cut = cut(gate, r)
+    wrap = (r_cut >> word(gate.width - 1)) << word(gate.width) if _wraps(gate) else word(0) * r_cut
+    if not gate.compares:
+        w = [rho - r_cut + (word(1 - c) * wrap) - word(1 << (gate.width - 2)) for c in (0, 1)]
+        return jnp.stack(w) - select
+    u = hidden.astype(rho.dtype)
+    w = [rho - (u ^ word(d)) * (r_cut - word(1 - c) * wrap) for d in (0, 1) for c in (0, 1)]
+    return jnp.stack([u, *w]) - select
+
+
+def _wraps(gate: GateSpec) -> bool:
+    """Whether 2^k is not 0 in the ring."""
+    return gate.width < gate.ring_bits
+
+
+def cut(gate: GateSpec, words: Any) -> Any:
+    """(words >> t) mod 2^k."""
+    word = words.dtype.type
+    return (ring.low_bits(words, gate.ring_bits) >> word(gate.truncated_bits)) & word(
+        (1 << gate.width) - 1
+    )
+
+
+def masked_operand(gate: GateSpec, z_masked: Any) -> Any:
+    """y' of z + r, the words that the model owner sends."""
+    if not gate.compares:
+        z_masked = z_masked + z_masked.dtype.type(1 << (gate.width - 2 + gate.truncated_bits))
+    return cut(gate, z_masked)
+
+
+def _compared(gate: GateSpec, y: Any) -> Any:
+    """The m bits of y' (or r') that are compared."""
+    word = y.dtype.type
+    slack = gate.width - 1 - gate.compared_bits
+    low = (y & word((1 << (gate.width - 1)) - 1)) >> word(slack)
+    return low.astype(jnp.uint32) if gate.compared_bits <= 32 else low
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _alpha_and_hidden(gate: GateSpec, r: Any, sign0: Any, sign1: Any) -> tuple[Any, Any]:
+    """α, and u = (top bit of r') ⊕ the parties' sign shares."""
+    r_cut = cut(gate, r)
+    top = (r_cut >> r_cut.dtype.type(gate.width - 1)).astype(jnp.uint8)
+    count = gate.n_elements
+    hidden = top ^ ring.unpack_bits(sign0, count) ^ ring.unpack_bits(sign1, count)
+    return _compared(gate, r_cut), hidden
+
+
+def deal(
+    gate: GateSpec, r: Any, rho: Any, party0: Streams, party1: Streams, domain: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dealer's work for one gate.
+
+    Args:
+      gate: the gate.
+      r: words [N], the mask of the operand; fresh, of the dealer's.
+      rho: words [N], the mask of the result; known to party 0.
+      party0, party1: what the parties expand; consumed.
+      domain: tells this tree's PRG calls from all others (`mpc.dpf`).
+
+    Returns:
+      what to send the parties: to party 1 `select`, its packed shares of u and w, and `compare`,
+      its table or the tree's corrections; to party 0 only the latter corrections.
+    """
+    if not gate.compares:
+        return {}, {"select": _pack(gate, _deal_select(gate, r, rho, None, party0.select))}
+    alpha, hidden = _alpha_and_hidden(gate, r, party0.sign, party1.sign)
+    select = _pack(gate, _deal_select(gate, r, rho, hidden, party0.select))
+    if gate.has_table:
+        table = dpf.table_keygen(alpha, party0.compare, gate.compared_bits)
+        return {}, {"select": select, "compare": table}
+    correction = dpf.keygen(alpha, party0.compare, party1.compare, gate.tree, domain)
+    return {"compare": correction}, {"select": select, "compare": correction}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pack(gate: GateSpec, words: Any) -> Any:
+    return ring.pack(words.reshape(-1), gate.ring_bits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unpack_select(gate: GateSpec, packed: Any) -> Any:
+    """The words [select_words N] of a key."""
+    return ring.unpack(packed, gate.ring_bits).reshape(gate.select_words, gate.n_elements)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _table_share(gate: GateSpec, party: int, y: Any, sign: Any, compare: Any) -> Any:
+    bit = dpf.table_eval(compare, _compared(gate, y), gate.compared_bits)
+    return _with_sign(gate, party, y, sign, bit)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _with_sign(gate: GateSpec, party: int, y: Any, sign: Any, bit: Any) -> Any:
+    bit = bit.astype(jnp.uint8) ^ ring.unpack_bits(sign, gate.n_elements)
+    if party == 1:
+        bit = bit ^ (y >> y.dtype.type(gate.width - 1)).astype(jnp.uint8)
+    return ring.pack_bits(bit)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tree_input(gate: GateSpec, y: Any) -> Any:
+    return _compared(gate, y)
+
+
+def sign_share(gate: GateSpec, party: int, y: Any, own: Streams, compare: Any, domain: Any) -> Any:
+    """A share of d̂ = (z ≥ 0) ⊕ u, packed uint8 [ceil(N / 8)].
+
+    Args:
+      gate: the gate.
+      party: 0 or 1.
+      y: words [N], y'.
+      own: what the party expands.
+      compare: of the party's key, see `deal`; None for party 0's table, which is its own.
+      domain: as in `deal`.
+    """
+    if gate.has_table:
+        table = own.compare if party == 0 else compare
+        return _table_share(gate, party, y, own.sign, table)
+    bit = dpf.evaluate(party, own.compare, compare, _tree_input(gate, y), gate.tree, domain)
+    return _with_sign(gate, party, y, own.sign, bit)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: Any) -> Any:
+    """The party's share of ŷ, words [N].
+
+    Args:
+      gate: the gate.
+      party: 0 or 1.
+      y: words [N], y'.
+      select: words [select_words N], the party's shares of u and w.
+      own, other: packed shares of d̂; None where nothing was compared.
+    """
+    word = y.dtype.type
+    top = (y >> word(gate.width - 1)) != 0
+    if not gate.compares:
+        w = jnp.where(top, select[1], select[0])
+        return w + y if party == 1 else w
+    positive = ring.unpack_bits(own ^ other, gate.n_elements) != 0
+    u = select[0]
+    factor = jnp.where(positive, word(party) - u, u)
+    w = jnp.where(
+        positive, jnp.where(top, select[4], select[3]), jnp.where(top, select[2], select[1])
+    )
+    return factor * y + w
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def packed_out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: Any) -> Any:
+    """`out_share`, packed for its way."""
+    return ring.pack(out_share(gate, party, y, select, own, other), gate.ring_bits)

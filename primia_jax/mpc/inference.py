@@ -1,0 +1,338 @@
+"""Encrypted inference of any network that can be lowered: the interface for research code.
+
+    program = mpc.encrypt(apply_fn, params, example, calibration=images)
+    logits, trace = program.run(images, latency_s=0.1, bandwidth_bps=1e9)
+
+`run` plays all parties in this process, each with a virtual clock; `primia_jax.predict_encrypted`
+puts the same parties into Ray actors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.config.sections import MpcConfig
+from primia_jax.errors import ConfigError
+from primia_jax.mpc import bilinear, ring, scaling
+from primia_jax.mpc.circuit import Circuit, check_image
+from primia_jax.mpc.linear import Evaluator, real_values
+from primia_jax.mpc.plan import Plan
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
+from primia_jax.mpc.scaling import Ranges
+from primia_jax.mpc.secure_jaxpr import lower
+from primia_jax.runtime import Link, LocalDriver, Trace
+
+
+class Overflow(NamedTuple):
+    """A layer whose values leave the range that it was calibrated for."""
+
+    layer: str
+    reached: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.layer}: reaches {self.reached:.4g}, provided for {self.limit:.4g}"
+
+
+def encrypt(
+    apply_fn: Callable[[Any, Any], Any],
+    params: Any,
+    example: Any,
+    *,
+    calibration: Any,
+    config: MpcConfig = MpcConfig(),  # noqa: B008
+) -> "SecureProgram":
+    """Makes a network ready to run encrypted.
+
+    Args:
+      apply_fn: `apply_fn(params, images)` gives the logits, or a pytree of outputs.
+      params: the network's parameters.
+      example: images, or their shape and type, with the batch axis first: [n ...].
+      calibration: images [m ...] of the model owner's, which show the range of every layer.
+      config: protocol, ring, comparisons.
+
+    Raises:
+      ProtocolError: for an operation that cannot run encrypted; names it, its layer and its line.
+      ConfigError: for settings that do not go together.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), params)
+    plan = lower_network(apply_fn, shapes, example, config)
+    calibration = np.asarray(calibration, np.float32)
+    ranges = find_ranges(apply_fn, params, calibration, config)
+    return SecureProgram(apply_fn, params, plan, ranges, config)
+
+
+def lower_network(
+    apply_fn: Callable[[Any, Any], Any], params: Any, example: Any, config: MpcConfig
+) -> Plan:
+    """The plan of a network, from shapes alone."""
+    shape = jax.ShapeDtypeStruct(np.shape(example), jnp.float32)
+    return lower(apply_fn, params, shape, separable_pooling=config.separable_pooling)
+
+
+_CALIBRATION_BATCH = 8
+
+
+def find_ranges(
+    apply_fn: Callable[[Any, Any], Any], params: Any, images: np.ndarray, config: MpcConfig
+) -> Ranges:
+    """The largest magnitude of each layer's values over `images` [m ...], in the clear.
+
+    Raises:
+      ConfigError: without any image.
+    """
+    if not len(images):
+        raise ConfigError("calibration needs at least one image")
+    size = min(_CALIBRATION_BATCH, len(images))
+    plan = lower_network(
+        apply_fn, params, jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32), config
+    )
+
+    @jax.jit
+    def largest(params: Any, batch: Any) -> Any:
+        operands, outputs = real_values(plan, params, batch)
+        return jax.tree.map(lambda z: jnp.abs(z).max(), (batch, operands, outputs))
+
+    found: Any = None
+    for start in range(0, len(images), size):
+        start = min(start, len(images) - size)
+        reached = jax.tree.map(float, largest(params, images[start : start + size]))
+        found = reached if found is None else jax.tree.map(max, found, reached)
+    image, operands, outputs = found
+    return Ranges(image, tuple(operands), tuple(outputs))
+
+
+class SecureProgram:
+    """A network that runs encrypted.
+
+    Attributes:
+      circuit: its public description.
+      ranges: what calibration saw.
+      offline_trace: cost of the set-up and of the keys made last.
+    """
+
+    def __init__(
+        self,
+        apply_fn: Callable[[Any, Any], Any],
+        params: Any,
+        plan: Plan,
+        ranges: Ranges,
+        config: MpcConfig,
+    ):
+        self._apply_fn, self._params = apply_fn, params
+        self.ranges, self.config = ranges, config
+        self.circuit = Circuit(plan, scaling.choose(plan, ranges, config), config)
+        self.set_up_trace: Trace | None = None
+        self.offline_trace: Trace | None = None
+        self._driver: LocalDriver | None = None
+        self._prepared = 0
+        self._others: dict[int, SecureProgram] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one run."""
+        return self.circuit.plan.image.shape[0]
+
+    def for_batch(self, size: int) -> "SecureProgram":
+        """The same network for `size` images at a time, with the same calibration."""
+        if size == self.batch_size:
+            return self
+        if size not in self._others:
+            example = jax.ShapeDtypeStruct((size, *self.circuit.plan.image.shape[1:]), np.float32)
+            plan = lower_network(self._apply_fn, self._params, example, self.config)
+            self._others[size] = SecureProgram(
+                self._apply_fn, self._params, plan, self.ranges, self.config
+            )
+        return self._others[size]
+
+    def calibrate(self, images: Any) -> "SecureProgram":
+        """The same network with the ranges of other images."""
+        ranges = find_ranges(
+            self._apply_fn, self._params, np.asarray(images, np.float32), self.config
+        )
+        return SecureProgram(self._apply_fn, self._params, self.circuit.plan, ranges, self.config)
+
+    def set_up(self) -> Trace:
+        """Starts a session: new seeds, and the masked weights to the data owner."""
+        circuit = self.circuit
+        self._driver = LocalDriver(
+            {
+                DATA_OWNER: lambda: fss.data_owner(circuit),
+                MODEL_OWNER: lambda: fss.model_owner(circuit, self._params),
+                CRYPTO_PROVIDER: lambda: fss.provider(circuit),
+            }
+        )
+        _, self.set_up_trace = self._driver.run(
+            {
+                DATA_OWNER: fss.set_up_data_owner,
+                MODEL_OWNER: fss.set_up_model_owner,
+                CRYPTO_PROVIDER: fss.set_up_provider,
+            }
+        )
+        self._prepared = 0
+        return self.set_up_trace
+
+    def prepare(self, n_keys: int = 1) -> Trace:
+        """Makes keys for `n_keys` runs, and returns what that cost."""
+        if self._driver is None:
+            self.set_up()
+        assert self._driver is not None
+        first = self._driver.states[DATA_OWNER].store.made
+        numbers = tuple(range(first, first + n_keys))
+        _, self.offline_trace = self._driver.run(
+            {
+                DATA_OWNER: lambda state: fss.prepare_data_owner(state, numbers),
+                MODEL_OWNER: lambda state: fss.prepare_model_owner(state, numbers),
+                CRYPTO_PROVIDER: lambda state: fss.prepare_provider(state, numbers),
+            }
+        )
+        return self.offline_trace
+
+    def run(
+        self,
+        images: Any,
+        *,
+        latency_s: float = 0.0,
+        bandwidth_bps: float = 0.0,
+        jitter_s: float = 0.0,
+        seed: int = 0,
+    ) -> tuple[Any, Trace]:
+        """Runs the network on `images`, all parties in this process with virtual clocks.
+
+        A key is made first if none is left (`offline_trace` tells its cost).
+
+        Args:
+          images: float [n ...], of the batch size that the program was made for, or another one.
+          latency_s: one-way latency of every link.
+          bandwidth_bps: bits per second of every link; 0 for unlimited.
+          jitter_s: of the links.
+          seed: of the jitter.
+
+        Returns:
+          what `apply_fn` would return, as NumPy arrays; and the cost of the online phase.
+
+        Raises:
+          ProtocolError: for images of another shape or out of range.
+        """
+        images = np.asarray(images)
+        if images.ndim and images.shape[0] != self.batch_size and images.shape[0] > 0:
+            return self.for_batch(len(images)).run(
+                images,
+                latency_s=latency_s,
+                bandwidth_bps=bandwidth_bps,
+                jitter_s=jitter_s,
+                seed=seed,
+            )
+        images = check_image(self.circuit, images)
+        if self._driver is None or not self._driver.states[DATA_OWNER].store.available():
+            self.prepare()
+        assert self._driver is not None
+        driver = self._driver.with_link(Link(latency_s, bandwidth_bps, jitter_s, seed))
+        reports, trace = driver.run(
+            {
+                DATA_OWNER: lambda state: fss.infer_data_owner(state, images),
+                MODEL_OWNER: fss.infer_model_owner,
+                CRYPTO_PROVIDER: fss.infer_provider,
+            }
+        )
+        return self.as_returned(reports[DATA_OWNER]), trace
+
+    def as_returned(self, outputs: Sequence[Any]) -> Any:
+        """Outputs in the form and the types in which `apply_fn` returns them."""
+        plan = self.circuit.plan
+        typed = [np.asarray(out, dtype) for out, dtype in zip(outputs, plan.out_dtypes)]
+        return jax.tree.unflatten(plan.out_tree, typed)
+
+    def check_range(self, image: Any) -> list[Overflow]:
+        """The layers whose values leave their range on `image` [n ...], computed in the clear."""
+        image = np.asarray(image, np.float32)
+        ranges = find_ranges(self._apply_fn, self._params, image, self.config)
+        limits = [scale.limit for scale in self.circuit.scaling.gates]
+        found = [
+            Overflow(gate.name, reached, limit)
+            for gate, reached, limit in zip(self.circuit.plan.gates, ranges.gates, limits)
+            if reached >= limit
+        ]
+        n_bits = self.config.ring_bits
+        for unit, reached in zip(self.circuit.scaling.outputs, ranges.outputs):
+            if reached * unit >= 2.0 ** (n_bits - 1):
+                found.append(Overflow("outputs", reached, 2.0 ** (n_bits - 1) / unit))
+        return found
+
+    def plaintext(self, images: Any) -> Any:
+        """The same program in fixed point in the clear: what `run` gives up to rounding.
+
+        Raises:
+          ProtocolError: as `run` does.
+        """
+        images = np.asarray(images)
+        if images.ndim and images.shape[0] != self.batch_size:
+            return self.for_batch(len(images)).plaintext(images)
+        _, outputs = fixed_point_values(self.circuit, self._params, images)
+        return self.as_returned(outputs)
+
+
+def fixed_point_values(
+    circuit: Circuit, params: Any, images: Any, known: dict[Any, Any] | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Runs a circuit in the clear on its own integers.
+
+    Args:
+      circuit: the network.
+      params: its parameters.
+      images: float [n ...].
+      known: signed integers of some gates' results, taken instead of computing them.
+
+    Returns:
+      what each gate puts out, signed integers; and the outputs as reals.
+    """
+    images = check_image(circuit, images)
+    n_bits, results = circuit.n_bits, []
+    with ring.x64():
+        weights = dict(
+            zip(circuit.products, circuit.weight_words(circuit.quantised_weights(params)))
+        )
+        constants = circuit.constant_words(params)
+        word = ring.word_type(n_bits)
+        pixels = np.round(images.astype(np.float64) * circuit.scaling.image).astype(np.int64)
+        sources = {circuit.plan.image: jnp.asarray(pixels.astype(np.uint64).astype(word))}
+        products: dict[Any, Any] = {}
+        outputs = []
+        for segment, added in zip(circuit.segments, constants):
+            by_node = dict(zip(segment.constants, added))
+
+            def multiply(node: Any, unit: float, x: Any) -> Any:
+                plan = circuit.mask_plan((node, unit))
+                return bilinear.multiply(node.product, x, jnp.asarray(weights[node, unit]), plan)
+
+            def constant(node: Any, unit: float, by_node: Any = by_node) -> Any:
+                return jnp.broadcast_to(by_node[node, unit], node.shape)
+
+            evaluator = Evaluator(n_bits, circuit.units, sources, multiply, constant, products)
+            for i, (node, unit) in enumerate(segment.values):
+                total = sum(part for part in evaluator.value(node, unit) if part is not None)
+                value = ring.signed(total, n_bits)
+                if not segment.gates:
+                    outputs.append(np.asarray(value, np.float64) / unit)
+                    continue
+                gate = segment.gates[i]
+                value = value >> circuit.specs[gate].truncated_bits
+                if gate.kind == "relu":
+                    value = jnp.maximum(value, 0)
+                if known and gate in known:
+                    value = jnp.asarray(known[gate])
+                results.append(np.asarray(value))
+                sources[gate.out] = value.astype(word)
+            products.update(evaluator.products)
+    return results, outputs
+
+
+def calibrate(program: SecureProgram, images: Any) -> SecureProgram:
+    """See `SecureProgram.calibrate`."""
+    return program.calibrate(images)
+
+
+__all__ = ["Overflow", "SecureProgram", "calibrate", "encrypt"]

@@ -1,0 +1,5 @@
+"""Protocols of encrypted inference: one interface, one file each."""
+
+DATA_OWNER = "data_owner"
+MODEL_OWNER = "model_owner"
+CRYPTO_PROVIDER = "crypto_provider"

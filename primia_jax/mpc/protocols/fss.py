@@ -1,0 +1,588 @@
+"""Encrypted inference by function secret sharing: weights at their owner, one round trip a layer.
+
+Three parties, semi-honest, of which the crypto provider colludes with neither of the others:
+
+| party | holds | learns |
+| --- | --- | --- |
+| data owner (0) | the image | its logits, and the units and widths of the layers |
+| model owner (1) | the weights | nothing but shapes |
+| crypto provider | all masks | shapes, units and widths |
+
+Set-up, once: the provider knows a matrix B as large as the weights W, which the model owner
+expands from a seed; the data owner gets δ = W − B.
+
+Offline, for each key number and linear map, with masks ρ on what goes in (the data owner's) and r
+on what comes out (the provider's): provider → model owner: κ_D = r − B∗ρ − e, data owner → model
+owner: κ_C = e − δ∗ρ; together κ = r − W∗ρ. With it come the keys of the gates (`mpc.gates`).
+
+Online: the model owner holds ŷ = y + ρ, computes ẑ = W∗ŷ + κ = z + r, and sends its part y' that
+the gate needs. Both find their shares of the masked sign, exchange them, and the data owner answers
+with its share of the next ŷ: two messages on the critical path for each layer. For the outputs the
+data owner itself holds r, so that nobody else can open them.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.errors import ProtocolError
+from primia_jax.mpc import bilinear, gates, prg, ring
+from primia_jax.mpc.circuit import Circuit, Segment, check_image
+from primia_jax.mpc.gates import Streams
+from primia_jax.mpc.key_store import KeyStore, Ledger
+from primia_jax.mpc.plan import Source
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.runtime.party import Receive, Send, Stage, Steps
+
+# What a stream of a seed is for; with the gate's number and the key's it makes the nonce.
+_RHO, _E, _R, _SELECT, _SIGN, _COMPARE, _MATRIX = range(7)
+
+
+def stream(
+    seed: Any, purpose: int, index: int, number: int, n_words: int, kind: Any = np.uint32
+) -> Any:
+    """Words [n_words] that `seed` gives for one purpose, gate and key number, once and for all."""
+    nonce = purpose | index << 8 | number << 32
+    width = np.dtype(kind).itemsize
+    words = prg.expand(seed, -(-n_words * width // 8), nonce)
+    if isinstance(words, np.ndarray):
+        return words.view(kind)[:n_words]
+    return jax.lax.bitcast_convert_type(words, kind).reshape(-1)[:n_words]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOwner:
+    """Party 0.
+
+    Attributes:
+      circuit: the network's public description.
+      seed: uint8 [32], of its masks and its half of the keys.
+      store: its keys, single-use; changes in place, so that a failed run burns its key too.
+      deltas: W − B of each product, words; None before set-up.
+      ready: by key number, what it expanded before the image came.
+    """
+
+    circuit: Circuit
+    seed: Any
+    store: KeyStore
+    deltas: tuple[Any, ...] | None = None
+    ready: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOwner:
+    """Party 1.
+
+    Attributes:
+      circuit: the network's public description.
+      weights: (digits, shift) of each product.
+      words: the weights as ring words, until set-up; None afterwards.
+      constants: words, of each segment.
+      seed: uint8 [32], of B and its half of the keys.
+      store: its keys, single-use.
+    """
+
+    circuit: Circuit
+    weights: tuple[tuple[Any, Any], ...]
+    words: tuple[Any, ...] | None
+    constants: tuple[tuple[Any, ...], ...]
+    seed: Any
+    store: KeyStore
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """The crypto provider.
+
+    Attributes:
+      circuit: the network's public description.
+      seed: uint8 [32], of the masks that neither party may know.
+      ledger: key numbers that it dealt.
+      seeds: the parties' seeds; None before set-up.
+      matrices: B of each product, words.
+    """
+
+    circuit: Circuit
+    seed: Any
+    ledger: Ledger
+    seeds: tuple[Any, Any] | None = None
+    matrices: tuple[Any, ...] = ()
+
+
+def data_owner(circuit: Circuit, store: KeyStore | None = None) -> DataOwner:
+    """A data owner with a fresh seed."""
+    return DataOwner(circuit, prg.new_seed(), store or _new_store(circuit))
+
+
+def model_owner(circuit: Circuit, params: Any, store: KeyStore | None = None) -> ModelOwner:
+    """A model owner with the weights `params`, quantised for the circuit, and a fresh seed."""
+    weights = circuit.quantised_weights(params)
+    with ring.x64():
+        prepared = []
+        for product, (w, shift) in zip(circuit.products, weights):
+            digits = bilinear.weight_digits(jnp.asarray(w), circuit.owner_plan(product))
+            word = ring.word_type(circuit.n_bits)
+            prepared.append((digits, jnp.asarray(shift.astype(word))))
+        constants = tuple(
+            tuple(jnp.asarray(words) for words in segment)
+            for segment in circuit.constant_words(params)
+        )
+    words = tuple(circuit.weight_words(weights))
+    return ModelOwner(
+        circuit, tuple(prepared), words, constants, prg.new_seed(), store or _new_store(circuit)
+    )
+
+
+def provider(circuit: Circuit, ledger: Ledger | None = None) -> Provider:
+    """A crypto provider with a fresh seed."""
+    return Provider(circuit, prg.new_seed(), ledger or Ledger(None))
+
+
+def _new_store(circuit: Circuit) -> KeyStore:
+    return KeyStore(None, circuit.fingerprint, prg.new_seed()[:8].tobytes().hex())
+
+
+# --- set-up
+
+
+def set_up_data_owner(state: DataOwner) -> Steps:
+    """Gives its seed to the provider, gets δ from the model owner."""
+    yield Stage("set-up")
+    yield Send(CRYPTO_PROVIDER, {"seed": state.seed}, "seed of the data owner | for its reader")
+    packed = yield Receive(MODEL_OWNER)
+    circuit = state.circuit
+    with ring.x64():
+        deltas = tuple(
+            ring.unpack(jnp.asarray(words), circuit.n_bits).reshape(node.weight.shape)
+            for words, (node, _) in zip(packed, circuit.products)
+        )
+    return dataclasses.replace(state, deltas=deltas), None
+
+
+def set_up_model_owner(state: ModelOwner) -> Steps:
+    """Gives its seed to the provider, and W − B to the data owner."""
+    yield Stage("set-up")
+    yield Send(CRYPTO_PROVIDER, {"seed": state.seed}, "seed of the model owner | for its reader")
+    if state.words is None:
+        raise ProtocolError("the model owner is set up already")
+    with ring.x64():
+        deltas = tuple(
+            ring.pack((jnp.asarray(w) - b).reshape(-1), state.circuit.n_bits)
+            for w, b in zip(state.words, _matrices(state.circuit, state.seed))
+        )
+    yield Send(DATA_OWNER, deltas, "weights | masked by B")
+    return dataclasses.replace(state, words=None), None
+
+
+def set_up_provider(state: Provider) -> Steps:
+    """Gets both seeds."""
+    yield Stage("set-up")
+    seed0 = (yield Receive(DATA_OWNER))["seed"]
+    seed1 = (yield Receive(MODEL_OWNER))["seed"]
+    with ring.x64():
+        matrices = tuple(_matrices(state.circuit, seed1))
+    return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices), None
+
+
+def _matrices(circuit: Circuit, seed: Any) -> list[Any]:
+    """B of each product, words."""
+    kind = ring.word_type(circuit.n_bits)
+    found = []
+    for i, (node, _) in enumerate(circuit.products):
+        n_words = int(np.prod(node.weight.shape, dtype=np.int64))
+        found.append(
+            jnp.asarray(stream(seed, _MATRIX, i, 0, n_words, kind)).reshape(node.weight.shape)
+        )
+    return found
+
+
+# --- offline
+
+
+def _source_mask(circuit: Circuit, seed: Any, number: int, source: Source) -> Any:
+    """ρ of the image or of what a gate puts out, words of its shape."""
+    n_words = int(np.prod(source.shape, dtype=np.int64))
+    index = circuit.source_index[source]
+    words = stream(seed, _RHO, index, number, n_words, ring.word_type(circuit.n_bits))
+    return jnp.asarray(words).reshape(source.shape)
+
+
+def _value_mask(
+    circuit: Circuit, seed: Any, purpose: int, number: int, level: int, position: int
+) -> Any:
+    """e or r of one value of a segment, words [N]."""
+    segment = circuit.segments[level]
+    n_words = circuit.sizes(segment)[position]
+    kind = ring.word_type(circuit.n_bits)
+    index = level << 8 | position
+    return jnp.asarray(stream(seed, purpose, index, number, n_words, kind))
+
+
+def _party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: int) -> Streams:
+    """What a party expands for one gate."""
+    spec, index = circuit.specs[gate], circuit.index[gate]
+    n, kind = spec.n_elements, ring.word_type(circuit.n_bits)
+    select = sign = compare = None
+    if party == 0:
+        words = stream(seed, _SELECT, index, number, spec.select_words * n, kind)
+        select = jnp.asarray(words).reshape(spec.select_words, n)
+    if spec.compares:
+        sign = jnp.asarray(stream(seed, _SIGN, index, number, -(-n // 8), np.uint8))
+        if party == 0 and spec.has_table:
+            words = stream(seed, _COMPARE, index, number, spec.table_words * n)
+            compare = jnp.asarray(words).reshape(spec.table_words, n)
+        elif not spec.has_table:
+            words = stream(seed, _COMPARE, index, number, 4 * n)
+            compare = jnp.asarray(words).reshape(4, n)
+    return Streams(select, sign, compare)
+
+
+def _domain(circuit: Circuit, gate: Any, number: int) -> Any:
+    """What tells a gate's tree from all other trees of a session's seeds."""
+    return (circuit.index[gate], number)
+
+
+def _expanded(
+    circuit: Circuit, party: int, seed: Any, segment: Segment, number: int
+) -> list[Streams]:
+    return [_party_streams(circuit, seed, party, gate, number) for gate in segment.gates]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _packed_difference(n_bits: int, a: Any, b: Any) -> Any:
+    return ring.pack(a - b, n_bits)
+
+
+def _mask_part(
+    circuit: Circuit,
+    level: int,
+    seed: Any,
+    number: int,
+    matrices: tuple[Any, ...],
+    kept: dict[Any, Any],
+    with_public: bool,
+) -> list[Any]:
+    """The image of the masks ρ under a segment, in a party's own way."""
+    segment = circuit.segments[level]
+    by_product = dict(zip(circuit.products, matrices))
+    values, keep = circuit.mask_values(level, with_public)(
+        [_source_mask(circuit, seed, number, source) for source in segment.sources],
+        [by_product[product] for product in segment.products],
+        [kept[product] for product in segment.known],
+    )
+    kept.update(zip(segment.keep, keep))
+    return values
+
+
+def _client_kappas(state: DataOwner, number: int) -> Steps:
+    """Sends κ_C, layer by layer."""
+    if state.deltas is None:
+        raise ProtocolError("the data owner has no session yet: run the set-up first")
+    circuit, kept = state.circuit, {}
+    for level, segment in enumerate(circuit.segments):
+        if not any(segment.weighted):
+            continue
+        yield Stage(segment.name)
+        values = _mask_part(circuit, level, state.seed, number, state.deltas, kept, False)
+        positions = [i for i, weighted in enumerate(segment.weighted) if weighted]
+        masks = [_value_mask(circuit, state.seed, _E, number, level, i) for i in positions]
+        kappas = tuple(
+            _packed_difference(circuit.n_bits, e, value) for e, value in zip(masks, values)
+        )
+        yield Send(MODEL_OWNER, kappas, "κ_C | masked by e")
+
+
+def _deal(state: Provider, number: int) -> Steps:
+    """Deals the keys of one number, layer by layer."""
+    if state.seeds is None:
+        raise ProtocolError("the crypto provider has no session yet: run the set-up first")
+    state.ledger.burn(number)
+    circuit, (seed0, seed1) = state.circuit, state.seeds
+    last, kept = len(circuit.segments) - 1, {}
+    for level, segment in enumerate(circuit.segments):
+        yield Stage(segment.name)
+        values = _mask_part(circuit, level, seed0, number, state.matrices, kept, True)
+        kappas, keys, trees = [], [], []
+        for position, value in enumerate(values):
+            # The mask of an output is the data owner's: only it can open the output.
+            r_seed = seed0 if level == last else state.seed
+            r = _value_mask(circuit, r_seed, _R, number, level, position)
+            if segment.weighted[position]:
+                value = value + _value_mask(circuit, seed0, _E, number, level, position)
+            kappas.append(_packed_difference(circuit.n_bits, r, value))
+            if level == last:
+                continue
+            gate = segment.gates[position]
+            tree, key = gates.deal(
+                circuit.specs[gate],
+                r,
+                _source_mask(circuit, seed0, number, gate.out).reshape(-1),
+                _party_streams(circuit, seed0, 0, gate, number),
+                _party_streams(circuit, seed1, 1, gate, number),
+                _domain(circuit, gate, number),
+            )
+            keys.append(key)
+            trees.append(tree)
+        message = {"kappa": tuple(kappas), "keys": tuple(keys)}
+        yield Send(MODEL_OWNER, message, "keys | masked by the dealer")
+        if any(trees):
+            yield Send(DATA_OWNER, tuple(trees), "keys | masked by the dealer")
+
+
+def _has_trees(circuit: Circuit, segment: Segment) -> bool:
+    return any(
+        circuit.specs[gate].compares and not circuit.specs[gate].has_table for gate in segment.gates
+    )
+
+
+def _with_kappa_c(circuit: Circuit, segment: Segment, message: Any, kappas_c: Any) -> Any:
+    """The dealer's message with κ = κ_D + κ_C."""
+    kappas, others = [], iter(kappas_c)
+    for kappa, weighted in zip(message["kappa"], segment.weighted):
+        kappas.append(
+            _packed_sum(circuit.n_bits, kappa, next(others)) if weighted else jnp.asarray(kappa)
+        )
+    return {"kappa": tuple(kappas), "keys": message["keys"]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _packed_sum(n_bits: int, a: Any, b: Any) -> Any:
+    return ring.pack(ring.unpack(a, n_bits) + ring.unpack(b, n_bits), n_bits)
+
+
+def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
+    """Makes keys of these numbers: sends κ_C, takes its trees, expands the rest beforehand."""
+    circuit, ready = state.circuit, dict(state.ready)
+    with ring.x64():
+        for number in numbers:
+            yield from _client_kappas(state, number)
+            for level, segment in enumerate(circuit.segments):
+                trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
+                state.store.put(number, level, trees)
+            state.store.close_key(number)
+            ready[number] = jax.block_until_ready(
+                [_expanded(circuit, 0, state.seed, segment, number) for segment in circuit.segments]
+            )
+    return dataclasses.replace(state, ready=ready), None
+
+
+def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
+    """Takes the keys of these numbers and stores them."""
+    circuit = state.circuit
+    with ring.x64():
+        for number in numbers:
+            kappas_c = yield from _receive_kappas(circuit)
+            for level, segment in enumerate(circuit.segments):
+                yield Stage(segment.name)
+                message = yield Receive(CRYPTO_PROVIDER)
+                message = _with_kappa_c(circuit, segment, message, kappas_c[level])
+                state.store.put(number, level, message)
+            state.store.close_key(number)
+    return state, None
+
+
+def _receive_kappas(circuit: Circuit) -> Steps:
+    """κ_C of each segment."""
+    found = []
+    for segment in circuit.segments:
+        found.append((yield Receive(DATA_OWNER)) if any(segment.weighted) else ())
+    return found
+
+
+def prepare_provider(state: Provider, numbers: tuple[int, ...]) -> Steps:
+    """Deals the keys of these numbers."""
+    with ring.x64():
+        for number in numbers:
+            yield from _deal(state, number)
+    return state, None
+
+
+# --- online
+
+
+def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> Steps:
+    """Has `image` diagnosed; reports the outputs.
+
+    Args:
+      state: after set-up.
+      image: float32, of the circuit's shape.
+      streamed: whether the key is dealt now, layer by layer, rather than taken from the store.
+    """
+    circuit = state.circuit
+    image = check_image(circuit, image)
+    yield Stage("image")
+    with ring.x64():
+        if streamed:
+            number = state.store.next()
+            state.store.burn(number)
+            yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
+            yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
+            yield from _client_kappas(state, number)
+            key = None
+        else:
+            number = state.store.next()
+            key = state.store.take(number)
+        rho = _source_mask(circuit, state.seed, number, circuit.plan.image)
+        masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
+        opening = {"number": np.uint64(number), "image": masked}
+        yield Send(MODEL_OWNER, opening, "image | masked by ρ")
+        prepared = state.ready.get(number)
+        for level, segment in enumerate(circuit.segments[:-1]):
+            yield Stage(segment.name)
+            trees: Any = ()
+            if _has_trees(circuit, segment):
+                trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
+            own = (
+                prepared[level] if prepared else _expanded(circuit, 0, state.seed, segment, number)
+            )
+            yield from _gates_data_owner(circuit, segment, number, own, trees)
+        yield Stage("outputs")
+        packed = yield Receive(MODEL_OWNER)
+        last = len(circuit.segments) - 1
+        outputs = []
+        for position, ((node, unit), words) in enumerate(
+            zip(circuit.segments[last].values, packed)
+        ):
+            r = _value_mask(circuit, state.seed, _R, number, last, position)
+            outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
+    ready = {other: held for other, held in state.ready.items() if other != number}
+    return dataclasses.replace(state, ready=ready), tuple(np.asarray(out) for out in outputs)
+
+
+def _gates_data_owner(
+    circuit: Circuit, segment: Segment, number: int, own: list[Streams], trees: Any
+) -> Steps:
+    """The data owner's part of one round."""
+    packed = yield Receive(MODEL_OWNER)
+    specs = [circuit.specs[gate] for gate in segment.gates]
+    ys = [_unpacked(spec.width, circuit.n_bits, y) for spec, y in zip(specs, packed)]
+    bits = {}
+    for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
+        if spec.compares:
+            tree = trees[i].get("compare") if trees else None
+            domain = _domain(circuit, gate, number)
+            bits[i] = gates.sign_share(spec, 0, ys[i], own[i], tree, domain)
+    theirs: dict[int, Any] = {}
+    if bits:
+        yield Send(MODEL_OWNER, tuple(bits.values()), "sign | masked by u, shared")
+        theirs = dict(zip(bits, (yield Receive(MODEL_OWNER))))
+    shares = tuple(
+        gates.packed_out_share(spec, 0, ys[i], own[i].select, bits.get(i), theirs.get(i))
+        for i, spec in enumerate(specs)
+    )
+    yield Send(MODEL_OWNER, shares, "share of the result | masked by ρ, shared")
+
+
+def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
+    """Diagnoses one masked image (or batch); sees nothing."""
+    circuit = state.circuit
+    yield Stage("image")
+    with ring.x64():
+        kappas_c: Any = None
+        if streamed:
+            number = int((yield Receive(DATA_OWNER))["number"])
+            state.store.burn(number)
+            kappas_c = yield from _receive_kappas(circuit)
+        opening = yield Receive(DATA_OWNER)
+        number = int(opening["number"])
+        key = None if streamed else state.store.take(number)
+        image = circuit.plan.image
+        sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
+        sources[image] = sources[image].reshape(image.shape)
+        known: dict[Any, Any] = {}
+        weights = dict(zip(circuit.products, state.weights))
+        for level, segment in enumerate(circuit.segments):
+            yield Stage(segment.name)
+            if streamed:
+                dealt = yield Receive(CRYPTO_PROVIDER)
+                dealt = _with_kappa_c(circuit, segment, dealt, kappas_c[level])
+            else:
+                dealt = key[level]
+            masked, keep = circuit.owner_values(level)(
+                [sources[source] for source in segment.sources],
+                [weights[product][0] for product in segment.products],
+                [weights[product][1] for product in segment.products],
+                list(state.constants[level]),
+                [known[product] for product in segment.known],
+                list(dealt["kappa"]),
+            )
+            known.update(zip(segment.keep, keep))
+            if segment.gates:
+                yield from _gates_model_owner(
+                    state, segment, number, masked, dealt["keys"], sources
+                )
+        yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
+    return state, None
+
+
+def _gates_model_owner(
+    state: ModelOwner,
+    segment: Segment,
+    number: int,
+    packed: Any,
+    keys: Any,
+    sources: dict[Any, Any],
+) -> Steps:
+    """The model owner's part of one round; puts the new ŷ into `sources`."""
+    circuit = state.circuit
+    specs = [circuit.specs[gate] for gate in segment.gates]
+    yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
+    ys = [_unpacked(spec.width, circuit.n_bits, y) for spec, y in zip(specs, packed)]
+    bits = {}
+    for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
+        if spec.compares:
+            own = _party_streams(circuit, state.seed, 1, gate, number)
+            domain = _domain(circuit, gate, number)
+            bits[i] = gates.sign_share(spec, 1, ys[i], own, keys[i]["compare"], domain)
+    theirs: dict[int, Any] = {}
+    if bits:
+        yield Send(DATA_OWNER, tuple(bits.values()), "sign | masked by u, shared")
+        theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
+    own_shares = [
+        gates.out_share(
+            spec,
+            1,
+            ys[i],
+            gates.unpack_select(spec, jnp.asarray(keys[i]["select"])),
+            bits.get(i),
+            theirs.get(i),
+        )
+        for i, spec in enumerate(specs)
+    ]
+    shares = yield Receive(DATA_OWNER)
+    for gate, own, share in zip(segment.gates, own_shares, shares):
+        sources[gate.out] = _joined(circuit.n_bits, own, share).reshape(gate.out.shape)
+
+
+def infer_provider(state: Provider, streamed: bool = False) -> Steps:
+    """Deals the key now, if it is streamed; otherwise the provider has no part in an inference."""
+    if streamed:
+        number = int((yield Receive(DATA_OWNER))["number"])
+        with ring.x64():
+            yield from _deal(state, number)
+    return state, None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _masked_image(n_bits: int, image: Any, unit: Any, rho: Any) -> Any:
+    scaled = jnp.round(image.astype(jnp.float64) * unit).astype(jnp.int64)
+    return ring.pack((scaled.astype(rho.dtype) + rho).reshape(-1), n_bits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _unpacked(bits: int, n_bits: int, packed: Any) -> Any:
+    return ring.unpack(packed, bits).astype(ring.word_type(n_bits))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _joined(n_bits: int, own: Any, packed: Any) -> Any:
+    return own + ring.unpack(packed, n_bits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _opened(n_bits: int, packed: Any, r: Any) -> Any:
+    return ring.signed(ring.unpack(packed, n_bits) - r, n_bits).astype(jnp.float64)

@@ -1,0 +1,223 @@
+"""Real values as ring words: the unit, the truncation and the effective width of every gate.
+
+A word w of a value in unit u stands for w / u. A gate's operand has unit u; the gate drops t bits,
+so that what it puts out has unit u / 2^t, and must then fit k signed bits, the layer's *effective
+width*. Units are chosen from the ranges that the model owner sees on its own images, times a
+margin. They are powers of two, unless a bypass of the weights (a skip connection) carries a factor
+such as the 1/9 of an average pool: then the unit is such that the words' factor is a power of two.
+
+Units, truncations and widths are public. A value outside its range makes a wrong result, never a
+leak.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from primia_jax.config.sections import MpcConfig
+from primia_jax.errors import ConfigError
+from primia_jax.mpc.plan import (
+    Add,
+    Gate,
+    Node,
+    Plan,
+    Private,
+    Public,
+    Scale,
+    Source,
+    reachable,
+)
+
+_FINER_BITS = 10
+_ROUNDING = 1e-3
+
+
+class Ranges(NamedTuple):
+    """Largest magnitudes seen in the clear."""
+
+    image: float
+    gates: tuple[float, ...]  # of each gate's operand
+    outputs: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GateScale:
+    """How one gate computes.
+
+    Attributes:
+      unit: of its operand.
+      truncated_bits: t, dropped from the operand.
+      width: k, signed bits that the truncated operand must fit.
+      compared_bits: m, the bits of its comparison; 0 for a gate without one.
+    """
+
+    unit: float
+    truncated_bits: int
+    width: int
+    compared_bits: int
+
+    @property
+    def out_unit(self) -> float:
+        """Unit of what the gate puts out."""
+        return self.unit / 2.0**self.truncated_bits
+
+    @property
+    def limit(self) -> float:
+        """Largest magnitude of the operand that the gate takes, as a real number."""
+        spare = 1 if self.compared_bits else 2
+        return 2.0 ** (self.width - spare) / self.out_unit
+
+    @property
+    def slack_bits(self) -> int:
+        """s: low bits of the truncated operand that the comparison does not see."""
+        return self.width - 1 - self.compared_bits if self.compared_bits else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Units of a whole plan.
+
+    Attributes:
+      image: unit of the image.
+      gates: of the plan's gates, in their order.
+      outputs: units of the outputs.
+    """
+
+    image: float
+    gates: tuple[GateScale, ...]
+    outputs: tuple[float, ...]
+
+    def units(self, plan: Plan) -> dict[Source, float]:
+        """The unit of every source."""
+        found = {plan.image: self.image}
+        found.update({g.out: s.out_unit for g, s in zip(plan.gates, self.gates)})
+        return found
+
+
+def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
+    """Units for which values of `margin` times the ranges still fit.
+
+    Raises:
+      ConfigError: where the ring is too narrow for the effective width.
+    """
+    width, n_bits = config.effective_bits, config.ring_bits
+    if width >= n_bits - 2:
+        raise ConfigError(
+            f"config.mpc.effective_bits = {width} leaves no bit to truncate in a ring of "
+            f"{n_bits} bits; lower it or raise config.mpc.ring_bits"
+        )
+    compared = width - 1 - config.sign_slack_bits
+    if compared < 1:
+        raise ConfigError(
+            f"config.mpc.sign_slack_bits = {config.sign_slack_bits} leaves nothing to compare of "
+            f"effective_bits = {width}"
+        )
+
+    def room(reached: float) -> float:
+        return config.margin * max(reached, 1e-6)
+
+    units = {plan.image: _power_of_two(2.0 ** (width - 1) / room(ranges.image))}
+    scales: dict[Gate, GateScale] = {}
+    shared = _shared_products(plan)
+    reached = dict(zip(plan.gates, ranges.gates))
+    for gates in plan.levels():
+        for gate in gates:
+            if gate in scales:
+                continue
+            together = [g for g in shared.get(gate, [gate]) if g not in scales]
+            limit = room(max(reached[g] for g in together))
+            if any(isinstance(node, Private) for node in reachable([gate.operand])):
+                wanted = 2.0 ** (width - 2) / limit * 2.0 ** (n_bits - width)
+                if config.frac_bits:
+                    wanted = min(wanted, 2.0 ** (config.frac_bits + n_bits - width))
+                unit = _even_factors(together, units, wanted)
+            else:
+                unit = natural_unit(gate.operand, units)
+            for member in together:
+                spare = 1 if member.kind == "relu" else 2
+                dropped = math.ceil(math.log2(room(reached[member]) * unit)) - (width - spare)
+                if config.frac_bits and unit > 2.0**config.frac_bits:
+                    dropped = round(math.log2(unit)) - config.frac_bits
+                dropped = min(max(dropped, 0), n_bits - width)
+                scales[member] = GateScale(
+                    unit, dropped, width, compared if member.kind == "relu" else 0
+                )
+        units.update({gate.out: scales[gate].out_unit for gate in gates})
+    outputs = []
+    for node, value in zip(plan.outputs, ranges.outputs):
+        has_weights = any(isinstance(part, Private) for part in reachable([node]))
+        largest = 2.0 ** (n_bits - 1) / room(value)
+        natural = natural_unit(node, units)
+        outputs.append(largest if has_weights else min(natural, largest))
+    return Scaling(units[plan.image], tuple(scales[gate] for gate in plan.gates), tuple(outputs))
+
+
+def _shared_products(plan: Plan) -> dict[Gate, list[Gate]]:
+    """Gates that read one private product must agree on the unit: gate -> all such gates."""
+    groups: dict[Gate, list[Gate]] = {}
+    readers: dict[Private, list[Gate]] = {}
+    for gate in plan.gates:
+        group = [gate]
+        for node in reachable([gate.operand]):
+            if isinstance(node, Private):
+                for other in readers.get(node, []):
+                    group += [g for g in groups[other] if g not in group]
+                readers.setdefault(node, []).append(gate)
+        for member in group:
+            groups[member] = group
+    return groups
+
+
+def natural_unit(node: Node, units: Mapping[Source, float]) -> float:
+    """The unit that a value free of weights has by itself: that of its finest source.
+
+    Where the units of several sources have ratios that are not whole, a finer one, in which
+    rounding the factors changes nothing by more than a thousandth.
+    """
+    terms = {units[source] / abs(factor) for source, factor in bypasses(node)}
+    finest = max(terms, default=1.0)
+    for extra in range(_FINER_BITS):
+        ratios = [finest * 2.0**extra / term for term in terms]
+        if all(abs(round(ratio) - ratio) <= _ROUNDING * ratio for ratio in ratios):
+            return finest * 2.0**extra
+    return finest * 2.0**_FINER_BITS
+
+
+def _power_of_two(value: float) -> float:
+    return 2.0 ** math.floor(math.log2(value))
+
+
+def _even_factors(gates: Sequence[Gate], units: Mapping[Source, float], wanted: float) -> float:
+    """The largest unit up to `wanted` in which the first bypass of the weights has a factor 2^i."""
+    for gate in gates:
+        for source, factor in bypasses(gate.operand):
+            per_word = abs(factor) * wanted / units[source]
+            if per_word >= 1:
+                return _power_of_two(per_word) * units[source] / abs(factor)
+    return _power_of_two(wanted)
+
+
+def bypasses(node: Node, factor: float = 1.0) -> list[tuple[Source, float]]:
+    """Sources whose path to `node` has no weights, with their factors."""
+    if isinstance(node, Source):
+        return [(node, factor)]
+    if isinstance(node, Scale):
+        return bypasses(node.operand, factor * node.factor)
+    if isinstance(node, (Public, Add)):
+        return [found for part in node.operands for found in bypasses(part, factor)]
+    return []
+
+
+def describe(scaling: Scaling) -> dict[str, Any]:
+    """The scaling as plain numbers, to be stored or sent."""
+    return dataclasses.asdict(scaling)
+
+
+def from_description(found: Mapping[str, Any]) -> Scaling:
+    """The inverse of `describe`."""
+    return Scaling(
+        found["image"],
+        tuple(GateScale(**gate) for gate in found["gates"]),
+        tuple(found["outputs"]),
+    )
