@@ -111,7 +111,7 @@ def describe(config: ExperimentConfig, workdir: pathlib.Path) -> Description:
     path = workdir / DESCRIPTION
     draft = Description(
         model.config, model.class_names, model.image_size, config.mpc,
-        scaling.Ranges(1.0, (), ()), model.round,
+        scaling.Ranges(1.0, (), (), ()), model.round,
     )  # fmt: skip
     if path.exists():
         stored = checkpoints.read_json(path)
@@ -141,7 +141,9 @@ def _told(description: Description) -> dict[str, Any]:
 
 
 def _ranges(found: dict[str, Any]) -> scaling.Ranges:
-    return scaling.Ranges(found["image"], tuple(found["gates"]), tuple(found["outputs"]))
+    return scaling.Ranges(
+        found["image"], tuple(found["gates"]), tuple(found["spreads"]), tuple(found["outputs"])
+    )
 
 
 # --- the parties

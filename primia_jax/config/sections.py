@@ -187,13 +187,19 @@ class MpcConfig:
         16, "k, signed bits that a layer's values fit after truncation", low=4, high=32
     )
     sign_slack_bits: int = setting(
-        7, "low bits of a value that its sign ignores; the others but one are compared", high=30
+        -1, "low bits of a value that its sign ignores (-1: by sign_tolerance)", low=-1, high=30
+    )
+    sign_tolerance: float = setting(
+        0.06,
+        "width of the window around 0 in which a sign may be wrong, over a layer's RMS",
+        low=0,
+        high=1,
     )
     frac_bits: int = setting(
         0, "fractional bits of every layer's values (0: as the layer's range allows)", high=24
     )
     margin: float = setting(
-        2.0, "range provided for, over the largest one seen in calibration", low=1, high=64
+        1.5, "range provided for, over the largest one seen in calibration", low=1, high=64
     )
     prg_rounds: int = setting(12, "ChaCha rounds of the comparison trees", choices=(8, 12, 20))
     leaf_bits: int = setting(8, "ν, bits of a comparison that one leaf answers", low=7, high=9)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,22 @@ def _has_product(node: Node) -> bool:
     return isinstance(node, Private) or any(_has_product(part) for part in operands(node))
 
 
+class Cost(NamedTuple):
+    """What one run costs.
+
+    Attributes:
+      round_trips: one-way messages on the critical path, halved.
+      online_bytes: between data owner and model owner, both ways.
+      key_bytes: that the crypto provider sends to each.
+      client_bytes: that the data owner sends the model owner before it has an image.
+    """
+
+    round_trips: int
+    online_bytes: int
+    key_bytes: dict[str, int]
+    client_bytes: int
+
+
 class Circuit:
     """An encrypted network's public description."""
 
@@ -109,6 +125,31 @@ class Circuit:
     def sizes(self, segment: Segment) -> list[int]:
         """Elements of each value of a segment."""
         return [math.prod(node.shape) for node, _ in segment.values]
+
+    def cost(self) -> "Cost":
+        """What one run costs, by shapes alone."""
+        word = ring.packed_bytes(self.n_bits)
+        bits = sum(-(-spec.n_elements // 8) for spec in self.specs.values() if spec.compares)
+        down = sum(spec.n_elements * ring.packed_bytes(spec.width) for spec in self.specs.values())
+        up = word * sum(spec.n_elements for spec in self.specs.values())
+        ends = math.prod(self.plan.image.shape) + sum(math.prod(o.shape) for o in self.plan.outputs)
+        sizes = [
+            (size, weighted)
+            for segment in self.segments
+            for size, weighted in zip(self.sizes(segment), segment.weighted)
+        ]
+        dealt = sum(spec.key_bytes() for spec in self.specs.values())
+        trees = sum(spec.tree_bytes() for spec in self.specs.values())
+        return Cost(
+            round_trips=len(self.segments),
+            # Beside the words and bits: the number of the key, 8 bytes.
+            online_bytes=down + up + 2 * bits + word * ends + 8,
+            key_bytes={
+                "model_owner": dealt + word * sum(size for size, _ in sizes),
+                "data_owner": trees,
+            },
+            client_bytes=word * sum(size for size, weighted in sizes if weighted),
+        )
 
     # --- how products are evaluated
 

@@ -7,8 +7,9 @@ m = 2^k · (top bit of r'):
 
 - truncation is local: y' − r' = z >> t modulo 2^k, rounded up with the probability of the dropped
   fraction (r's low bits are the coin), and never wrong by more than one unit;
-- sign: z ≥ 0 is the XOR of the top bits of y' and r' and of 1[α ≤ x], α and x being the low bits of
-  r' and y' but for the lowest s, the *slack*: a value in (−2^s, 0) may pass as positive;
+- sign: z ≥ 0 is the XOR of the top bits of y' and r' and of 1[α ≤ x], α and x being the low bits
+  of r' and y' but for the lowest s, the *slack*. Half of 2^s is taken off y' before, so that only a
+  value within 2^(s-1) of zero may take the wrong sign: the closer to zero, the likelier;
 - with d̂ = (z ≥ 0) ⊕ u opened, u a bit that nobody knows, ŷ_b = (b·d̂ + (1 − 2d̂)·[u]_b)·y' +
   [w_{d̂,c}]_b, the dealer having shared w_{d,c} = ρ − (d ⊕ u)·(r' − (1 − c)·m);
 - truncation alone needs no comparison: 2^(k-2) is added first, so that the operand is positive and
@@ -64,6 +65,11 @@ class GateSpec:
         return self.kind == "relu"
 
     @property
+    def slack_bits(self) -> int:
+        """s: low bits that the comparison does not see."""
+        return self.width - 1 - self.compared_bits
+
+    @property
     def has_table(self) -> bool:
         """Whether the comparison is a truth table."""
         return self.compares and self.compared_bits <= TABLE_BITS
@@ -71,7 +77,7 @@ class GateSpec:
     @property
     def table_words(self) -> int:
         """32-bit words of one element's truth table."""
-        return max(1, 2**self.compared_bits // 32)
+        return dpf.table_words(self.compared_bits)
 
     @property
     def select_words(self) -> int:
@@ -84,15 +90,16 @@ class GateSpec:
         return dpf.Params(self.compared_bits, self.leaf_bits, self.arity, self.prg_rounds)
 
     def key_bytes(self) -> int:
-        """Bytes that the dealer sends party 1 (and, of a tree, party 0 too)."""
-        word = ring.word_bits(self.ring_bits) // 8
-        pieces = ring.packed_type(self.ring_bits)
-        word = pieces[1] * jnp.dtype(pieces[0]).itemsize
-        select = self.select_words * word
-        if not self.compares:
-            return self.n_elements * select
-        compare = 4 * self.table_words if self.has_table else dpf.key_bytes(self.tree)
-        return self.n_elements * (select + compare)
+        """Bytes that the dealer sends party 1."""
+        select = self.select_words * ring.packed_bytes(self.ring_bits)
+        table = 4 * self.table_words if self.has_table else 0
+        return self.n_elements * (select + table) + self.tree_bytes()
+
+    def tree_bytes(self) -> int:
+        """Of these, what it sends party 0 too."""
+        if not self.compares or self.has_table:
+            return 0
+        return self.n_elements * dpf.key_bytes(self.tree)
 
 
 def spec(
@@ -167,20 +174,30 @@ def masked_operand(gate: GateSpec, z_masked: Any) -> Any:
 
 
 def _compared(gate: GateSpec, y: Any) -> Any:
-    """The m bits of y' (or r') that are compared."""
+    """The m bits of r', or of y' centred, that are compared."""
     word = y.dtype.type
-    slack = gate.width - 1 - gate.compared_bits
-    low = (y & word((1 << (gate.width - 1)) - 1)) >> word(slack)
+    low = (y & word((1 << (gate.width - 1)) - 1)) >> word(gate.slack_bits)
     return low.astype(jnp.uint32) if gate.compared_bits <= 32 else low
+
+
+def _centred(gate: GateSpec, y: Any) -> Any:
+    """y' − 2^(s-1) modulo 2^k."""
+    word = y.dtype.type
+    half = (1 << gate.slack_bits) >> 1
+    return (y - word(half)) & word((1 << gate.width) - 1)
+
+
+def _top(gate: GateSpec, y: Any) -> Any:
+    """uint8 [N], the top bit."""
+    return (y >> y.dtype.type(gate.width - 1)).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _alpha_and_hidden(gate: GateSpec, r: Any, sign0: Any, sign1: Any) -> tuple[Any, Any]:
     """α, and u = (top bit of r') ⊕ the parties' sign shares."""
     r_cut = cut(gate, r)
-    top = (r_cut >> r_cut.dtype.type(gate.width - 1)).astype(jnp.uint8)
     count = gate.n_elements
-    hidden = top ^ ring.unpack_bits(sign0, count) ^ ring.unpack_bits(sign1, count)
+    hidden = _top(gate, r_cut) ^ ring.unpack_bits(sign0, count) ^ ring.unpack_bits(sign1, count)
     return _compared(gate, r_cut), hidden
 
 
@@ -207,7 +224,8 @@ def deal(
     if gate.has_table:
         table = dpf.table_keygen(alpha, party0.compare, gate.compared_bits)
         return {}, {"select": select, "compare": table}
-    correction = dpf.keygen(alpha, party0.compare, party1.compare, gate.tree, domain)
+    dealt = dpf.keygen(alpha, party0.compare, party1.compare, gate.tree, domain)
+    correction = tuple(tuple(piece) for piece in dealt)
     return {"compare": correction}, {"select": select, "compare": correction}
 
 
@@ -224,7 +242,7 @@ def unpack_select(gate: GateSpec, packed: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _table_share(gate: GateSpec, party: int, y: Any, sign: Any, compare: Any) -> Any:
-    bit = dpf.table_eval(compare, _compared(gate, y), gate.compared_bits)
+    bit = dpf.table_eval(compare, _compared(gate, _centred(gate, y)), gate.compared_bits)
     return _with_sign(gate, party, y, sign, bit)
 
 
@@ -232,13 +250,13 @@ def _table_share(gate: GateSpec, party: int, y: Any, sign: Any, compare: Any) ->
 def _with_sign(gate: GateSpec, party: int, y: Any, sign: Any, bit: Any) -> Any:
     bit = bit.astype(jnp.uint8) ^ ring.unpack_bits(sign, gate.n_elements)
     if party == 1:
-        bit = bit ^ (y >> y.dtype.type(gate.width - 1)).astype(jnp.uint8)
+        bit = bit ^ _top(gate, _centred(gate, y))
     return ring.pack_bits(bit)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _tree_input(gate: GateSpec, y: Any) -> Any:
-    return _compared(gate, y)
+    return _compared(gate, _centred(gate, y))
 
 
 def sign_share(gate: GateSpec, party: int, y: Any, own: Streams, compare: Any, domain: Any) -> Any:

@@ -7,6 +7,7 @@
 puts the same parties into Ray actors.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ _CALIBRATION_BATCH = 8
 def find_ranges(
     apply_fn: Callable[[Any, Any], Any], params: Any, images: np.ndarray, config: MpcConfig
 ) -> Ranges:
-    """The largest magnitude of each layer's values over `images` [m ...], in the clear.
+    """The magnitudes of each layer's values over `images` [m ...], in the clear.
 
     Raises:
       ConfigError: without any image.
@@ -92,17 +93,17 @@ def find_ranges(
     )
 
     @jax.jit
-    def largest(params: Any, batch: Any) -> Any:
+    def seen(params: Any, batch: Any) -> Any:
         operands, outputs = real_values(plan, params, batch)
-        return jax.tree.map(lambda z: jnp.abs(z).max(), (batch, operands, outputs))
+        reached = jax.tree.map(lambda z: jnp.abs(z).max(), (batch, operands, outputs))
+        return reached, [jnp.mean(jnp.square(z)) for z in operands]
 
-    found: Any = None
-    for start in range(0, len(images), size):
-        start = min(start, len(images) - size)
-        reached = jax.tree.map(float, largest(params, images[start : start + size]))
-        found = reached if found is None else jax.tree.map(max, found, reached)
-    image, operands, outputs = found
-    return Ranges(image, tuple(operands), tuple(outputs))
+    starts = [min(start, len(images) - size) for start in range(0, len(images), size)]
+    found = [jax.tree.map(float, seen(params, images[at : at + size])) for at in starts]
+    image, operands, outputs = jax.tree.map(lambda *each: max(each), *(f for f, _ in found))
+    squares = np.mean([squares for _, squares in found], axis=0) if operands else ()
+    spreads = tuple(math.sqrt(square) for square in squares)
+    return Ranges(image, tuple(operands), spreads, tuple(outputs))
 
 
 class SecureProgram:
@@ -128,7 +129,6 @@ class SecureProgram:
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self._driver: LocalDriver | None = None
-        self._prepared = 0
         self._others: dict[int, SecureProgram] = {}
 
     @property
@@ -172,7 +172,6 @@ class SecureProgram:
                 CRYPTO_PROVIDER: fss.set_up_provider,
             }
         )
-        self._prepared = 0
         return self.set_up_trace
 
     def prepare(self, n_keys: int = 1) -> Trace:
@@ -180,7 +179,12 @@ class SecureProgram:
         if self._driver is None:
             self.set_up()
         assert self._driver is not None
-        first = self._driver.states[DATA_OWNER].store.made
+        states = self._driver.states
+        first = max(
+            states[DATA_OWNER].store.made,
+            states[MODEL_OWNER].store.made,
+            states[CRYPTO_PROVIDER].ledger.next(),
+        )
         numbers = tuple(range(first, first + n_keys))
         _, self.offline_trace = self._driver.run(
             {

@@ -91,6 +91,12 @@ def packed_type(n_bits: int) -> tuple[Any, int]:
     return (np.uint32, 1) if n_bits <= 32 else (np.uint64, 1)
 
 
+def packed_bytes(n_bits: int) -> int:
+    """Bytes of an n-bit word on its way."""
+    kind, pieces = packed_type(n_bits)
+    return np.dtype(kind).itemsize * pieces
+
+
 def pack(words: Any, n_bits: int) -> Any:
     """Words [m] -> what travels: whole bytes, nothing of the bits above the n-th.
 

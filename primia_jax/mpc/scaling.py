@@ -34,10 +34,11 @@ _ROUNDING = 1e-3
 
 
 class Ranges(NamedTuple):
-    """Largest magnitudes seen in the clear."""
+    """Magnitudes seen in the clear: the largest ones, and root mean squares."""
 
     image: float
     gates: tuple[float, ...]  # of each gate's operand
+    spreads: tuple[float, ...]  # RMS of each gate's operand
     outputs: tuple[float, ...]
 
 
@@ -65,8 +66,9 @@ class GateScale:
     @property
     def limit(self) -> float:
         """Largest magnitude of the operand that the gate takes, as a real number."""
-        spare = 1 if self.compared_bits else 2
-        return 2.0 ** (self.width - spare) / self.out_unit
+        if not self.compared_bits:
+            return 2.0 ** (self.width - 2) / self.out_unit
+        return (2.0 ** (self.width - 1) - 2.0**self.slack_bits) / self.out_unit
 
     @property
     def slack_bits(self) -> int:
@@ -107,8 +109,7 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
             f"config.mpc.effective_bits = {width} leaves no bit to truncate in a ring of "
             f"{n_bits} bits; lower it or raise config.mpc.ring_bits"
         )
-    compared = width - 1 - config.sign_slack_bits
-    if compared < 1:
+    if config.sign_slack_bits > width - 2:
         raise ConfigError(
             f"config.mpc.sign_slack_bits = {config.sign_slack_bits} leaves nothing to compare of "
             f"effective_bits = {width}"
@@ -119,6 +120,7 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
 
     units = {plan.image: _power_of_two(2.0 ** (width - 1) / room(ranges.image))}
     scales: dict[Gate, GateScale] = {}
+    spread = dict(zip(plan.gates, ranges.spreads))
     shared = _shared_products(plan)
     reached = dict(zip(plan.gates, ranges.gates))
     for gates in plan.levels():
@@ -140,9 +142,11 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
                 if config.frac_bits and unit > 2.0**config.frac_bits:
                     dropped = round(math.log2(unit)) - config.frac_bits
                 dropped = min(max(dropped, 0), n_bits - width)
-                scales[member] = GateScale(
-                    unit, dropped, width, compared if member.kind == "relu" else 0
-                )
+                scale = GateScale(unit, dropped, width, 0)
+                if member.kind == "relu":
+                    compared = width - 1 - _slack_bits(scale, spread[member], config)
+                    scale = dataclasses.replace(scale, compared_bits=compared)
+                scales[member] = scale
         units.update({gate.out: scales[gate].out_unit for gate in gates})
     outputs = []
     for node, value in zip(plan.outputs, ranges.outputs):
@@ -151,6 +155,14 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
         natural = natural_unit(node, units)
         outputs.append(largest if has_weights else min(natural, largest))
     return Scaling(units[plan.image], tuple(scales[gate] for gate in plan.gates), tuple(outputs))
+
+
+def _slack_bits(scale: GateScale, spread: float, config: MpcConfig) -> int:
+    """s, such that a sign is sure further from 0 than half a `sign_tolerance` of the RMS."""
+    if config.sign_slack_bits >= 0:
+        return config.sign_slack_bits
+    window = config.sign_tolerance * spread * scale.out_unit
+    return min(max(0, math.floor(math.log2(max(window, 1.0)))), config.effective_bits - 2)
 
 
 def _shared_products(plan: Plan) -> dict[Gate, list[Gate]]:
@@ -192,9 +204,10 @@ def _even_factors(gates: Sequence[Gate], units: Mapping[Source, float], wanted: 
     """The largest unit up to `wanted` in which the first bypass of the weights has a factor 2^i."""
     for gate in gates:
         for source, factor in bypasses(gate.operand):
-            per_word = abs(factor) * wanted / units[source]
-            if per_word >= 1:
-                return _power_of_two(per_word) * units[source] / abs(factor)
+            if source in units:  # gates of later levels may share the product
+                per_word = abs(factor) * wanted / units[source]
+                if per_word >= 1:
+                    return _power_of_two(per_word) * units[source] / abs(factor)
     return _power_of_two(wanted)
 
 

@@ -3,17 +3,21 @@
 from primia_jax.runtime.cost import count
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.local_driver import LocalDriver, run_local
-from primia_jax.runtime.party import Driver, Locally, Program, Receive, Send, Steps
-from primia_jax.runtime.trace import Trace
+from primia_jax.runtime.party import Driver, Locally, Program, Receive, Send, Stage, Steps
+from primia_jax.runtime.trace import MessageRecord, PartyTrace, Span, Trace
 
 __all__ = [
     "Driver",
     "Link",
     "LocalDriver",
     "Locally",
+    "MessageRecord",
+    "PartyTrace",
     "Program",
     "Receive",
     "Send",
+    "Span",
+    "Stage",
     "Steps",
     "Trace",
     "count",

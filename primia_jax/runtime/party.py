@@ -9,17 +9,18 @@ A *program* is a function of the party's state that returns such a generator; th
 `(new_state, report)`. Sub-protocols are used by `yield from`. The same unmodified source runs in
 one process with virtual clocks (`local_driver`), in Ray actors (`ray_driver`), and under
 `jax.eval_shape`, where only the messages' shapes are seen (`cost.count`). The number of messages
-may not depend on data.
+may not depend on data. `yield Stage("layer 3")` names what the party does from there on.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import ProtocolError, UserError
 from primia_jax.runtime.trace import Trace
 
 Message = Any  # a pytree of arrays
@@ -44,7 +45,15 @@ class Receive:
     sender: str
 
 
-Steps = Generator[Send | Receive, Message, Any]
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Names what the party does from now on, for traces; sends nothing."""
+
+    label: str
+
+
+Event = Send | Receive | Stage
+Steps = Generator[Event, Message, Any]
 Program = Callable[[Any], Steps]
 
 
@@ -73,8 +82,8 @@ class Locally:
         yield  # makes this function a generator
 
 
-def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | Receive:
-    """`event` if it is a message of arrays to or from a known party.
+def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Event:
+    """`event` if it is a message of arrays to or from a known party, or a stage.
 
     Raises:
       ProtocolError: for anything else; above all for a generator, which betrays a missing
@@ -84,8 +93,14 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | 
         raise ProtocolError(
             f"{party} yielded a generator: write `yield from` before a sub-protocol"
         )
+    if isinstance(event, Stage):
+        if not isinstance(event.label, str):
+            raise ProtocolError(f"{party} named a stage by a {type(event.label).__name__}")
+        return event
     if not isinstance(event, (Send, Receive)):
-        raise ProtocolError(f"{party} yielded {type(event).__name__}: only Send and Receive may be")
+        raise ProtocolError(
+            f"{party} yielded {type(event).__name__}: only Send, Receive and Stage may be"
+        )
     for other in receivers(event) if isinstance(event, Send) else (event.sender,):
         if other not in parties or other == party:
             known = ", ".join(parties)
@@ -98,6 +113,15 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Send | 
                     f"{party} sent {event.to} a {type(leaf).__name__}: every leaf must be an array"
                 )
     return event
+
+
+def name_party(error: BaseException, party: str) -> None:
+    """Makes `error` say in whose program it was raised, unless it does so already."""
+    if isinstance(error, UserError):
+        if not re.search(rf"(?<!\w){re.escape(party)}(?!\w)", str(error)):
+            error.args = (f"{party}: {error}", *error.args[1:])
+    else:
+        error.add_note(f"raised in the program of party '{party}'")
 
 
 def receivers(event: Send) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from primia_jax.runtime import Receive, Send, count, run_local
+from primia_jax.runtime import Receive, Send, Stage, count, run_local
 
 
 def _client(x):
+    yield Stage("asking")
     yield Send("server", jnp.sin(x))
     return (yield Receive("server"))
 
@@ -26,6 +27,8 @@ def test_counting_agrees_with_running():
     _, trace = run_local(_parties(jnp.ones((1000, 3))))
     assert counted.bytes_sent == trace.bytes_sent == 2 * 12000 + 4
     assert counted.round_trips == trace.round_trips == 1
+    assert counted.by_stage()["asking"]["server"]["bytes_received"] == 12000
+    assert len(counted.messages) == 2  # a stage is none
 
 
 def test_counting_computes_nothing():

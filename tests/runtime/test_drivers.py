@@ -1,15 +1,20 @@
 """The contract of a driver: the same party programs give the same results under each of them."""
 
 import functools
+import itertools
 import os
 import sys
+import threading
 
 import numpy as np
 import pytest
+import ray
 from ray import cloudpickle
 
 from primia_jax.errors import ClusterError, DataError, ProtocolError
-from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send
+from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage
+from primia_jax.runtime.link import Line
+from primia_jax.runtime.mailbox import Envelope
 from primia_jax.runtime.ray_driver import RayDriver, cluster
 
 PARTIES = ("alice", "bob", "carol")
@@ -68,6 +73,51 @@ def _fail(state):
     yield
 
 
+def _divides(state):
+    return state, 1 / 0
+    yield
+
+
+def _fails_without_a_name(state):
+    raise DataError("the images are gone")
+    yield
+
+
+def _staged_alice(state):
+    yield Stage("asking")
+    yield Send("bob", {"x": np.zeros(100, np.uint8)}, "question | in the clear")
+    yield Send(("bob", "carol"), np.zeros(10), "news")
+    yield Stage("hearing")
+    yield Receive("bob")
+    return state, None
+
+
+def _staged_bob(state):
+    yield Stage("answering")
+    yield Receive("alice")
+    yield Receive("alice")
+    yield Send("alice", np.zeros(7, np.uint8), "answer")
+    return state, None
+
+
+def _staged_carol(state):
+    yield Receive("alice")
+    return state, None
+
+
+STAGED = {"alice": _staged_alice, "bob": _staged_bob, "carol": _staged_carol}
+
+
+def _sends_too_much(state):
+    yield Send("bob", np.zeros(1))
+    raise DataError("alice stops here")
+
+
+def _reads_later(state):
+    yield Receive("carol")
+    return state, None
+
+
 def _wait_for_bob(state):
     yield Receive("bob")
     return state, None
@@ -89,6 +139,11 @@ def _sends_text(state):
 
 def _sends_none(state):
     yield Send("bob", {"x": np.zeros(1), "y": None})
+    return state, None
+
+
+def _names_no_stage(state):
+    yield Stage(3)
     return state, None
 
 
@@ -120,6 +175,7 @@ class DriverContract:
             }
         )
         assert reports == {"alice": 6, "bob": [0, 1, 2, 3], "carol": None}
+        assert list(reports) == list(trace.parties) == list(PARTIES)
         after = self._states(driver)
         assert [after[p] - before[p] for p in PARTIES] == [1, 10, 100]
         assert trace.parties["alice"].messages_sent == 5
@@ -143,6 +199,77 @@ class DriverContract:
             driver.run({"alice": _wait_for_bob, "bob": _fail})
         self.test_messages_keep_their_order_and_states_go_on(driver)
 
+    def test_left_over_messages_of_a_failed_run_are_forgotten(self, driver):
+        with pytest.raises(DataError, match="alice stops here"):
+            driver.run({"alice": _sends_too_much, "bob": _reads_later, "carol": _wait_for_bob})
+        self.test_messages_keep_their_order_and_states_go_on(driver)
+
+    def test_messages_and_stages_are_recorded(self, driver):
+        _, trace = driver.run(STAGED)
+        found = {(m.sender, m.receiver, m.label, m.n_bytes, m.stage) for m in trace.messages}
+        assert len(trace.messages) == 4 and found == {
+            ("alice", "bob", "question | in the clear", 100, "asking"),
+            ("alice", "bob", "news", 80, "asking"),
+            ("alice", "carol", "news", 80, "asking"),
+            ("bob", "alice", "answer", 7, "answering"),
+        }
+        to_bob = [m.label for m in trace.messages if (m.sender, m.receiver) == ("alice", "bob")]
+        assert to_bob == ["question | in the clear", "news"]
+        assert all(m.sent_s <= m.arrives_s for m in trace.messages)
+
+    def test_costs_by_stage_add_up(self, driver):
+        _, trace = driver.run(STAGED)
+        table = trace.by_stage()
+        assert set(table) == {"", "asking", "hearing", "answering"}
+        assert table["asking"]["alice"]["bytes_sent"] == 260
+        assert table["asking"]["alice"]["messages"] == 3
+        assert table["asking"]["bob"]["bytes_received"] == 180
+        assert table["answering"]["alice"]["bytes_received"] == 7
+        for party, share in trace.parties.items():
+            rows = [row[party] for row in table.values()]
+            assert sum(row["bytes_sent"] for row in rows) == share.bytes_sent
+            assert sum(row["messages"] for row in rows) == share.messages_sent
+            seconds = sum(row["seconds"] for row in rows)
+            assert seconds == pytest.approx(share.compute_seconds, abs=1e-6)
+
+    def test_spans_of_a_party_lie_one_after_another(self, driver):
+        _, trace = driver.run(STAGED)
+        for party in PARTIES:
+            spans = [span for span in trace.spans if span.party == party]
+            assert spans and spans[0].start_s >= 0
+            for before, after in itertools.pairwise(spans):
+                assert after.start_s >= before.end_s - 1e-9
+
+    def test_an_error_names_its_party(self, driver):
+        with pytest.raises(DataError, match="carol: the images are gone"):
+            driver.run(
+                {"alice": _wait_for_bob, "bob": _reads_later, "carol": _fails_without_a_name}
+            )
+        with pytest.raises(ZeroDivisionError) as caught:
+            driver.run({"alice": _wait_for_bob, "bob": _divides, "carol": _wait_for_bob})
+        assert "raised in the program of party 'bob'" in caught.value.__notes__
+
+    def test_other_links_join_the_same_parties(self, driver):
+        link, before = Link(latency_s=0.01, bandwidth_bps=1e5), self._states(driver)
+        _, trace = driver.with_link(link).run(
+            {
+                "alice": functools.partial(_alice, n=3),
+                "bob": functools.partial(_bob, n=3),
+                "carol": _carol,
+            }
+        )
+        assert [a - b for a, b in zip(self._states(driver).values(), before.values())] == [
+            *(1, 10, 100)
+        ]
+        # No driver lets a message arrive before its line does, in its turn.
+        lines = {}
+        for m in trace.messages:
+            ends = (m.sender, m.receiver)
+            line = lines.setdefault(ends, Line(link, *ends))
+            assert m.arrives_s >= line.arrival(m.sent_s, m.n_bytes) - 1e-9
+        # Three messages of 28 bytes on one line, and one of 8 back.
+        assert trace.parties["alice"].seconds >= (3 * 28 + 8) * 8e-5 + 0.02
+
     @pytest.mark.parametrize(
         ("program", "words"),
         [
@@ -150,6 +277,7 @@ class DriverContract:
             (_sends_text, "must be an array"),
             (_sends_none, "must be an array"),
             (_writes_to_nobody, "dave"),
+            (_names_no_stage, "named a stage"),
         ],
     )
     def test_broken_programs_fail_loudly(self, driver, program, words):
@@ -176,6 +304,41 @@ class TestRayDriver(DriverContract):
         """The last test of the class: bob does not come back."""
         with pytest.raises(ClusterError, match="bob was lost"):
             driver.run({"alice": _wait_for_bob, "bob": _dies, "carol": _wait_for_bob})
+
+
+class TestSealedRayDriver(DriverContract):
+    """Whether messages travel in the open or sealed, the programs and the trace are the same."""
+
+    @staticmethod
+    def make_driver():
+        return RayDriver(MAKERS, timeout_s=60, sealed=True)
+
+    def test_an_injected_frame_is_refused(self, driver):
+        """A frame from outside claims to be alice's first of the next run."""
+        run = next(driver._runs) + 1
+        envelope = Envelope(run, "alice", "bob", 0, 1, "numbers", "", 28, 0.0, "")
+        ray.get(driver.actors["bob"].deliver.remote(envelope, 1000, np.zeros(100, np.uint8)))
+        with pytest.raises(ProtocolError, match=r"alice"):
+            driver.run({"alice": _announce, "bob": _hear, "carol": _hear})
+        self.test_messages_keep_their_order_and_states_go_on(driver)
+
+
+def test_a_killed_party_is_named_and_a_fresh_driver_works(ray_cluster):
+    """With the default timeout of an hour: that the test ends shows that nobody waits it out."""
+    driver = RayDriver(MAKERS)
+    timer = threading.Timer(0.5, ray.kill, [driver.actors["carol"]])
+    timer.start()
+    with pytest.raises(ClusterError, match="carol was lost") as caught:
+        driver.run({"alice": _wait_for_bob, "bob": _reads_later, "carol": _wait_for_bob})
+    assert "\n" not in str(caught.value)
+    timer.join()
+    with pytest.raises(ClusterError, match="carol was lost"):  # nor does it come back
+        driver.run(STAGED)
+    driver.close()
+    fresh = RayDriver({name: MAKERS[name] for name in ("alice", "bob")})
+    reports, _ = fresh.run({"alice": Locally(_read), "bob": Locally(_read)})
+    fresh.close()
+    assert reports == {"alice": 0, "bob": 1}
 
 
 def test_real_delay_is_injected(ray_cluster):

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, gates, prg, ring
+from primia_jax.mpc import bilinear, devices, gates, prg, ring
 from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore, Ledger
@@ -62,7 +62,7 @@ class DataOwner:
       circuit: the network's public description.
       seed: uint8 [32], of its masks and its half of the keys.
       store: its keys, single-use; changes in place, so that a failed run burns its key too.
-      deltas: W − B of each product, words; None before set-up.
+      deltas: W − B of each product, as digits; None before set-up.
       ready: by key number, what it expanded before the image came.
     """
 
@@ -103,7 +103,7 @@ class Provider:
       seed: uint8 [32], of the masks that neither party may know.
       ledger: key numbers that it dealt.
       seeds: the parties' seeds; None before set-up.
-      matrices: B of each product, words.
+      matrices: B of each product, as digits.
     """
 
     circuit: Circuit
@@ -156,9 +156,12 @@ def set_up_data_owner(state: DataOwner) -> Steps:
     packed = yield Receive(MODEL_OWNER)
     circuit = state.circuit
     with ring.x64():
-        deltas = tuple(
-            ring.unpack(jnp.asarray(words), circuit.n_bits).reshape(node.weight.shape)
-            for words, (node, _) in zip(packed, circuit.products)
+        deltas = _mask_digits(
+            circuit,
+            [
+                ring.unpack(jnp.asarray(words), circuit.n_bits).reshape(node.weight.shape)
+                for words, (node, _) in zip(packed, circuit.products)
+            ],
         )
     return dataclasses.replace(state, deltas=deltas), None
 
@@ -184,8 +187,16 @@ def set_up_provider(state: Provider) -> Steps:
     seed0 = (yield Receive(DATA_OWNER))["seed"]
     seed1 = (yield Receive(MODEL_OWNER))["seed"]
     with ring.x64():
-        matrices = tuple(_matrices(state.circuit, seed1))
+        matrices = _mask_digits(state.circuit, _matrices(state.circuit, seed1))
     return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices), None
+
+
+def _mask_digits(circuit: Circuit, words: list[Any]) -> tuple[Any, ...]:
+    """Matrices as the digits in which they meet masks, once for all images."""
+    return tuple(
+        bilinear.weight_digits(matrix, circuit.mask_plan(product))
+        for product, matrix in zip(circuit.products, words)
+    )
 
 
 def _matrices(circuit: Circuit, seed: Any) -> list[Any]:
@@ -229,15 +240,15 @@ def _party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: i
     select = sign = compare = None
     if party == 0:
         words = stream(seed, _SELECT, index, number, spec.select_words * n, kind)
-        select = jnp.asarray(words).reshape(spec.select_words, n)
+        select = devices.spread(jnp.asarray(words).reshape(spec.select_words, n))
     if spec.compares:
         sign = jnp.asarray(stream(seed, _SIGN, index, number, -(-n // 8), np.uint8))
         if party == 0 and spec.has_table:
             words = stream(seed, _COMPARE, index, number, spec.table_words * n)
-            compare = jnp.asarray(words).reshape(spec.table_words, n)
+            compare = devices.spread(jnp.asarray(words).reshape(spec.table_words, n))
         elif not spec.has_table:
             words = stream(seed, _COMPARE, index, number, 4 * n)
-            compare = jnp.asarray(words).reshape(4, n)
+            compare = devices.spread(jnp.asarray(words).reshape(4, n))
     return Streams(select, sign, compare)
 
 
@@ -417,7 +428,7 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     yield Stage("image")
     with ring.x64():
         if streamed:
-            number = state.store.next()
+            number = state.store.made
             state.store.burn(number)
             yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
             yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
@@ -459,7 +470,7 @@ def _gates_data_owner(
     """The data owner's part of one round."""
     packed = yield Receive(MODEL_OWNER)
     specs = [circuit.specs[gate] for gate in segment.gates]
-    ys = [_unpacked(spec.width, circuit.n_bits, y) for spec, y in zip(specs, packed)]
+    ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
@@ -531,7 +542,7 @@ def _gates_model_owner(
     circuit = state.circuit
     specs = [circuit.specs[gate] for gate in segment.gates]
     yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
-    ys = [_unpacked(spec.width, circuit.n_bits, y) for spec, y in zip(specs, packed)]
+    ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
@@ -555,7 +566,8 @@ def _gates_model_owner(
     ]
     shares = yield Receive(DATA_OWNER)
     for gate, own, share in zip(segment.gates, own_shares, shares):
-        sources[gate.out] = _joined(circuit.n_bits, own, share).reshape(gate.out.shape)
+        joined = devices.gather(_joined(circuit.n_bits, own, share))
+        sources[gate.out] = joined.reshape(gate.out.shape)
 
 
 def infer_provider(state: Provider, streamed: bool = False) -> Steps:

@@ -1,0 +1,116 @@
+"""Who could read which message of a run, and what hid it: an audit of real transcripts.
+
+    transcript = Transcript()
+    driver.run({name: transcript.recorded(name, program) for name, program in programs.items()})
+    for line in transcript.audit(): print(line)
+
+The label of a message says what it is and which mask hides it. The audit does not believe it: the
+bytes of every masked message must look uniform, and a message without a known mask fails.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from primia_jax.errors import ProtocolError
+from primia_jax.runtime.party import Program, Send, Steps, message_bytes, receivers
+
+# What a label may name after its bar, and whether the bytes must then look uniform.
+MASKS = {
+    "for its reader": True,  # a fresh seed, which the reader shall know
+    "public": False,
+    "masked by B": True,
+    "masked by e": True,
+    "masked by ρ": True,
+    "masked by r": True,
+    "masked by r of the data owner": True,
+    "masked by u, shared": True,
+    "masked by ρ, shared": True,
+    "masked by the dealer": True,
+}
+_FEWEST_BYTES = 512  # below, the test could see nothing
+_FALSE_ALARM = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One message of a run."""
+
+    sender: str
+    readers: tuple[str, ...]
+    what: str
+    mask: str
+    n_bytes: int
+    message: Any
+
+    def __str__(self) -> str:
+        readers = ", ".join(self.readers)
+        return f"{self.sender} -> {readers}: {self.what} ({self.n_bytes} bytes), {self.mask}"
+
+
+class Transcript:
+    """Everything that the parties of a run sent."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def recorded(self, party: str, program: Program) -> Callable[[Any], Steps]:
+        """`program`, writing down what it sends."""
+
+        def run(state: Any) -> Steps:
+            steps, message = program(state), None
+            while True:
+                try:
+                    event = steps.send(message)
+                except StopIteration as stop:
+                    return stop.value
+                if isinstance(event, Send):
+                    what, _, mask = event.label.partition(" | ")
+                    size = message_bytes(event.message)
+                    self.entries.append(
+                        Entry(party, receivers(event), what, mask, size, event.message)
+                    )
+                message = yield event
+
+        return run
+
+    def audit(self) -> list[str]:
+        """A line a message.
+
+        Raises:
+          ProtocolError: for a message that nothing hides, or whose bytes do not look hidden.
+        """
+        for entry in self.entries:
+            if entry.mask not in MASKS:
+                raise ProtocolError(f"nothing hides a message: {entry}")
+            if MASKS[entry.mask]:
+                for leaf in jax.tree.leaves(entry.message):
+                    if not looks_uniform(np.asarray(leaf)):
+                        raise ProtocolError(f"the bytes of a message do not look masked: {entry}")
+        return [str(entry) for entry in self.entries]
+
+
+def looks_uniform(words: np.ndarray) -> bool:
+    """Whether the bytes of `words` could be random; errs once in 10^9 where they are.
+
+    Words that travel in more bytes than they have bits show zeros at their top: these are left out.
+    """
+    if words.nbytes < _FEWEST_BYTES:
+        return True
+    width = words.dtype.itemsize
+    columns = np.ascontiguousarray(words).view(np.uint8).reshape(-1, width).T
+    return all(_byte_looks_uniform(column) for column in columns)
+
+
+def _byte_looks_uniform(column: np.ndarray) -> bool:
+    highest = int(column.max()).bit_length()
+    if highest < 8 and len(column) > 64:  # a byte of fewer bits: the top of a narrow word
+        if highest == 0:
+            return False
+        column = column & (2**highest - 1)
+    counts = np.bincount(column, minlength=2**highest)
+    return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)

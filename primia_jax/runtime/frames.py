@@ -1,0 +1,249 @@
+"""Messages between two parties as sealed frames: who carries them can neither read nor alter them.
+
+A message is packed into one run of bytes, and sealed by ChaCha20-Poly1305 (RFC 8439). Each
+direction of each link has a key of its own, which HKDF derives from an X25519 agreement, both
+public keys and both names. The nonce counts the frames of a direction over the parties' whole life,
+so it never repeats under its key; the message's place in its run is authenticated with it.
+
+What this protects against: whoever sees or changes frames on their way, and other parties of the
+run. Whoever hands out the public keys is trusted to hand out the right ones.
+
+Packing is free of pickle on purpose. A seal proves who sent a frame, not that the sender is
+honest, and the parties of a protocol need not trust one another with running code: unpickling what
+an authentic sender chose would let it do just that. A frame describes its tree in JSON; a
+NamedTuple is rebuilt by a class of its name that the receiver has imported already, or not at all.
+
+    payload = length of head (4 bytes) | head (JSON: tree, types, shapes) | arrays, each from a
+              multiple of 64 bytes on
+"""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from primia_jax.errors import ProtocolError
+
+_ALIGNMENT = 64
+_LENGTH = struct.Struct("<I")
+_NONCE = struct.Struct("<IQ")  # zero, number of the frame: 96 bits
+_MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+    *(RecursionError, StopIteration, struct.error),
+)
+_TAG_BYTES = 16
+_LONGEST = 2**31 - 1  # bytes that the cipher takes at once
+
+
+class Seals:
+    """One party's keys: a pair of its own, and two for each peer, to seal with and to open with."""
+
+    def __init__(self, me: str):
+        """Makes a fresh pair, which lives as long as this object."""
+        self._me, self._private = me, X25519PrivateKey.generate()
+        self._seal: dict[str, ChaCha20Poly1305] = {}
+        self._open: dict[str, ChaCha20Poly1305] = {}
+        self._sealed: dict[str, int] = {}  # frames so far
+        self._opened: dict[str, int] = {}  # number of the last frame
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes, for the peers."""
+        return self._private.public_key().public_bytes_raw()
+
+    def agree(self, public_keys: Mapping[str, bytes]) -> None:
+        """Derives the keys of all links, once; `public_keys` are everybody's.
+
+        Raises:
+          ProtocolError: for a key that is none, or two parties with the same one.
+        """
+        if self._seal:
+            raise ProtocolError(f"{self._me} has agreed on keys already")
+        if len(set(public_keys.values())) != len(public_keys):
+            raise ProtocolError(f"{self._me} was told the same public key for two parties")
+        mine = self.public_key
+        for peer, theirs in public_keys.items():
+            if peer == self._me:
+                continue
+            try:
+                shared = self._private.exchange(X25519PublicKey.from_public_bytes(theirs))
+            except ValueError as error:
+                raise ProtocolError(
+                    f"{self._me} cannot use the public key of {peer}: {error}"
+                ) from None
+            self._seal[peer] = _derive(shared, (self._me, mine), (peer, theirs))
+            self._open[peer] = _derive(shared, (peer, theirs), (self._me, mine))
+            self._sealed[peer] = self._opened[peer] = 0
+
+    def seal(self, to: str, payload: np.ndarray, associated: bytes) -> tuple[int, np.ndarray]:
+        """Seals uint8 [n]: the number and the bytes, uint8 [n + 16], of a frame for `to` alone.
+
+        Raises:
+          ProtocolError: for more than 2 GiB.
+        """
+        if payload.size > _LONGEST - _TAG_BYTES:
+            raise ProtocolError(
+                f"{self._me} to {to}: a message of {payload.size} bytes; send it in parts of less "
+                "than 2 GiB"
+            )
+        self._sealed[to] += 1
+        number = self._sealed[to]
+        frame = _aligned(payload.size + _TAG_BYTES)
+        self._seal[to].encrypt_into(_NONCE.pack(0, number), payload.data, associated, frame.data)
+        return number, frame
+
+    def open(self, sender: str, number: int, frame: np.ndarray, associated: bytes) -> np.ndarray:
+        """The payload of the frame, uint8 [n].
+
+        Raises:
+          ProtocolError: if it was altered, cut short, seen before, or not sealed by `sender` for
+            this party, at this place.
+        """
+        if number <= self._opened[sender]:
+            raise ProtocolError(f"{sender} to {self._me}: a frame came twice or out of its order")
+        payload = _aligned(max(0, frame.size - _TAG_BYTES))
+        try:
+            nonce = _NONCE.pack(0, number)
+            self._open[sender].decrypt_into(nonce, frame.data, associated, payload.data)
+        except (InvalidTag, ValueError, TypeError, struct.error):
+            raise ProtocolError(
+                f"{sender} to {self._me}: a frame is not authentic, or not the one due here"
+            ) from None
+        self._opened[sender] = number
+        return payload
+
+
+def _derive(shared: bytes, sender: tuple[str, bytes], receiver: tuple[str, bytes]) -> Any:
+    """The cipher of one direction."""
+    ends = [[name, key.hex()] for name, key in (sender, receiver)]
+    info = b"primia_jax sealed frames v1 " + json.dumps(ends).encode()
+    return ChaCha20Poly1305(HKDF(SHA256(), length=32, salt=None, info=info).derive(shared))
+
+
+def pack(message: Any) -> np.ndarray:
+    """uint8 [n] for a tree of dicts, lists, tuples and NamedTuples of arrays.
+
+    Raises:
+      ProtocolError: for any other kind of node, or an array of Python objects.
+    """
+    arrays: list[np.ndarray] = []
+    tree = _described(message, arrays)
+    head = json.dumps([tree, [[_type_name(a.dtype), a.shape] for a in arrays]]).encode()
+    starts, end = [], _LENGTH.size + len(head)
+    for array in arrays:
+        starts.append(end + -end % _ALIGNMENT)
+        end = starts[-1] + array.nbytes
+    payload = _aligned(end)
+    text = _LENGTH.pack(len(head)) + head
+    filled = len(text)
+    payload[:filled] = np.frombuffer(text, np.uint8)
+    for start, array in zip(starts, arrays):
+        payload[filled:start] = 0
+        filled = start + array.nbytes
+        payload[start:filled] = array.reshape(-1).view(np.uint8)
+    return payload
+
+
+def unpack(payload: np.ndarray) -> Any:
+    """The message of `pack`; its arrays are NumPy's, read-only, and share the payload's memory.
+
+    Raises:
+      ProtocolError: if `payload` is not of that form.
+    """
+    payload = payload.view()
+    payload.flags.writeable = False
+    try:
+        (length,) = _LENGTH.unpack_from(payload.data)
+        end = _LENGTH.size + length
+        tree, kinds = json.loads(payload[_LENGTH.size : end].tobytes())
+        arrays: list[np.ndarray] = []
+        for name, shape in kinds:
+            dtype, start = _named_type(name), end + -end % _ALIGNMENT
+            if not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError(f"an array of shape {shape}")
+            arrays.append(np.ndarray(shape, dtype, payload.data, start))
+            end = start + arrays[-1].nbytes
+        left = iter(arrays)
+        message = _rebuilt(tree, left)
+        if end != payload.size or next(left, None) is not None:
+            raise ValueError("there is more than the head tells of")
+    except _MALFORMED as error:
+        raise ProtocolError(f"a message that cannot be unpacked: {error}") from None
+    return message
+
+
+def _aligned(size: int) -> np.ndarray:
+    """uint8 [size], not set, on a multiple of 64 bytes: XLA takes arrays there without a copy.
+
+    Large ones come in huge pages, which `bytes` do not: that halves the time of getting them.
+    """
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size]
+
+
+def _type_name(dtype: np.dtype) -> str:
+    if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize:
+        raise ProtocolError(f"a sealed message may not hold arrays of type {dtype}")
+    return dtype.name if dtype.kind == "V" else dtype.str  # bfloat16 and its like: by name
+
+
+def _named_type(name: str) -> np.dtype:
+    dtype = np.dtype(str(name))
+    if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"arrays of type {name}")
+    return dtype
+
+
+def _described(node: Any, arrays: list[np.ndarray]) -> Any:
+    """The tree of `node` in JSON; adds its arrays to `arrays`."""
+    if isinstance(node, (np.ndarray, np.generic, jax.Array)):
+        arrays.append(np.asarray(node, order="C"))
+        return None
+    kind = type(node)
+    if kind is dict:
+        for key in node:
+            if type(key) not in (str, int):
+                raise ProtocolError(
+                    f"a sealed message has the key {key!r}: keys must be text or whole numbers"
+                )
+        return {"dict": [[key, _described(child, arrays)] for key, child in node.items()]}
+    if kind is list or kind is tuple:
+        return {kind.__name__: [_described(child, arrays) for child in node]}
+    if _is_named_tuple(kind):
+        name = [kind.__module__, kind.__qualname__, list(kind._fields)]
+        return {"named": name, "of": [_described(child, arrays) for child in node]}
+    raise ProtocolError(
+        f"a sealed message holds a {kind.__name__}: only dict, list, tuple and NamedTuple may be"
+    )
+
+
+def _rebuilt(tree: Any, arrays: Iterator[np.ndarray]) -> Any:
+    if tree is None:
+        return next(arrays)
+    if "dict" in tree:
+        return {key: _rebuilt(child, arrays) for key, child in tree["dict"]}
+    if "list" in tree:
+        return [_rebuilt(child, arrays) for child in tree["list"]]
+    if "tuple" in tree:
+        return tuple([_rebuilt(child, arrays) for child in tree["tuple"]])
+    module, name, fields = tree["named"]
+    found: Any = sys.modules.get(module)  # imports nothing
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not _is_named_tuple(found) or list(found._fields) != fields:
+        raise ValueError(f"the receiver knows no NamedTuple {module}.{name}({', '.join(fields)})")
+    return found._make([_rebuilt(child, arrays) for child in tree["of"]])
+
+
+def _is_named_tuple(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
