@@ -105,10 +105,12 @@ class Benchmark:
         return self.rng.integers(0, 2**32, shape, dtype=np.uint32)
 
     def values(self, m: int) -> Any:
+        """m-bit values [N]."""
         kind = np.uint32 if m <= 32 else np.uint64
         return jnp.asarray(self.rng.integers(0, 2**m, self.n, dtype=np.uint64).astype(kind))
 
     def run(self) -> None:
+        """Prints all lines."""
         self.line("prg", {"backend": jax.default_backend(), "c_reason": self.no_c}, {})
         for bits in TABLE_BITS:
             self.table(bits)
@@ -118,18 +120,21 @@ class Benchmark:
             self.dcf(bits)
 
     def tree(self, bits: int, arity: int, nu: int) -> None:
+        """The line of a comparison tree."""
         params = dpf.Params(bits - 1, nu, arity, self.rounds)
         alpha, x = self.values(params.m), self.values(params.m)
-        key = dpf.keygen(alpha, *self.roots, params, DOMAIN)
+        root0, root1 = self.roots
+        key = dpf.keygen(alpha, root0, root1, params, DOMAIN)
         actions = {
-            "eval": lambda: dpf.evaluate(0, self.roots[0], key, x, params, DOMAIN),
-            "keygen": lambda: dpf.keygen(alpha, *self.roots, params, DOMAIN),
+            "eval": lambda: dpf.evaluate(0, root0, key, x, params, DOMAIN),
+            "keygen": lambda: dpf.keygen(alpha, root0, root1, params, DOMAIN),
         }
         self.line(
             "tree", {"bits": bits, "nu": nu, "arity": arity, **dpf.cost(params)._asdict()}, actions
         )
 
     def table(self, bits: int) -> None:
+        """The line of a truth table."""
         m = bits - 1
         alpha, x = self.values(m), self.values(m)
         own = jnp.asarray(self.words((dpf.table_words(m), self.n)))
@@ -140,13 +145,15 @@ class Benchmark:
         self.line("table", {"bits": bits, "key_bytes": 4 * dpf.table_words(m)}, actions)
 
     def dcf(self, bits: int) -> None:
+        """The line of AriaNN's comparison function."""
         params = dcf.Params(bits - 1, 64, self.rounds)
         alpha, x = self.values(params.m), self.values(params.m)
+        root0, root1 = self.roots
         beta = jnp.ones(self.n, jnp.uint64)
-        key = dcf.keygen(alpha, beta, *self.roots, params, DOMAIN)
+        key = dcf.keygen(alpha, beta, root0, root1, params, DOMAIN)
         actions = {
-            "eval": lambda: dcf.evaluate(0, self.roots[0], key, x, params, DOMAIN),
-            "keygen": lambda: dcf.keygen(alpha, beta, *self.roots, params, DOMAIN),
+            "eval": lambda: dcf.evaluate(0, root0, key, x, params, DOMAIN),
+            "keygen": lambda: dcf.keygen(alpha, beta, root0, root1, params, DOMAIN),
         }
         self.line("dcf", {"bits": bits, **dcf.cost(params)._asdict()}, actions)
 
@@ -154,7 +161,13 @@ class Benchmark:
         """Times the actions and the bare blocks, and prints the JSON line."""
         best = fastest(self.blocks | actions)
         ns = {name: seconds / self.n * 1e9 for name, seconds in best.items()}
-        line = {"benchmark": "comparison", "kind": kind, "rounds": self.rounds, "n": self.n, **facts}
+        line = {
+            "benchmark": "comparison",
+            "kind": kind,
+            "rounds": self.rounds,
+            "n": self.n,
+            **facts,
+        }
         line |= {f"{name}_ns": round(value, 2) for name, value in ns.items()}
         line.setdefault("c_block_ns", None)
         if "eval" in ns:
@@ -202,7 +215,16 @@ def c_blocks(seed: np.ndarray, rounds: int) -> tuple[Callable[[], Any] | None, s
     with tempfile.TemporaryDirectory() as folder:
         source, library = pathlib.Path(folder, "block.c"), pathlib.Path(folder, "block.so")
         source.write_text(C_SOURCE)
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source]
+        command = [
+            compiler,
+            "-O3",
+            "-march=native",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(library),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return None, f"cc failed: {done.stderr.strip().splitlines()[-1:]}"

@@ -131,8 +131,10 @@ def keygen(
             )
         found, start = [], 0
         for size in prg.chunk_sizes(alpha.shape[0]):
-            pieces = (prg.chunk(array, start, size) for array in (alpha, beta, root0, root1))
-            piece = keygen_block(*pieces, params, words, packed)
+            values, payload, own, other = (
+                prg.chunk(array, start, size) for array in (alpha, beta, root0, root1)
+            )
+            piece = keygen_block(values, payload, own, other, params, words, packed)
             found.append(Correction(*(array[:, :size] for array in piece)))
             start += size
     return tuple(found)

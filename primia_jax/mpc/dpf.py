@@ -192,8 +192,8 @@ def keygen(
         inputs = prg.tree_inputs(alpha, params.m, root0, root1)
         found, start = [], 0
         for size in prg.chunk_sizes(inputs[0].shape[0]):
-            pieces = (prg.chunk(array, start, size) for array in inputs)
-            piece = keygen_block(*pieces, params, words, packed)
+            values, own, other = (prg.chunk(array, start, size) for array in inputs)
+            piece = keygen_block(values, own, other, params, words, packed)
             if piece.leaf.shape[1] > size:
                 piece = Correction(*(array[:, :size] for array in piece))
             found.append(piece)
@@ -238,7 +238,9 @@ def evaluate(
         return shares[1] if len(shares) == 2 else jnp.concatenate(shares)
 
 
-# --- one chunk: element-wise, hence free to be sharded over the elements
+# --- one chunk: element-wise, hence free to be sharded over the elements. Within another jit these
+# work too, but there XLA's CPU compiler makes one loop of everything, and takes minutes over more
+# than five levels and over any keygen.
 
 
 def evaluate_block(

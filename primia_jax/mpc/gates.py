@@ -141,16 +141,16 @@ class Streams(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _deal_select(gate: GateSpec, r: Any, rho: Any, hidden: Any, select: Any) -> Any:
-    """Party 1's shares of u and w_{d,c} (or w_c), [select_words N]."""
+    """Party 1's shares of u and w_{d,c} (or w_c), packed."""
     word = rho.dtype.type
     r_cut = cut(gate, r)
     wrap = (r_cut >> word(gate.width - 1)) << word(gate.width) if _wraps(gate) else word(0) * r_cut
     if not gate.compares:
         w = [rho - r_cut + (word(1 - c) * wrap) - word(1 << (gate.width - 2)) for c in (0, 1)]
-        return jnp.stack(w) - select
+        return _pack(gate, jnp.stack(w) - select)
     u = hidden.astype(rho.dtype)
     w = [rho - (u ^ word(d)) * (r_cut - word(1 - c) * wrap) for d in (0, 1) for c in (0, 1)]
-    return jnp.stack([u, *w]) - select
+    return _pack(gate, jnp.stack([u, *w]) - select)
 
 
 def _wraps(gate: GateSpec) -> bool:
@@ -218,9 +218,9 @@ def deal(
       its table or the tree's corrections; to party 0 only the latter corrections.
     """
     if not gate.compares:
-        return {}, {"select": _pack(gate, _deal_select(gate, r, rho, None, party0.select))}
+        return {}, {"select": _deal_select(gate, r, rho, None, party0.select)}
     alpha, hidden = _alpha_and_hidden(gate, r, party0.sign, party1.sign)
-    select = _pack(gate, _deal_select(gate, r, rho, hidden, party0.select))
+    select = _deal_select(gate, r, rho, hidden, party0.select)
     if gate.has_table:
         table = dpf.table_keygen(alpha, party0.compare, gate.compared_bits)
         return {}, {"select": select, "compare": table}
@@ -229,15 +229,8 @@ def deal(
     return {"compare": correction}, {"select": select, "compare": correction}
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _pack(gate: GateSpec, words: Any) -> Any:
     return ring.pack(words.reshape(-1), gate.ring_bits)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def unpack_select(gate: GateSpec, packed: Any) -> Any:
-    """The words [select_words N] of a key."""
-    return ring.unpack(packed, gate.ring_bits).reshape(gate.select_words, gate.n_elements)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -285,10 +278,12 @@ def out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: 
       gate: the gate.
       party: 0 or 1.
       y: words [N], y'.
-      select: words [select_words N], the party's shares of u and w.
+      select: the party's shares of u and w: words [select_words N], or packed as they came.
       own, other: packed shares of d̂; None where nothing was compared.
     """
     word = y.dtype.type
+    if select.ndim == 1:
+        select = ring.unpack(select, gate.ring_bits).reshape(gate.select_words, gate.n_elements)
     top = (y >> word(gate.width - 1)) != 0
     if not gate.compares:
         w = jnp.where(top, select[1], select[0])

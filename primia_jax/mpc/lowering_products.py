@@ -17,6 +17,8 @@ from jax import lax
 
 from primia_jax.mpc.plan import Product, Shape
 
+_SMALL_SIDE = 8  # pixels of an output up to which a convolution runs as a matrix product
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contraction:
@@ -67,7 +69,11 @@ def convolution(
     same = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
     options = {name: params[name] for name in same} | {"feature_group_count": groups}
 
+    small = _is_small(params, shape)
+
     def apply(x: Any, w: Any, out_dtype: Any = None) -> jax.Array:
+        if small and jax.default_backend() == "cpu":
+            return _patches_product(x, w, out_dtype, params)
         return lax.conv_general_dilated(
             x, w, precision=_precision(x), preferred_element_type=out_dtype, **options
         )
@@ -94,6 +100,45 @@ def convolution(
         {x_feature: w_in} if groups == 1 else {},
         {out_feature: w_out},
     )
+
+
+def _is_small(params: Mapping[str, Any], shape: Sequence[int]) -> bool:
+    """Whether a convolution is a plain one with few output pixels."""
+    sides = [shape[axis] for axis in params["dimension_numbers"].out_spec[2:]]
+    plain = params["feature_group_count"] == 1 and all(
+        step == 1 for step in (*params["lhs_dilation"], *params["rhs_dilation"])
+    )
+    pads = [side for pair in params["padding"] for side in pair]
+    return plain and len(sides) == 2 and max(sides) <= _SMALL_SIDE and min(pads) >= 0
+
+
+def _patches_product(x: Any, w: Any, out_dtype: Any, params: Mapping[str, Any]) -> jax.Array:
+    """A convolution as one matrix product over patches (im2col).
+
+    XLA's own convolution on a CPU takes twice the time for images of 7×7 pixels, and a hundred
+    times as long where they are smaller than the kernel.
+    """
+    numbers = params["dimension_numbers"]
+    x = jnp.transpose(x, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    w = jnp.transpose(w, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    (down, across), pads = params["window_strides"], params["padding"]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows = (x.shape[1] - w.shape[0]) // down + 1
+    columns = (x.shape[2] - w.shape[1]) // across + 1
+    patches = [
+        x[:, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * across + 1 : across]
+        for i in range(w.shape[0])
+        for j in range(w.shape[1])
+    ]
+    out = lax.dot(
+        jnp.concatenate(patches, axis=-1).reshape(-1, math.prod(w.shape[:3])),
+        w.reshape(-1, w.shape[3]),
+        precision=_precision(x),
+        preferred_element_type=out_dtype,
+    ).reshape(x.shape[0], rows, columns, w.shape[3])
+    n, feature, height, width = numbers.out_spec
+    order = np.argsort((n, height, width, feature))
+    return jnp.transpose(out, tuple(int(axis) for axis in order))
 
 
 def dot_product(

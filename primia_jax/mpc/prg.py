@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from jax import lax
 
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import ring
@@ -29,7 +30,7 @@ _ROLE_SHIFT = 8  # levels of a tree lie below it
 # A seed in a tree has 126 bits, and two of its own travel in the places that it leaves free. Who
 # attacks K trees at once finds one of their seeds K times sooner: 126 - log2(K) bits of security.
 SEED_BITS = 126
-SEED_MASK = 0xFFFFFFFC  # of a seed's first word
+SEED_MASK = np.uint32(0xFFFFFFFC)  # of a seed's first word
 CHUNKS = (1 << 18, 1 << 15, 1 << 12)  # elements that a tree's kernels are compiled for
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
@@ -92,12 +93,12 @@ def _encrypt(
 
 
 def _expand_jax(seed: Any, n_elements: int, nonce: int) -> Any:
-    key = jax.lax.bitcast_convert_type(seed.reshape(8, 4), jnp.uint32)
+    key = lax.bitcast_convert_type(seed.reshape(8, 4), jnp.uint32)
     nonce_words = [(nonce >> (32 * i)) & 0xFFFFFFFF for i in range(3)]
     n_blocks = -(-n_elements // 8)
     words = chacha_blocks(key, jnp.arange(n_blocks, dtype=jnp.uint32), nonce_words)
     pairs = jnp.stack(words, -1).reshape(n_blocks * 8, 2)
-    return jax.lax.bitcast_convert_type(pairs, jnp.uint64)[:n_elements]
+    return lax.bitcast_convert_type(pairs, jnp.uint64)[:n_elements]
 
 
 def chacha_blocks(key: Any, counters: Any, nonce: Any, rounds: int = 20) -> list[Any]:
@@ -119,7 +120,7 @@ def chacha_blocks(key: Any, counters: Any, nonce: Any, rounds: int = 20) -> list
         counters,
         *(zero + jnp.uint32(word) for word in nonce),
     ]
-    state = jax.lax.fori_loop(0, rounds // 2, lambda _, words: _double_round(words), initial)
+    state = lax.fori_loop(0, rounds // 2, lambda _, words: _double_round(words), initial)
     return [word + start for word, start in zip(state, initial)]
 
 
@@ -182,14 +183,14 @@ def pack_words(words: Any, packed: bool) -> Any:
         return tuple(words)
     wide = [word.astype(jnp.uint64) for word in words]
     halves = [low | (high << jnp.uint64(32)) for low, high in (wide[:2], wide[2:])]
-    return jax.lax.complex(*(jax.lax.bitcast_convert_type(half, jnp.float64) for half in halves))
+    return lax.complex(*(lax.bitcast_convert_type(half, jnp.float64) for half in halves))
 
 
 def unpack_words(state: Any) -> list[Any]:
     """The inverse of `pack_words`."""
     if isinstance(state, tuple):
         return list(state)
-    halves = [jax.lax.bitcast_convert_type(x, jnp.uint64) for x in (state.real, state.imag)]
+    halves = [lax.bitcast_convert_type(x, jnp.uint64) for x in (state.real, state.imag)]
     return [part.astype(jnp.uint32) for half in halves for part in (half, half >> jnp.uint64(32))]
 
 
@@ -239,7 +240,7 @@ def chunk_sizes(n_elements: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _cut(size: int, padded: int, array: Any, start: Any) -> Any:
-    piece = jax.lax.dynamic_slice_in_dim(array, start, size, axis=-1)
+    piece = lax.dynamic_slice_in_dim(array, start, size, axis=-1)
     return jnp.pad(piece, [(0, 0)] * (array.ndim - 1) + [(0, padded - size)])
 
 
@@ -283,16 +284,19 @@ def tree_inputs(values: Any, m: int, *roots: Any, sizes: Any = None) -> list[Any
 def _double_round(state: list[Any]) -> list[Any]:
     words = list(state)
     for a, b, c, d in (*_COLUMNS, *_DIAGONALS):
-        words[a] += words[b]
-        words[d] = _rotate(words[d] ^ words[a], 16)
-        words[c] += words[d]
-        words[b] = _rotate(words[b] ^ words[c], 12)
-        words[a] += words[b]
-        words[d] = _rotate(words[d] ^ words[a], 8)
-        words[c] += words[d]
-        words[b] = _rotate(words[b] ^ words[c], 7)
+        words[a] = lax.add(words[a], words[b])
+        words[d] = _rotate(lax.bitwise_xor(words[d], words[a]), 16)
+        words[c] = lax.add(words[c], words[d])
+        words[b] = _rotate(lax.bitwise_xor(words[b], words[c]), 12)
+        words[a] = lax.add(words[a], words[b])
+        words[d] = _rotate(lax.bitwise_xor(words[d], words[a]), 8)
+        words[c] = lax.add(words[c], words[d])
+        words[b] = _rotate(lax.bitwise_xor(words[b], words[c]), 7)
     return words
 
 
 def _rotate(words: Any, bits: int) -> Any:
-    return (words << bits) | (words >> (32 - bits))
+    # jax.lax, as operators take twice as long to trace, and a tree's kernels have thousands.
+    left = lax.shift_left(words, lax.full_like(words, bits))
+    right = lax.shift_right_logical(words, lax.full_like(words, 32 - bits))
+    return lax.bitwise_or(left, right)

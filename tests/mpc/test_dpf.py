@@ -1,8 +1,8 @@
 """Comparison trees: right for every α and x, silent about α, and the same on every backend.
 
 Correctness is held against `α <= x` and, word for word, against a second implementation in plain
-Python (`tree_reference`). What would make keys unsafe (a leaf that is its seed, a bit of a word that
-leans to one side for some α) is looked for by functions that are themselves shown to find it.
+Python (`tree_reference`). What would make keys unsafe (a leaf that is its seed, a bit of a word
+that leans to one side for some α) is looked for by functions that are shown to find it.
 """
 
 import itertools
@@ -24,7 +24,7 @@ VECTORS = pathlib.Path(__file__).parent / "vectors" / "dpf.json"
 DOMAIN = (3, 2**40 + 5)
 # A bound at 7 standard deviations is passed by chance once in 4e11 times.
 SIGMAS = 7
-SMALL = [(8, 7, 2), (9, 7, 4), (10, 7, 4), (10, 8, 2)]
+SMALL = [(8, 7, 2), (10, 7, 4)]
 OTHERS = [
     (m, nu, arity)
     for nu in (7, 8, 9)
@@ -32,6 +32,11 @@ OTHERS = [
     for m in range(nu + 1, 11)
     if (m, nu, arity) not in SMALL
 ]
+
+
+def deep(*parameters):
+    """A case that takes long to compile."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
 
 
 def params_of(m, nu, arity):
@@ -114,10 +119,9 @@ def edges(m, n=3000, seed=1):
     return alpha, x
 
 
-@pytest.mark.parametrize(("m", "arity"), [(31, 2), (63, 4)])
-def test_edges_of_deep_trees(m, arity):
-    alpha, x = edges(m)
-    check_correct(alpha, x, both_shares(alpha, x, params_of(m, 8, arity), roots_of(len(x))))
+def test_edges_of_a_deep_tree():
+    alpha, x = edges(31)
+    check_correct(alpha, x, both_shares(alpha, x, params_of(31, 8, 2), roots_of(len(x))))
 
 
 @pytest.mark.slow
@@ -133,7 +137,7 @@ def python_column(array, i):
     return [int(word) for word in np.asarray(array)[:, i]]
 
 
-@pytest.mark.parametrize(("m", "nu", "arity"), [(10, 8, 2), (10, 7, 4), (63, 8, 4)])
+@pytest.mark.parametrize(("m", "nu", "arity"), [(10, 7, 4), (31, 8, 2), deep(63, 8, 4)])
 def test_word_for_word_as_the_reference(m, nu, arity):
     params, n = params_of(m, nu, arity), 12
     alpha, x = (values[-n:] for values in edges(m))
@@ -171,13 +175,13 @@ def frozen_case(m, nu, arity, rounds):
     }
 
 
-@pytest.mark.parametrize("name", ["10-8-2-8", "10-7-4-8", "63-8-4-8"])
+@pytest.mark.parametrize("name", ["10-7-4-8", "31-8-2-8", deep("63-8-4-8")])
 def test_frozen_keys(name):
     """Keys of these parameters are the same for ever, on any backend."""
     assert frozen_case(*map(int, name.split("-"))) == json.loads(VECTORS.read_text())[name]
 
 
-@pytest.mark.parametrize(("m", "nu", "arity"), [(10, 8, 2), (10, 7, 4)])
+@pytest.mark.parametrize(("m", "nu", "arity"), [(8, 7, 2), deep(10, 7, 4), deep(12, 9, 2)])
 def test_packing_changes_nothing(m, nu, arity):
     """Seeds travel as complex128 on a CPU, as four words elsewhere."""
     params, (alpha, x), roots = params_of(m, nu, arity), edges(m, 300), roots_of(300)
@@ -197,23 +201,21 @@ def test_many_chunks_and_plain_sequences_of_arrays():
     key = dpf.keygen(alpha, *roots, params, DOMAIN)
     assert [piece.leaf.shape[1] for piece in key] == [4096, 4096, 77]
     stored = [tuple(np.asarray(array) for array in piece) for piece in key]
-    shares = [
-        dpf.evaluate(b, roots[b].reshape(-1), stored, x, params, DOMAIN) for b in (0, 1)
-    ]
+    shares = [dpf.evaluate(b, roots[b].reshape(-1), stored, x, params, DOMAIN) for b in (0, 1)]
     check_correct(alpha, x, shares)
 
 
 def test_it_runs_within_jit():
     params, (alpha, x), roots = params_of(8, 7, 2), edges(8, 300), roots_of(300)
-    words = prg.domain_words(DOMAIN)
+    key = dpf.keygen(alpha, *roots, params, DOMAIN)
 
-    def opened(alpha, x, roots):
-        key = dpf.keygen_block(alpha, *roots, params, words)
+    def opened(roots, key, x, words):
         shares = [dpf.evaluate_block(b, roots[b], key, x, params, words) for b in (0, 1)]
         return shares[0] ^ shares[1]
 
     with ring.x64():
-        result = jax.jit(opened)(alpha.astype(np.uint32), x.astype(np.uint32), roots)
+        x = x.astype(np.uint32)
+        result = jax.jit(opened)(roots, key[0], x, prg.domain_words(DOMAIN))
     np.testing.assert_array_equal(result, alpha <= x)
 
 
@@ -295,7 +297,7 @@ def test_siblings_differ(width):
 
 @pytest.mark.parametrize("other", [(4, DOMAIN[1]), (3, DOMAIN[1] + 1), (3, DOMAIN[1] + 2**32)])
 def test_another_gate_or_session_has_other_keys(other):
-    params, (alpha, x), roots = params_of(10, 8, 2), edges(10, 300), roots_of(300)
+    params, (alpha, x), roots = params_of(10, 7, 4), edges(10, 300), roots_of(300)
     (a,), (b,) = (dpf.keygen(alpha, *roots, params, domain) for domain in (DOMAIN, other))
     for one, two in zip(a, b):
         changed = np.unpackbits((np.asarray(one) ^ np.asarray(two)).view(np.uint8)).mean()
@@ -334,7 +336,7 @@ def test_a_leaf_that_is_its_seed_is_noticed(monkeypatch):
     """The trap: comparisons stay right, yet the correction word tells α."""
 
     def unhashed(words, *_):
-        return [*words, *words, *words, *words]
+        return [words[0] & ~np.uint32(2), *words[1:]] * 4  # but for the parity so far
 
     params, n, words = params_of(8, 7, 2), 3000, prg.domain_words(DOMAIN)
     alpha, x, roots = np.full(n, 100, np.uint32), np.arange(n, dtype=np.uint32) % 256, roots_of(n)
@@ -353,7 +355,7 @@ def test_a_leaf_that_is_its_seed_is_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("m", "nu", "arity"), [*itertools.product((10, 12, 31, 63), (7, 8, 9), (2, 4))]
+    ("m", "nu", "arity"), [(10, 7, 2), (10, 7, 4), (12, 8, 4), (12, 9, 2), deep(63, 7, 4)]
 )
 def test_costs_are_as_declared(m, nu, arity, monkeypatch):
     calls, block = [], prg.tree_block
@@ -400,7 +402,7 @@ def test_impossible_parameters_are_refused(wrong):
 
 
 def test_keys_of_other_numbers_of_elements_are_refused():
-    params, (alpha, x), roots = params_of(10, 8, 2), edges(10, 300), roots_of(300)
+    params, (alpha, x), roots = params_of(8, 7, 2), edges(8, 300), roots_of(300)
     key = dpf.keygen(alpha, *roots, params, DOMAIN)
     with pytest.raises(ProtocolError, match="299 values"):
         dpf.evaluate(0, roots[0], key, x[1:], params, DOMAIN)

@@ -46,7 +46,7 @@ def run_gate(spec, z, r, rho, rng):
     if spec.compares:
         compare = [tree.get("compare"), key["compare"]]
         bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
-    select = [own[0].select, gates.unpack_select(spec, key["select"])]
+    select = [own[0].select, key["select"]]
     shares = [gates.out_share(spec, b, y, select[b], bits[b], bits[1 - b]) for b in (0, 1)]
     opened = ring.signed(shares[0] + shares[1] - rho, spec.ring_bits)
     return np.asarray(opened), {"y": y, "bits": bits, "shares": shares, "key": key}

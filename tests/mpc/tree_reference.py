@@ -89,9 +89,7 @@ def dpf_keygen(alpha, root0, root1, params, domain):
         levels += words
     assert t[0] ^ t[1] == 1
     low = alpha % 2**params.nu
-    step = [
-        sum(1 << i for i in range(32) if 32 * j + i >= low) for j in range(2**params.nu // 32)
-    ]
+    step = [sum(1 << i for i in range(32) if 32 * j + i >= low) for j in range(2**params.nu // 32)]
     leaf = [a ^ b ^ c for a, b, c in zip(*(_leaf(s, params, domain) for s in seeds), step)]
     return levels, leaf
 

@@ -156,12 +156,9 @@ def set_up_data_owner(state: DataOwner) -> Steps:
     packed = yield Receive(MODEL_OWNER)
     circuit = state.circuit
     with ring.x64():
-        deltas = _mask_digits(
-            circuit,
-            [
-                ring.unpack(jnp.asarray(words), circuit.n_bits).reshape(node.weight.shape)
-                for words, (node, _) in zip(packed, circuit.products)
-            ],
+        deltas = tuple(
+            _mask_digits(circuit.mask_plan(product), product[0].weight.shape, jnp.asarray(words))
+            for words, product in zip(packed, circuit.products)
         )
     return dataclasses.replace(state, deltas=deltas), None
 
@@ -174,7 +171,7 @@ def set_up_model_owner(state: ModelOwner) -> Steps:
         raise ProtocolError("the model owner is set up already")
     with ring.x64():
         deltas = tuple(
-            ring.pack((jnp.asarray(w) - b).reshape(-1), state.circuit.n_bits)
+            _packed_difference(state.circuit.n_bits, jnp.asarray(w.reshape(-1)), b.reshape(-1))
             for w, b in zip(state.words, _matrices(state.circuit, state.seed))
         )
     yield Send(DATA_OWNER, deltas, "weights | masked by B")
@@ -187,16 +184,19 @@ def set_up_provider(state: Provider) -> Steps:
     seed0 = (yield Receive(DATA_OWNER))["seed"]
     seed1 = (yield Receive(MODEL_OWNER))["seed"]
     with ring.x64():
-        matrices = _mask_digits(state.circuit, _matrices(state.circuit, seed1))
+        matrices = tuple(
+            _mask_digits(state.circuit.mask_plan(product), words.shape, words)
+            for product, words in zip(state.circuit.products, _matrices(state.circuit, seed1))
+        )
     return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices), None
 
 
-def _mask_digits(circuit: Circuit, words: list[Any]) -> tuple[Any, ...]:
-    """Matrices as the digits in which they meet masks, once for all images."""
-    return tuple(
-        bilinear.weight_digits(matrix, circuit.mask_plan(product))
-        for product, matrix in zip(circuit.products, words)
-    )
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _mask_digits(plan: bilinear.LimbPlan, shape: tuple[int, ...], words: Any) -> list[Any]:
+    """A matrix, of words or packed, as the digits in which it meets masks."""
+    if words.shape != shape:
+        words = ring.unpack(words, plan.ring_bits).reshape(shape)
+    return bilinear.weight_digits(words, plan)
 
 
 def _matrices(circuit: Circuit, seed: Any) -> list[Any]:
@@ -205,9 +205,8 @@ def _matrices(circuit: Circuit, seed: Any) -> list[Any]:
     found = []
     for i, (node, _) in enumerate(circuit.products):
         n_words = int(np.prod(node.weight.shape, dtype=np.int64))
-        found.append(
-            jnp.asarray(stream(seed, _MATRIX, i, 0, n_words, kind)).reshape(node.weight.shape)
-        )
+        words = stream(seed, _MATRIX, i, 0, n_words, kind)
+        found.append(jnp.asarray(words.reshape(node.weight.shape)))
     return found
 
 
@@ -219,7 +218,7 @@ def _source_mask(circuit: Circuit, seed: Any, number: int, source: Source) -> An
     n_words = int(np.prod(source.shape, dtype=np.int64))
     index = circuit.source_index[source]
     words = stream(seed, _RHO, index, number, n_words, ring.word_type(circuit.n_bits))
-    return jnp.asarray(words).reshape(source.shape)
+    return jnp.asarray(words.reshape(source.shape))
 
 
 def _value_mask(
@@ -240,15 +239,15 @@ def _party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: i
     select = sign = compare = None
     if party == 0:
         words = stream(seed, _SELECT, index, number, spec.select_words * n, kind)
-        select = devices.spread(jnp.asarray(words).reshape(spec.select_words, n))
+        select = devices.spread(jnp.asarray(words.reshape(spec.select_words, n)))
     if spec.compares:
         sign = jnp.asarray(stream(seed, _SIGN, index, number, -(-n // 8), np.uint8))
         if party == 0 and spec.has_table:
             words = stream(seed, _COMPARE, index, number, spec.table_words * n)
-            compare = devices.spread(jnp.asarray(words).reshape(spec.table_words, n))
+            compare = devices.spread(jnp.asarray(words.reshape(spec.table_words, n)))
         elif not spec.has_table:
             words = stream(seed, _COMPARE, index, number, 4 * n)
-            compare = devices.spread(jnp.asarray(words).reshape(4, n))
+            compare = devices.spread(jnp.asarray(words.reshape(4, n)))
     return Streams(select, sign, compare)
 
 
@@ -264,8 +263,8 @@ def _expanded(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _packed_difference(n_bits: int, a: Any, b: Any) -> Any:
-    return ring.pack(a - b, n_bits)
+def _packed_difference(n_bits: int, a: Any, *others: Any) -> Any:
+    return ring.pack(functools.reduce(jnp.subtract, others, a), n_bits)
 
 
 def _mask_part(
@@ -322,9 +321,10 @@ def _deal(state: Provider, number: int) -> Steps:
             # The mask of an output is the data owner's: only it can open the output.
             r_seed = seed0 if level == last else state.seed
             r = _value_mask(circuit, r_seed, _R, number, level, position)
+            masks = [r, value]
             if segment.weighted[position]:
-                value = value + _value_mask(circuit, seed0, _E, number, level, position)
-            kappas.append(_packed_difference(circuit.n_bits, r, value))
+                masks.append(_value_mask(circuit, seed0, _E, number, level, position))
+            kappas.append(_packed_difference(circuit.n_bits, *masks))
             if level == last:
                 continue
             gate = segment.gates[position]
@@ -555,12 +555,7 @@ def _gates_model_owner(
         theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
     own_shares = [
         gates.out_share(
-            spec,
-            1,
-            ys[i],
-            gates.unpack_select(spec, jnp.asarray(keys[i]["select"])),
-            bits.get(i),
-            theirs.get(i),
+            spec, 1, ys[i], jnp.asarray(keys[i]["select"]), bits.get(i), theirs.get(i)
         )
         for i, spec in enumerate(specs)
     ]
