@@ -5,7 +5,7 @@
 A comparison of words of N bits compares N - 1 (the sign is apart). For N = 13, 16, 20, 32 and 64,
 trees with every ν and arity are timed, for N = 8, 9 and 10 truth tables, and for N = 13 and 32 the
 comparison function that AriaNN uses. What is compared takes turns, so that a busy machine slows all
-alike, and the fastest repetition of each counts. Takes about two minutes on a CPU with nothing
+alike, and the fastest repetition of each counts. Takes two to three minutes on a CPU with nothing
 compiled yet, most of it compiling. Prints JSON lines:
 
 - `prg`: nanoseconds of one ChaCha block by XLA (one loop that folds the block into one word), and
@@ -41,7 +41,7 @@ import numpy as np  # noqa: E402
 from primia_jax.mpc import dcf, dpf, prg, ring  # noqa: E402
 
 TREE_BITS, TABLE_BITS, DCF_BITS = (13, 16, 20, 32, 64), (8, 9, 10), (13, 32)
-SECONDS = 0.6  # that the repetitions of one line take, about
+SECONDS = 0.4  # that the repetitions of one line take, about
 DOMAIN = (1, 2)
 C_SOURCE = """
 #include <stddef.h>

@@ -71,8 +71,9 @@ def _print_cost(found: encrypted.EncryptedPredictions) -> None:
     """What one image took: the median, the first one's compiling left out where others follow."""
     traces = found.traces[1:] or found.traces
     seconds = statistics.median(trace.seconds for trace in traces)
+    compiling = "" if found.traces[1:] else " (compiling included)"
     print(
-        f"each image: {seconds:.2f} s, {format_bytes(traces[0].bytes_sent)} between the three "
+        f"each image: {seconds:.2f} s{compiling}, {format_bytes(traces[0].bytes_sent)} between the three "
         f"parties (its keys included), {traces[0].round_trips:.1f} round trips"
     )
 

@@ -26,6 +26,7 @@ from primia_jax.config import (
 )
 from primia_jax.data import make_test_plan, predict_inputs
 from primia_jax.errors import ConfigError
+from primia_jax.evaluation.timeline import plot_timeline
 from primia_jax.experiment import Predictions, checked, open_driver
 from primia_jax.federated import checkpoints, local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
@@ -87,7 +88,7 @@ class Description:
             key,
         )
         number = jax.ShapeDtypeStruct((), np.float32)
-        weights = jax.ShapeDtypeStruct((len(self.class_names),), np.float32)
+        weights: Any = jax.ShapeDtypeStruct((len(self.class_names),), np.float32)
         return {
             "variables": variables,
             "statistics": local_training.Statistics(number, number, weights),
@@ -238,8 +239,14 @@ def predict_encrypted(
     """
     config = checked(config)
     directory = pathlib.Path(workdir).absolute()
-    description = describe(config, directory)
-    makers = party_makers(description, config, directory, str(input_path))
+    class_names: tuple[str, ...] = ()
+
+    def makers() -> dict[str, Callable[[], Any]]:
+        nonlocal class_names
+        description = describe(config, directory)
+        class_names = description.class_names
+        return party_makers(description, config, directory, str(input_path))
+
     placements = {
         DATA_OWNER: {"with_driver": True},
         MODEL_OWNER: {"with_driver": True},
@@ -257,7 +264,7 @@ def predict_encrypted(
             progress(position + 1, len(names), trace)
         driver.close()
     found = EncryptedPredictions(
-        list(names), np.stack(probabilities), description.class_names, list(skipped), tuple(traces)
+        list(names), np.stack(probabilities), class_names, list(skipped), tuple(traces)
     )
     found.write(directory / "predictions.csv")
     summary = [
@@ -271,6 +278,7 @@ def predict_encrypted(
     ]
     chrome = {**traces[0].chrome_trace(), "otherData": {"images": summary}}
     checkpoints.write_json(directory / "trace.json", chrome)
+    plot_timeline(traces[0], directory / "trace.png")
     return found
 
 

@@ -224,14 +224,16 @@ def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -
     hospital = {"num_cpus": run.cpus_per_hospital, "num_gpus": run.gpus_per_hospital}
     placements: dict[str, dict[str, Any]] = {site.site: hospital for site in plan.sites}
     placements[OWNER] = {"with_driver": True}
-    with open_driver(config, party_makers(config, plan), placements, ray_address) as driver:
+    with open_driver(
+        config, lambda: party_makers(config, plan), placements, ray_address
+    ) as driver:
         yield driver
 
 
 @contextlib.contextmanager
 def open_driver(
     config: ExperimentConfig,
-    makers: Mapping[str, Callable[[], Any]],
+    makers: Callable[[], Mapping[str, Callable[[], Any]]],
     placements: Mapping[str, Mapping[str, Any]],
     ray_address: str | None,
     sealed: bool = False,
@@ -240,7 +242,8 @@ def open_driver(
 
     Args:
       config: of the experiment.
-      makers: by party, what makes its state.
+      makers: gives, by party, what makes its state; called once the cluster is there, since a
+        cluster is not to be started from a process in which JAX runs already.
       placements: by party, fields of `ray_driver.Placement` other than its threads.
       ray_address: a running Ray cluster; else one is started.
       sealed: whether messages between actors are encrypted and authenticated.
@@ -253,7 +256,7 @@ def open_driver(
     if run.driver == "local":
         if ray_address:
             raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
-        yield LocalDriver(makers, link)
+        yield LocalDriver(makers(), link)
         return
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
@@ -262,7 +265,7 @@ def open_driver(
         for name, fields in placements.items()
     }
     with ray_driver.cluster(ray_address):
-        yield ray_driver.RayDriver(makers, link, where, run.message_timeout_s, sealed=sealed)
+        yield ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed=sealed)
 
 
 def _train_rounds(

@@ -20,7 +20,7 @@ from primia_jax.federated.checkpoints import Progress
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
-    "data.json", "encrypted.json", "trace.json",
+    "data.json", "encrypted.json", "trace.json", "trace.png",
 )  # fmt: skip
 _FREE = ("name", "evaluation", "runtime")  # sections that a resumed run may change
 

@@ -223,7 +223,9 @@ class Circuit:
         segment = self.segments[level]
         plans = {product: self.owner_plan(product) for product in segment.products}
 
-        def values(sources, digits, shifts, constants, known, kappas):  # type: ignore[no-untyped-def]
+        def values(
+            sources: Any, digits: Any, shifts: Any, constants: Any, known: Any, kappas: Any
+        ) -> Any:
             at = {product: i for i, product in enumerate(segment.products)}
 
             def multiply(node: Private, unit: float, x: Any) -> Any:
@@ -231,9 +233,7 @@ class Circuit:
                 words = bilinear.multiply(node.product, x, digits[i], plans[node, unit])
                 axis = node.product.out_channel_axis
                 shift = shifts[i]
-                if node.product.channel_axis is not None:
-                    shift = _along(shift, axis, words.ndim)
-                return words << shift
+                return words << (shift if axis is None else _along(shift, axis, words.ndim))
 
             added = dict(zip(segment.constants, constants))
             evaluator = self._evaluator(
@@ -273,7 +273,7 @@ class Circuit:
         segment = self.segments[level]
         plans = {product: self.mask_plan(product) for product in segment.products}
 
-        def values(masks, matrices, known):  # type: ignore[no-untyped-def]
+        def values(masks: Any, matrices: Any, known: Any) -> Any:
             at = {product: i for i, product in enumerate(segment.products)}
 
             def multiply(node: Private, unit: float, x: Any) -> Any:

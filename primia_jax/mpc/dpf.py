@@ -2,7 +2,7 @@
 
 A dealer knows α; two parties know x, both of m bits, and each holds a random root of its own and
 the same correction words. Along the path of x they walk a tree of seeds; the leaves below answer
-the last ν bits at once. In the point function of α two nodes differ on the path of α, and on no
+the last ν bits at once. The parties' nodes differ on the path of α, where they must, and on no
 other: there the seeds are independent and the *t-bits* sum to 1, elsewhere both agree. So the t-bit
 of a node is a share of "α lies below", and 1[α <= x] is the parity of the t-bits of all nodes left
 of the path of x, and of one bit of the leaf, which the step function itself corrects.
@@ -19,7 +19,7 @@ them on the path, off it both or neither, which cancels). Needed: d_j = Δ_j for
 Taking d_a as the XOR of the other three makes d_0 ^ d_1 ^ d_2 ^ d_3 = 0, so that d_0, d_1, d_2 are
 sent. For any a they are an invertible linear map of the three Δ_j, j != a; a party knows its own
 children, and those of the other are pseudo-random to it: the words are uniform and say nothing of
-a, and child a of the other party, of which no word depends, stays a fresh seed. The t-bits' four
+a, and child a of the other party, on which no word depends, stays a fresh seed. The t-bits' four
 corrections, t_j of both ^ 1[j = a], fill the bits that seeds leave free in the words. Where m − ν
 is odd, the root has two children.
 

@@ -7,7 +7,10 @@
 puts the same parties into Ray actors.
 """
 
+import functools
 import math
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +20,7 @@ import numpy as np
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ConfigError
-from primia_jax.mpc import bilinear, ring, scaling
+from primia_jax.mpc import bilinear, ring, scaling, sessions
 from primia_jax.mpc.circuit import Circuit, check_image
 from primia_jax.mpc.linear import Evaluator, real_values
 from primia_jax.mpc.plan import Plan
@@ -155,16 +158,33 @@ class SecureProgram:
         )
         return SecureProgram(self._apply_fn, self._params, self.circuit.plan, ranges, self.config)
 
-    def set_up(self) -> Trace:
-        """Starts a session: new seeds, and the masked weights to the data owner."""
-        circuit = self.circuit
-        self._driver = LocalDriver(
-            {
-                DATA_OWNER: lambda: fss.data_owner(circuit),
-                MODEL_OWNER: lambda: fss.model_owner(circuit, self._params),
-                CRYPTO_PROVIDER: lambda: fss.provider(circuit),
+    def set_up(self, folder: str | os.PathLike[str] | None = None) -> Trace | None:
+        """Starts a session: new seeds, and the masked weights to the data owner.
+
+        Args:
+          folder: where the session and its keys are kept, so that they outlive this process; a
+            session that is there already is taken up again. Without it all stays in memory.
+
+        Returns:
+          what the set-up cost; None for a session taken up again.
+
+        Raises:
+          ProtocolError: if the session in `folder` is one of another network or other weights.
+        """
+        circuit, kept = self.circuit, pathlib.Path(folder) if folder is not None else None
+        if kept is not None and sessions.exists(kept):
+            states = sessions.resume(circuit, self._params, kept)
+            self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
+            return None
+        if kept is not None:
+            states = sessions.begin(circuit, self._params, kept)
+        else:
+            states = {
+                DATA_OWNER: fss.data_owner(circuit),
+                MODEL_OWNER: fss.model_owner(circuit, self._params),
+                CRYPTO_PROVIDER: fss.provider(circuit),
             }
-        )
+        self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
         _, self.set_up_trace = self._driver.run(
             {
                 DATA_OWNER: fss.set_up_data_owner,
@@ -172,6 +192,8 @@ class SecureProgram:
                 CRYPTO_PROVIDER: fss.set_up_provider,
             }
         )
+        if kept is not None:
+            sessions.save(self._driver.states, kept, self._params)
         return self.set_up_trace
 
     def prepare(self, n_keys: int = 1) -> Trace:

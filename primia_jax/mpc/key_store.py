@@ -273,6 +273,11 @@ class KeyStore:
                     self._keys.open(number)  # of this program?
 
     @property
+    def session(self) -> str:
+        """Of the parties' seeds that the keys belong to."""
+        return self._ledger.session
+
+    @property
     def made(self) -> int:
         """One more than the highest number that was put or burned: the number for a new key."""
         with self._locked():

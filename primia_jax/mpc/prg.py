@@ -282,6 +282,7 @@ def tree_inputs(values: Any, m: int, *roots: Any, sizes: Any = None) -> list[Any
 
 
 def _double_round(state: list[Any]) -> list[Any]:
+    # By lax: operators take twice as long to trace, and a tree's kernels have thousands.
     words = list(state)
     for a, b, c, d in (*_COLUMNS, *_DIAGONALS):
         words[a] = lax.add(words[a], words[b])
@@ -296,7 +297,5 @@ def _double_round(state: list[Any]) -> list[Any]:
 
 
 def _rotate(words: Any, bits: int) -> Any:
-    # jax.lax, as operators take twice as long to trace, and a tree's kernels have thousands.
-    left = lax.shift_left(words, lax.full_like(words, bits))
-    right = lax.shift_right_logical(words, lax.full_like(words, 32 - bits))
-    return lax.bitwise_or(left, right)
+    left, right = np.uint32(bits), np.uint32(32 - bits)
+    return lax.bitwise_or(lax.shift_left(words, left), lax.shift_right_logical(words, right))

@@ -183,12 +183,17 @@ def set_up_provider(state: Provider) -> Steps:
     yield Stage("set-up")
     seed0 = (yield Receive(DATA_OWNER))["seed"]
     seed1 = (yield Receive(MODEL_OWNER))["seed"]
+    return with_seeds(state, seed0, seed1), None
+
+
+def with_seeds(state: Provider, seed0: Any, seed1: Any) -> Provider:
+    """The provider once it knows the seeds of data owner and model owner."""
     with ring.x64():
         matrices = tuple(
             _mask_digits(state.circuit.mask_plan(product), words.shape, words)
             for product, words in zip(state.circuit.products, _matrices(state.circuit, seed1))
         )
-    return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices), None
+    return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -292,7 +297,8 @@ def _client_kappas(state: DataOwner, number: int) -> Steps:
     """Sends κ_C, layer by layer."""
     if state.deltas is None:
         raise ProtocolError("the data owner has no session yet: run the set-up first")
-    circuit, kept = state.circuit, {}
+    circuit = state.circuit
+    kept: dict[Any, Any] = {}
     for level, segment in enumerate(circuit.segments):
         if not any(segment.weighted):
             continue
@@ -312,7 +318,8 @@ def _deal(state: Provider, number: int) -> Steps:
         raise ProtocolError("the crypto provider has no session yet: run the set-up first")
     state.ledger.burn(number)
     circuit, (seed0, seed1) = state.circuit, state.seeds
-    last, kept = len(circuit.segments) - 1, {}
+    last = len(circuit.segments) - 1
+    kept: dict[Any, Any] = {}
     for level, segment in enumerate(circuit.segments):
         yield Stage(segment.name)
         values = _mask_part(circuit, level, seed0, number, state.matrices, kept, True)
@@ -427,13 +434,13 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     image = check_image(circuit, image)
     yield Stage("image")
     with ring.x64():
+        key: Any = None
         if streamed:
             number = state.store.made
             state.store.burn(number)
             yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
             yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
             yield from _client_kappas(state, number)
-            key = None
         else:
             number = state.store.next()
             key = state.store.take(number)
@@ -500,7 +507,7 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
             kappas_c = yield from _receive_kappas(circuit)
         opening = yield Receive(DATA_OWNER)
         number = int(opening["number"])
-        key = None if streamed else state.store.take(number)
+        key: Any = None if streamed else state.store.take(number)
         image = circuit.plan.image
         sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
         sources[image] = sources[image].reshape(image.shape)
@@ -554,9 +561,7 @@ def _gates_model_owner(
         yield Send(DATA_OWNER, tuple(bits.values()), "sign | masked by u, shared")
         theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
     own_shares = [
-        gates.out_share(
-            spec, 1, ys[i], jnp.asarray(keys[i]["select"]), bits.get(i), theirs.get(i)
-        )
+        gates.out_share(spec, 1, ys[i], jnp.asarray(keys[i]["select"]), bits.get(i), theirs.get(i))
         for i, spec in enumerate(specs)
     ]
     shares = yield Receive(DATA_OWNER)

@@ -1,0 +1,160 @@
+"""A session on disk: what each party must remember so that keys outlive a restart.
+
+    folder/data_owner/session.npz       its seed, and the masked weights
+    folder/data_owner/keys/             its key store
+    folder/model_owner/...              its seed, and a digest of the weights
+    folder/crypto_provider/session.npz  three seeds
+    folder/crypto_provider/ledger       the key numbers that it dealt
+
+In a hospital network each party keeps its own folder on its own disk; they are side by side here
+because one process plays all three. All are secrets of their party.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.errors import ProtocolError, StorageError
+from primia_jax.mpc import prg, ring
+from primia_jax.mpc.circuit import Circuit
+from primia_jax.mpc.key_store import KeyStore, Ledger
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
+
+_FILE, _KEYS, _LEDGER = "session.npz", "keys", "ledger"
+
+
+def exists(folder: pathlib.Path) -> bool:
+    """Whether a session was kept in `folder`."""
+    return (folder / CRYPTO_PROVIDER / _FILE).exists()
+
+
+def begin(circuit: Circuit, params: Any, folder: pathlib.Path) -> dict[str, Any]:
+    """The parties' states, by name, of a new session whose keys will be kept in `folder`."""
+    session = prg.new_seed()[:8].tobytes().hex()
+    return {
+        DATA_OWNER: fss.data_owner(circuit, _store(circuit, folder / DATA_OWNER, session)),
+        MODEL_OWNER: fss.model_owner(
+            circuit, params, _store(circuit, folder / MODEL_OWNER, session)
+        ),
+        CRYPTO_PROVIDER: fss.provider(circuit, _ledger(folder, session)),
+    }
+
+
+def save(states: dict[str, Any], folder: pathlib.Path, params: Any) -> None:
+    """Keeps what a session needs; to be called once, after its set-up.
+
+    Raises:
+      StorageError: if it cannot be written.
+    """
+    client, owner, provider = (states[n] for n in (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER))
+    circuit = client.circuit
+    common = {"fingerprint": circuit.fingerprint, "session": client.store.session}
+    deltas = {f"delta_{i}_{j}": digit for i, j, digit in _digits(client.deltas)}
+    _write(folder / DATA_OWNER, {**common, "seed": client.seed, **deltas})
+    _write(
+        folder / MODEL_OWNER, {**common, "seed": owner.seed, "weights": _digest(circuit, params)}
+    )
+    seeds = dict(zip(("seed_0", "seed_1"), provider.seeds))
+    _write(folder / CRYPTO_PROVIDER, {**common, "seed": provider.seed, **seeds})
+
+
+def resume(circuit: Circuit, params: Any, folder: pathlib.Path) -> dict[str, Any]:
+    """The parties' states, by name, of the session in `folder`.
+
+    Raises:
+      ProtocolError: if it is one of another network, of other weights or of another version.
+    """
+    found = {
+        party: _read(folder / party, circuit)
+        for party in (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
+    }
+    mine = found[MODEL_OWNER]
+    session = str(mine["session"])
+    if str(mine["weights"]) != _digest(circuit, params):
+        raise ProtocolError(
+            f"{folder}: its session is one of other weights; begin one in another folder"
+        )
+    client = fss.data_owner(circuit, _store(circuit, folder / DATA_OWNER, session))
+    owner = fss.model_owner(circuit, params, _store(circuit, folder / MODEL_OWNER, session))
+    with ring.x64():
+        deltas = []
+        for i, product in enumerate(circuit.products):
+            plan = circuit.mask_plan(product)
+            deltas.append(
+                [
+                    jnp.asarray(found[DATA_OWNER][f"delta_{i}_{j}"], plan.unit.operand)
+                    for j in range(plan.w_limbs)
+                ]
+            )
+    kept = found[CRYPTO_PROVIDER]
+    provider = dataclasses.replace(
+        fss.provider(circuit, _ledger(folder, session)), seed=kept["seed"]
+    )
+    return {
+        DATA_OWNER: dataclasses.replace(
+            client, seed=found[DATA_OWNER]["seed"], deltas=tuple(deltas)
+        ),
+        MODEL_OWNER: dataclasses.replace(owner, seed=mine["seed"], words=None),
+        CRYPTO_PROVIDER: fss.with_seeds(provider, kept["seed_0"], kept["seed_1"]),
+    }
+
+
+def _store(circuit: Circuit, folder: pathlib.Path, session: str) -> KeyStore:
+    return KeyStore(folder / _KEYS, circuit.fingerprint, session)
+
+
+def _ledger(folder: pathlib.Path, session: str) -> Ledger:
+    return Ledger(folder / CRYPTO_PROVIDER / _LEDGER, session)
+
+
+def _digits(deltas: Any) -> list[tuple[int, int, np.ndarray]]:
+    """Digits as integers; none has more than 32 bits."""
+    return [
+        (i, j, np.asarray(digit).astype(np.int32))
+        for i, digits in enumerate(deltas)
+        for j, digit in enumerate(digits)
+    ]
+
+
+def _digest(circuit: Circuit, params: Any) -> str:
+    """Tells these weights from others."""
+    digest = hashlib.sha256(circuit.fingerprint.encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _write(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = folder / (_FILE + ".partial")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / _FILE)
+    except OSError as error:
+        raise StorageError(f"the session cannot be kept in {folder}: {error}") from error
+
+
+def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:
+    try:
+        with np.load(folder / _FILE, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        theirs = str(found["fingerprint"])
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise ProtocolError(
+            f"{folder / _FILE}: no session can be read from it ({error})"
+        ) from error
+    if theirs != circuit.fingerprint:
+        raise ProtocolError(
+            f"{folder}: its session is one of another network or version ({theirs[:12]}, this one "
+            f"is {circuit.fingerprint[:12]}); begin one in another folder"
+        )
+    return found
