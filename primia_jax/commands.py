@@ -72,9 +72,10 @@ def _print_cost(found: encrypted.EncryptedPredictions) -> None:
     traces = found.traces[1:] or found.traces
     seconds = statistics.median(trace.seconds for trace in traces)
     compiling = "" if found.traces[1:] else " (compiling included)"
+    sent = format_bytes(traces[0].bytes_sent)
     print(
-        f"each image: {seconds:.2f} s{compiling}, {format_bytes(traces[0].bytes_sent)} between the three "
-        f"parties (its keys included), {traces[0].round_trips:.1f} round trips"
+        f"each image: {seconds:.2f} s{compiling}, {sent} between the three parties (its keys "
+        f"included), {traces[0].round_trips:.1f} round trips"
     )
 
 

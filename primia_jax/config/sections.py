@@ -190,7 +190,7 @@ class MpcConfig:
         -1, "low bits of a value that its sign ignores (-1: by sign_tolerance)", low=-1, high=30
     )
     sign_tolerance: float = setting(
-        0.06,
+        0.03,
         "width of the window around 0 in which a sign may be wrong, over a layer's RMS",
         low=0,
         high=1,

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -91,9 +92,26 @@ def find_ranges(
     if not len(images):
         raise ConfigError("calibration needs at least one image")
     size = min(_CALIBRATION_BATCH, len(images))
-    plan = lower_network(
-        apply_fn, params, jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32), config
-    )
+    example = jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32)
+    return plan_ranges(lower_network(apply_fn, params, example, config), params, images)
+
+
+def plan_ranges(plan: Plan, params: Any, images: np.ndarray) -> Ranges:
+    """`find_ranges` by a plan of at most so many images at a time."""
+    size = plan.image.shape[0]
+    starts = [min(start, len(images) - size) for start in range(0, len(images), size)]
+    found = [
+        jax.tree.map(float, _magnitudes(plan)(params, images[at : at + size])) for at in starts
+    ]
+    image, operands, outputs = jax.tree.map(lambda *each: max(each), *(f for f, _ in found))
+    squares = np.mean([squares for _, squares in found], axis=0) if operands else ()
+    spreads = tuple(math.sqrt(square) for square in squares)
+    return Ranges(image, tuple(operands), spreads, tuple(outputs))
+
+
+@functools.lru_cache(maxsize=8)
+def _magnitudes(plan: Plan) -> Callable[[Any, Any], Any]:
+    """Jitted (params, images) -> largest magnitudes, and mean squares of the gates' operands."""
 
     @jax.jit
     def seen(params: Any, batch: Any) -> Any:
@@ -101,12 +119,7 @@ def find_ranges(
         reached = jax.tree.map(lambda z: jnp.abs(z).max(), (batch, operands, outputs))
         return reached, [jnp.mean(jnp.square(z)) for z in operands]
 
-    starts = [min(start, len(images) - size) for start in range(0, len(images), size)]
-    found = [jax.tree.map(float, seen(params, images[at : at + size])) for at in starts]
-    image, operands, outputs = jax.tree.map(lambda *each: max(each), *(f for f, _ in found))
-    squares = np.mean([squares for _, squares in found], axis=0) if operands else ()
-    spreads = tuple(math.sqrt(square) for square in squares)
-    return Ranges(image, tuple(operands), spreads, tuple(outputs))
+    return seen
 
 
 class SecureProgram:
@@ -129,6 +142,8 @@ class SecureProgram:
         self._apply_fn, self._params = apply_fn, params
         self.ranges, self.config = ranges, config
         self.circuit = Circuit(plan, scaling.choose(plan, ranges, config), config)
+        for overflow in self._overflows(ranges):
+            warnings.warn(f"values will overflow in layer {overflow}", stacklevel=3)
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self._driver: LocalDriver | None = None
@@ -275,17 +290,21 @@ class SecureProgram:
     def check_range(self, image: Any) -> list[Overflow]:
         """The layers whose values leave their range on `image` [n ...], computed in the clear."""
         image = np.asarray(image, np.float32)
-        ranges = find_ranges(self._apply_fn, self._params, image, self.config)
-        limits = [scale.limit for scale in self.circuit.scaling.gates]
+        plan = self.for_batch(len(image)).circuit.plan
+        return self._overflows(plan_ranges(plan, self._params, image))
+
+    def _overflows(self, ranges: Ranges) -> list[Overflow]:
+        """The layers in which values of these ranges would not fit."""
+        gates, scales = self.circuit.plan.gates, self.circuit.scaling
         found = [
-            Overflow(gate.name, reached, limit)
-            for gate, reached, limit in zip(self.circuit.plan.gates, ranges.gates, limits)
-            if reached >= limit
+            Overflow(gate.name, reached, scale.limit)
+            for gate, scale, reached in zip(gates, scales.gates, ranges.gates)
+            if reached >= scale.limit
         ]
-        n_bits = self.config.ring_bits
-        for unit, reached in zip(self.circuit.scaling.outputs, ranges.outputs):
-            if reached * unit >= 2.0 ** (n_bits - 1):
-                found.append(Overflow("outputs", reached, 2.0 ** (n_bits - 1) / unit))
+        half = 2.0 ** (self.config.ring_bits - 1)
+        for unit, reached in zip(scales.outputs, ranges.outputs):
+            if reached * unit >= half:
+                found.append(Overflow("outputs", reached, half / unit))
         return found
 
     def plaintext(self, images: Any) -> Any:

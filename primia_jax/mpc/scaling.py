@@ -3,8 +3,9 @@
 A word w of a value in unit u stands for w / u. A gate's operand has unit u; the gate drops t bits,
 so that what it puts out has unit u / 2^t, and must then fit k signed bits, the layer's *effective
 width*. Units are chosen from the ranges that the model owner sees on its own images, times a
-margin. They are powers of two, unless a bypass of the weights (a skip connection) carries a factor
-such as the 1/9 of an average pool: then the unit is such that the words' factor is a power of two.
+margin; where a skip connection bypasses the weights, so that the words' factor is whole. Where
+sources are added without weights, units are powers of two (but for factors such as the 1/9 of an
+average pool), so that they agree.
 
 Units, truncations and widths are public. A value outside its range makes a wrong result, never a
 leak.
@@ -31,6 +32,7 @@ from primia_jax.mpc.plan import (
 
 _FINER_BITS = 10
 _ROUNDING = 1e-3
+_ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
 
 
 class Ranges(NamedTuple):
@@ -115,10 +117,19 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
             f"effective_bits = {width}"
         )
 
+    scaling = _choose(plan, ranges, config, even=False)
+    return scaling if _adds_evenly(plan, scaling) else _choose(plan, ranges, config, even=True)
+
+
+def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scaling:
+    """See `choose`; `even` makes all units powers of two, but for factors in bypasses."""
+    width, n_bits = config.effective_bits, config.ring_bits
+
     def room(reached: float) -> float:
         return config.margin * max(reached, 1e-6)
 
-    units = {plan.image: _power_of_two(2.0 ** (width - 1) / room(ranges.image))}
+    image_unit = 2.0 ** (width - 1) / room(ranges.image)
+    units = {plan.image: _power_of_two(image_unit) if even else image_unit}
     scales: dict[Gate, GateScale] = {}
     spread = dict(zip(plan.gates, ranges.spreads))
     shared = _shared_products(plan)
@@ -130,15 +141,17 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
             together = [g for g in shared.get(gate, [gate]) if g not in scales]
             limit = room(max(reached[g] for g in together))
             if any(isinstance(node, Private) for node in reachable([gate.operand])):
-                wanted = 2.0 ** (width - 2) / limit * 2.0 ** (n_bits - width)
+                spare = 1 if all(g.kind == "relu" for g in together) else 2
+                wanted = 2.0 ** (n_bits - spare) / limit
                 if config.frac_bits:
                     wanted = min(wanted, 2.0 ** (config.frac_bits + n_bits - width))
-                unit = _even_factors(together, units, wanted)
+                unit = _whole_factors(together, units, wanted, even)
             else:
                 unit = natural_unit(gate.operand, units)
             for member in together:
                 spare = 1 if member.kind == "relu" else 2
-                dropped = math.ceil(math.log2(room(reached[member]) * unit)) - (width - spare)
+                bits = math.log2(room(reached[member]) * unit) - _ROUNDING_BITS
+                dropped = math.ceil(bits) - (width - spare)
                 if config.frac_bits and unit > 2.0**config.frac_bits:
                     dropped = round(math.log2(unit)) - config.frac_bits
                 dropped = min(max(dropped, 0), n_bits - width)
@@ -200,15 +213,34 @@ def _power_of_two(value: float) -> float:
     return 2.0 ** math.floor(math.log2(value))
 
 
-def _even_factors(gates: Sequence[Gate], units: Mapping[Source, float], wanted: float) -> float:
-    """The largest unit up to `wanted` in which the first bypass of the weights has a factor 2^i."""
+def _whole_factors(
+    gates: Sequence[Gate], units: Mapping[Source, float], wanted: float, even: bool
+) -> float:
+    """The largest unit up to `wanted` in which the first bypass of the weights has a whole factor.
+
+    With `even`, a factor that is a power of two.
+    """
     for gate in gates:
         for source, factor in bypasses(gate.operand):
             if source in units:  # gates of later levels may share the product
                 per_word = abs(factor) * wanted / units[source]
                 if per_word >= 1:
-                    return _power_of_two(per_word) * units[source] / abs(factor)
-    return _power_of_two(wanted)
+                    whole = _power_of_two(per_word) if even else math.floor(per_word)
+                    return whole * units[source] / abs(factor)
+    return _power_of_two(wanted) if even else wanted
+
+
+def _adds_evenly(plan: Plan, scaling: Scaling) -> bool:
+    """Whether sources that are added without weights have units whose ratios are powers of two."""
+    units = scaling.units(plan)
+    roots = [*(gate.operand for gate in plan.gates), *plan.outputs]
+    products = [node for node in reachable(roots) if isinstance(node, Private)]
+    weighted = {root for root in roots if any(isinstance(n, Private) for n in reachable([root]))}
+    for node in [p.operand for p in products] + [root for root in roots if root not in weighted]:
+        logs = [math.log2(units[source] / abs(factor)) for source, factor in bypasses(node)]
+        if any(abs(log - logs[0] - round(log - logs[0])) > _ROUNDING_BITS for log in logs):
+            return False
+    return True
 
 
 def bypasses(node: Node, factor: float = 1.0) -> list[tuple[Source, float]]:

@@ -261,6 +261,14 @@ def test_ranges_are_checked_in_the_clear():
     assert wider.check_range(30 * pictures(2)) == []
 
 
+def test_a_predicted_overflow_is_a_warning_with_its_layer():
+    apply_fn, params = network()
+    images = pictures(4)
+    config = MpcConfig(effective_bits=8, frac_bits=12, sign_slack_bits=1)
+    with pytest.warns(UserWarning, match="overflow in layer .*: reaches"):
+        inference.encrypt(apply_fn, params, images[:1], calibration=images, config=config)
+
+
 # --- secrecy
 
 

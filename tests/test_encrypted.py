@@ -1,0 +1,264 @@
+"""Encrypted diagnosis of files: what `predict` says, the files it leaves, and its mistakes.
+
+One tiny network, trained for one round, is diagnosed with in this process, by the command line, and
+with real actors.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+import primia_jax
+from primia_jax import encrypted
+from primia_jax.config import to_plain
+from primia_jax.errors import CheckpointError, ConfigError, DataError
+from primia_jax.experiment import checked
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import smoke  # noqa: E402
+
+SETTINGS = {
+    "data.image_size": 16,
+    "data.phantom.n_train": 60,
+    "data.phantom.n_test": 15,
+    "model.width": 4,
+    "model.pooling": "avg",
+    "federated.mode": "local",
+    "federated.rounds": 1,
+    "training.learning_rate": 0.05,  # so large that the classes are told apart at once
+    "runtime.driver": "local",
+    "evaluation.bootstrap": 10,
+}
+PARTIES = {"data_owner", "model_owner", "crypto_provider"}
+CLOSE = 0.005  # of probabilities: fixed point, and signs of values near zero
+
+
+def make_config(**others):
+    config = smoke.get_config()
+    config.update_from_flattened_dict({**SETTINGS, **others})
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return primia_jax.train(make_config(), tmp_path_factory.mktemp("trained")).workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """The trained model in a folder of the test's own, nothing encrypted yet."""
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("encrypted*"))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A picture of 8 bits, a CT slice of pydicom's in a folder of its own, and what is no image."""
+    folder = tmp_path_factory.mktemp("films")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 31))
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "film.png")
+    (folder / "inner").mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm", download=False), folder / "inner" / "ct.dcm")
+    (folder / "notes.png").write_text("not an image")
+    return folder
+
+
+def rows(workdir):
+    return list(csv.DictReader((workdir / "predictions.csv").open()))
+
+
+def check_predictions(found, clear):
+    """The same files, classes and probabilities."""
+    assert found.names == clear.names and found.skipped == clear.skipped
+    assert found.class_names == clear.class_names
+    np.testing.assert_allclose(found.probabilities, clear.probabilities, atol=CLOSE)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
+    second, first = np.sort(clear.probabilities, axis=1)[:, -2:].T
+    assert (first - second).min() > 2 * CLOSE, "too close to tell: train longer"
+    assert found.classes() == clear.classes()
+
+
+def check_trace(path, names):
+    """A trace viewer can open it: three processes, spans, and messages from one to another."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    trace = json.loads(path.read_text(), parse_constant=refuse)
+    events = trace["traceEvents"]
+    parties = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert set(parties.values()) == PARTIES and len(parties) == 3
+    assert {e["ph"] for e in events} == {"M", "X", "s", "f"}
+    assert all(e["pid"] in parties and e["name"] for e in events)
+    spans = [e for e in events if e["ph"] == "X"]
+    assert {parties[e["pid"]] for e in spans} == PARTIES
+    assert all(e["ts"] >= 0 and e["dur"] > 0 for e in spans)
+    assert {"image", "outputs"} <= {e["name"] for e in spans}
+    starts = {e["id"]: e for e in events if e["ph"] == "s"}
+    ends = {e["id"]: e for e in events if e["ph"] == "f"}
+    assert starts.keys() == ends.keys()
+    for key, start in starts.items():
+        assert start["ts"] <= ends[key]["ts"] and start["pid"] != ends[key]["pid"]
+    images = trace["otherData"]["images"]
+    assert [image["file"] for image in images] == names
+    assert sum(e["args"]["bytes"] for e in starts.values()) == images[0]["bytes_sent"] > 0
+    assert len({image["bytes_sent"] for image in images}) == 1, "every image costs the same"
+    assert all(image["seconds"] > 0 and image["round_trips"] >= 4 for image in images)
+
+
+@pytest.mark.parametrize("chosen", ("", "film.png", "inner/ct.dcm"), ids=("folder", "png", "dicom"))
+def test_diagnoses_are_those_of_predict(chosen, workdir, films):
+    steps = []
+    found = primia_jax.predict_encrypted(
+        make_config(),
+        str(workdir),
+        films / chosen,
+        progress=lambda done, total, trace: steps.append((done, total, trace)),
+    )
+    table = rows(workdir)
+    clear = primia_jax.predict(make_config(), workdir, films / chosen)
+    check_predictions(found, clear)
+    assert found.names == ([pathlib.Path(chosen).name] if chosen else ["film.png", "inner/ct.dcm"])
+    assert [name for name, _ in found.skipped] == ([] if chosen else ["notes.png"])
+
+    assert [row["file"] for row in table] == found.names
+    assert [row["class"] for row in table] == found.classes()
+    for row, line in zip(table, found.probabilities):
+        written = [float(row[f"p_{name}"]) for name in found.class_names]
+        np.testing.assert_allclose(written, line, atol=1e-6)
+
+    count = len(found.names)
+    assert [(done, total) for done, total, _ in steps] == [(i, count) for i in range(count + 1)]
+    assert tuple(trace for _, _, trace in steps) == (None, *found.traces)
+    check_trace(workdir / "trace.json", found.names)
+
+
+def test_latency_of_the_configuration_is_paid(workdir, films):
+    config = make_config(**{"runtime.latency_s": 10.0})
+    found = primia_jax.predict_encrypted(config, workdir, films / "film.png")
+    (trace,) = found.traces
+    assert trace.seconds > 2 * 10.0 * trace.round_trips
+
+
+# --- what all parties know of the model
+
+
+def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
+    config, path = checked(make_config()), workdir / encrypted.DESCRIPTION
+    first = encrypted.describe(config, workdir)
+    stored = json.loads(path.read_text())
+    assert set(stored) == {f.name for f in dataclasses.fields(first)}
+    assert stored["mpc"] == to_plain(config.mpc) and stored["ranges"]["image"] == 1.0
+    assert not any(isinstance(value, list) and len(value) > 100 for value in stored.values())
+
+    def refuse(config):
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(encrypted, "make_test_plan", refuse)
+    assert encrypted.describe(config, workdir) == first
+    assert json.loads(path.read_text()) == stored
+
+
+@pytest.mark.parametrize(
+    "changed", ({"margin": 3.0}, {"ring_bits": 64, "effective_bits": 20}, {"sign_slack_bits": 0})
+)
+def test_other_settings_make_it_anew(changed, workdir):
+    path = workdir / encrypted.DESCRIPTION
+    first = encrypted.describe(checked(make_config()), workdir)
+    others = {f"mpc.{key}": value for key, value in changed.items()}
+    second = encrypted.describe(checked(make_config(**others)), workdir)
+    assert second == dataclasses.replace(first, mpc=dataclasses.replace(first.mpc, **changed))
+    assert json.loads(path.read_text())["mpc"] == to_plain(second.mpc)
+    assert second.circuit().fingerprint != first.circuit().fingerprint
+
+
+def test_training_anew_takes_the_description_along(workdir, films):
+    """It belongs to the model that is moved aside."""
+    encrypted.describe(checked(make_config()), workdir)
+    primia_jax.train(make_config(seed=1), workdir)
+    assert not (workdir / encrypted.DESCRIPTION).exists()
+    assert (workdir / "previous" / "1" / encrypted.DESCRIPTION).exists()
+
+
+def test_a_damaged_description_is_told(workdir):
+    config, path = checked(make_config()), workdir / encrypted.DESCRIPTION
+    encrypted.describe(config, workdir)
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(CheckpointError, match=r"encrypted\.json cannot be read"):
+        encrypted.describe(config, workdir)
+
+
+# --- mistakes
+
+
+def test_mistakes_are_named(workdir, films, tmp_path):
+    def diagnose(path=films / "film.png", folder=workdir, **settings):
+        primia_jax.predict_encrypted(make_config(**settings), folder, path)
+
+    with pytest.raises(CheckpointError, match=r"model\.width = 4.*--config\.model\.width=4"):
+        diagnose(**{"model.width": 8})
+    with pytest.raises(DataError, match="nothing: no such file or folder"):
+        diagnose(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"notes\.png"):
+        diagnose(films / "notes.png")
+    with pytest.raises(ConfigError, match=r"config\.mpc\.effective_bits = 31"):
+        diagnose(**{"mpc.effective_bits": 31})
+    with pytest.raises(ConfigError, match="ray_address"):
+        primia_jax.predict_encrypted(make_config(), workdir, films, ray_address="auto")
+    assert not (workdir / "predictions.csv").exists() and not (workdir / "trace.json").exists()
+
+
+def launch(*arguments, **settings):
+    flags = [f"--config.{key}={value}" for key, value in {**SETTINGS, **settings}.items()]
+    command = [sys.executable, "-m", "primia_jax.launch", "--config=configs/smoke.py"]
+    return subprocess.run([*command, *flags, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    (
+        (["--mode=predict", "--input={empty}", "--workdir={empty}"], 4, ["no checkpoint"]),
+        (["--mode=predict", "--workdir={run}"], 2, ["--input"]),
+        (["--mode=train", "--workdir={empty}"], 2, ["--encrypted", "--mode=train"]),
+        (["--mode=predict", "--input={empty}", "--workdir={run}"], 3, ["no images found"]),
+    ),
+    ids=("no model", "no input", "training", "no images"),
+)
+def test_a_mistake_is_one_line(arguments, code, words, trained, tmp_path):
+    paths = {"empty": tmp_path, "run": trained}
+    result = launch("--encrypted", *(argument.format(**paths) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("primia_jax: "), result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_real_actors(workdir, films):
+    """By the command line, every message sealed and through Ray."""
+    result = launch(
+        "--mode=predict",
+        "--encrypted",
+        f"--input={films}",
+        f"--workdir={workdir}",
+        **{"runtime.driver": "ray", "runtime.threads": 1},
+    )
+    assert result.returncode == 0, result.stderr
+    written = rows(workdir)
+    check_trace(workdir / "trace.json", ["film.png", "inner/ct.dcm"])
+    clear = primia_jax.predict(make_config(), workdir, films)
+    found = np.asarray([[float(row[f"p_{name}"]) for name in clear.class_names] for row in written])
+    check_predictions(dataclasses.replace(clear, probabilities=found), clear)
+    for words in ("left out: notes.png", "film.png: ", "between the three parties", "predictions."):
+        assert words in result.stdout, result.stdout
+    assert "round trips" in result.stdout and "encrypted diagnosis" in result.stdout
