@@ -224,9 +224,7 @@ def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -
     hospital = {"num_cpus": run.cpus_per_hospital, "num_gpus": run.gpus_per_hospital}
     placements: dict[str, dict[str, Any]] = {site.site: hospital for site in plan.sites}
     placements[OWNER] = {"with_driver": True}
-    with open_driver(
-        config, lambda: party_makers(config, plan), placements, ray_address
-    ) as driver:
+    with open_driver(config, lambda: party_makers(config, plan), placements, ray_address) as driver:
         yield driver
 
 

@@ -68,7 +68,7 @@ def films(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 31))
     Image.fromarray(pixels.astype(np.uint8)).save(folder / "film.png")
     (folder / "inner").mkdir()
-    shutil.copy(get_testdata_file("CT_small.dcm", download=False), folder / "inner" / "ct.dcm")
+    shutil.copy(str(get_testdata_file("CT_small.dcm", download=False)), folder / "inner" / "ct.dcm")
     (folder / "notes.png").write_text("not an image")
     return folder
 

@@ -246,8 +246,7 @@ class Circuit:
             messages = []
             for i, ((node, unit), kappa) in enumerate(zip(segment.values, kappas)):
                 p, q = evaluator.value(node, unit)
-                total = sum(part for part in (p, q) if part is not None)
-                masked = total.reshape(-1) + ring.unpack(kappa, self.n_bits)
+                masked = self.sum_of((p, q), node).reshape(-1) + ring.unpack(kappa, self.n_bits)
                 if segment.gates:
                     spec = self.specs[segment.gates[i]]
                     messages.append(ring.pack(gates.masked_operand(spec, masked), spec.width))
@@ -286,12 +285,15 @@ class Circuit:
                 if not (with_public or weighted):
                     continue
                 p, q = evaluator.value(node, unit)
-                parts = [q] if not with_public else [p, q]
-                total = sum(part for part in parts if part is not None)
-                found.append(total.reshape(-1))
+                found.append(self.sum_of((p, q) if with_public else (q,), node).reshape(-1))
             return found, [evaluator.products[product] for product in segment.keep]
 
         return jax.jit(values)
+
+    def sum_of(self, parts: Sequence[Any], node: Node) -> Any:
+        """The parts of a value that are there, added; zeros if none is."""
+        zeros = jnp.zeros(node.shape, ring.word_type(self.n_bits))
+        return sum((part for part in parts if part is not None), zeros)
 
     def _evaluator(
         self, segment: Segment, sources: Any, multiply: Any, known: Any, constant: Any

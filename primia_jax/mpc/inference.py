@@ -358,8 +358,7 @@ def fixed_point_values(
 
             evaluator = Evaluator(n_bits, circuit.units, sources, multiply, constant, products)
             for i, (node, unit) in enumerate(segment.values):
-                total = sum(part for part in evaluator.value(node, unit) if part is not None)
-                value = ring.signed(total, n_bits)
+                value = ring.signed(circuit.sum_of(evaluator.value(node, unit), node), n_bits)
                 if not segment.gates:
                     outputs.append(np.asarray(value, np.float64) / unit)
                     continue

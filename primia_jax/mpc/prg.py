@@ -31,6 +31,7 @@ _ROLE_SHIFT = 8  # levels of a tree lie below it
 # attacks K trees at once finds one of their seeds K times sooner: 126 - log2(K) bits of security.
 SEED_BITS = 126
 SEED_MASK = np.uint32(0xFFFFFFFC)  # of a seed's first word
+_UNROLLED_ROUNDS = 12
 CHUNKS = (1 << 18, 1 << 15, 1 << 12)  # elements that a tree's kernels are compiled for
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
@@ -153,8 +154,10 @@ def tree_block(seed: Any, domain: Any, rounds: int) -> list[Any]:
 
     The state is the 128-bit form's constants, the seed twice, and four words of domain separation
     where the stream cipher has its counter and nonce (D. J. Bernstein, "ChaCha, a variant of
-    Salsa20", 2008). The rounds are written out, so that XLA compiles the block, and what is made of
-    it, into one loop over the elements; a word that nobody uses costs nothing.
+    Salsa20", 2008). Up to twelve rounds are written out, so that XLA compiles the block, and what
+    is made of it, into one loop over the elements; a word that nobody uses costs nothing. Of
+    twenty it would take minutes to compile such loops: they run as a loop over rounds, which
+    costs time and memory.
 
     Args:
       seed: four arrays uint32 [m].
@@ -168,8 +171,11 @@ def tree_block(seed: Any, domain: Any, rounds: int) -> list[Any]:
     constants = [zero + jnp.uint32(word) for word in _TREE_CONSTANTS]
     initial = [*constants, *seed, *seed, *(zero + word for word in domain)]
     state = initial
-    for _ in range(rounds // 2):
-        state = _double_round(state)
+    if rounds > _UNROLLED_ROUNDS:
+        state = jax.lax.fori_loop(0, rounds // 2, lambda _, words: _double_round(words), state)
+    else:
+        for _ in range(rounds // 2):
+            state = _double_round(state)
     return [word + start for word, start in zip(state, initial)]
 
 

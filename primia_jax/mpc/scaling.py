@@ -30,6 +30,7 @@ from primia_jax.mpc.plan import (
     reachable,
 )
 
+_FEWEST_WEIGHT_BITS = 8  # of the ring, beside the effective width
 _FINER_BITS = 10
 _ROUNDING = 1e-3
 _ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
@@ -106,10 +107,10 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
       ConfigError: where the ring is too narrow for the effective width.
     """
     width, n_bits = config.effective_bits, config.ring_bits
-    if width >= n_bits - 2:
+    if width > n_bits - _FEWEST_WEIGHT_BITS:
         raise ConfigError(
-            f"config.mpc.effective_bits = {width} leaves no bit to truncate in a ring of "
-            f"{n_bits} bits; lower it or raise config.mpc.ring_bits"
+            f"config.mpc.effective_bits = {width} leaves the weights {n_bits - width} of {n_bits} "
+            f"bits; lower it to {n_bits - _FEWEST_WEIGHT_BITS} or raise config.mpc.ring_bits"
         )
     if config.sign_slack_bits > width - 2:
         raise ConfigError(
@@ -165,8 +166,8 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
     for node, value in zip(plan.outputs, ranges.outputs):
         has_weights = any(isinstance(part, Private) for part in reachable([node]))
         largest = 2.0 ** (n_bits - 1) / room(value)
-        natural = natural_unit(node, units)
-        outputs.append(largest if has_weights else min(natural, largest))
+        free = has_weights or not bypasses(node)
+        outputs.append(largest if free else min(natural_unit(node, units), largest))
     return Scaling(units[plan.image], tuple(scales[gate] for gate in plan.gates), tuple(outputs))
 
 

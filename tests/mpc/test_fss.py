@@ -201,6 +201,7 @@ def test_keys_run_out_and_are_never_dealt_twice():
         driver.run(inference_programs(images))
     with pytest.raises(ProtocolError, match="key 1"):
         prepare(driver, (1,))
+    assert driver.states[CRYPTO_PROVIDER].ledger.next() == 2
     streamed = driver.run(inference_programs(images, streamed=True))[0][DATA_OWNER][0]
     np.testing.assert_allclose(first, streamed, atol=0.01)
 
@@ -223,6 +224,37 @@ def test_a_failed_run_burns_its_key(monkeypatch):
     assert [store.available() for store in stores] == [1, 1]
     driver.run(programs)
     assert [store.available() for store in stores] == [0, 0]
+
+
+def test_a_seed_serves_one_session_and_a_number_one_key():
+    """With the same ρ under two matrices B, the model owner could solve for ρ, hence the image."""
+    circuit, params = make_program().circuit, network()[1]
+    driver = started(circuit, params)
+    driver.states[MODEL_OWNER] = fss.model_owner(circuit, params)
+    driver.states[CRYPTO_PROVIDER] = fss.provider(circuit)
+    with pytest.raises(ProtocolError, match="set up already"):
+        driver.run(
+            {
+                DATA_OWNER: fss.set_up_data_owner,
+                MODEL_OWNER: fss.set_up_model_owner,
+                CRYPTO_PROVIDER: fss.set_up_provider,
+            }
+        )
+    steps = fss.prepare_data_owner(driver.states[DATA_OWNER], (0,))
+    with pytest.raises(ProtocolError, match="key 0 was made before"):
+        steps.send(None)
+
+
+def test_outputs_that_do_not_depend_on_the_image():
+    def apply_fn(params, x):
+        return {"logits": x @ params, "weights": params.sum(0), "one": jnp.ones(2)}
+
+    params = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    images = pictures(2).reshape(2, -1)[:, :6]
+    program = inference.encrypt(apply_fn, params, images[:1], calibration=images)
+    found, _ = program.run(images[:1])
+    for name, wanted in apply_fn(params, images[:1]).items():
+        np.testing.assert_allclose(found[name], wanted, atol=1e-3)
 
 
 def test_a_replayed_opening_is_refused():

@@ -1,8 +1,8 @@
 """Whole networks, encrypted: they give what the network itself gives.
 
 Protects `mpc.encrypt` from end to end, over the networks of this project and layers that others
-use; the fixed-point evaluation in the clear, by which users judge the rounding; calibration; several
-devices; and the arithmetic units of accelerators.
+use; the fixed-point evaluation in the clear, by which users judge the rounding; calibration;
+several devices; and the arithmetic units of accelerators.
 
 Errors are relative to the network's largest output. `ROUNDING` bounds what fixed point costs in the
 clear, where nothing is random; `NOISE` bounds what the protocol adds: a value's last bit, and the
@@ -11,6 +11,7 @@ sign of values near zero.
 Axis letters: n images, h/w rows and columns, c channels.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from test_secure_jaxpr import network, norm, values
 from primia_jax import models
 from primia_jax.config.sections import ModelConfig, MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import bilinear, inference
+from primia_jax.mpc import bilinear, gates, inference
 from primia_jax.mpc.protocols import DATA_OWNER, MODEL_OWNER
 
 ROUNDING = 0.003
@@ -61,16 +62,18 @@ def encrypted(apply_fn, params, shape, **settings):
     return inference.encrypt(apply_fn, params, example, calibration=calibration, config=config)
 
 
-def error(found, wanted):
+def error(found: Any, wanted: Any) -> float:
     """Largest difference over the largest magnitude, of all outputs together."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    structure: Any = jax.tree.structure(found)
+    assert structure == jax.tree.structure(wanted)
+    leaves, wanted_leaves = jax.tree.leaves(found), jax.tree.leaves(wanted)
+    for f, w in zip(leaves, wanted_leaves):
         assert f.shape == w.shape and f.dtype == w.dtype
-    flat = [
-        np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
-        for tree in (found, wanted)
-    ]
-    return np.abs(flat[0] - flat[1]).max() / np.abs(flat[1]).max()
+    flat, wanted_flat = (
+        np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in each])
+        for each in (leaves, wanted_leaves)
+    )
+    return np.abs(flat - wanted_flat).max() / np.abs(wanted_flat).max()
 
 
 def check(apply_fn, params, shape, in_the_clear=True, **settings):
@@ -361,6 +364,24 @@ def test_runs_differ_only_in_rounding(program, params):
     wanted = MODULE.apply(params, images)
     for _ in range(10):
         assert error(program.run(images)[0], wanted) < NOISE
+
+
+@pytest.mark.parametrize("settings", ({}, {"sign_slack_bits": 0}), ids=("tables", "trees"))
+def test_jax_keeps_its_types(settings, params, monkeypatch):
+    """Words of 64 bits are the parties' own affair, whichever of them ends first, or fails."""
+    program = encrypted(MODULE.apply, params, SHAPE, **settings)
+    for of in (program.prepare, program.prepare, lambda: program.run(pictures(SHAPE))):
+        of()
+        assert jnp.zeros(()).dtype == jnp.float32
+
+    def fails(*arguments):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(gates, "packed_out_share", fails)
+    with pytest.raises(RuntimeError, match="power cut"):
+        program.run(pictures(SHAPE))
+    gc.collect()  # ends the programs of the other parties
+    assert jnp.zeros(()).dtype == jnp.float32
 
 
 def test_two_programs_side_by_side(params):

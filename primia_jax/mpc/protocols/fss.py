@@ -150,7 +150,13 @@ def _new_store(circuit: Circuit) -> KeyStore:
 
 
 def set_up_data_owner(state: DataOwner) -> Steps:
-    """Gives its seed to the provider, gets δ from the model owner."""
+    """Gives its seed to the provider, gets δ from the model owner.
+
+    A seed serves one session: under a second B the model owner could tell ρ from what two keys of
+    one number differ by.
+    """
+    if state.deltas is not None:
+        raise ProtocolError("the data owner is set up already: a new session needs a new one")
     yield Stage("set-up")
     yield Send(CRYPTO_PROVIDER, {"seed": state.seed}, "seed of the data owner | for its reader")
     packed = yield Receive(MODEL_OWNER)
@@ -377,6 +383,8 @@ def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
     circuit, ready = state.circuit, dict(state.ready)
     with ring.x64():
         for number in numbers:
+            if number < state.store.made:
+                raise ProtocolError(f"key {number} was made before: take {state.store.made}")
             yield from _client_kappas(state, number)
             for level, segment in enumerate(circuit.segments):
                 trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
