@@ -104,6 +104,9 @@ class Circuit:
         self.source_index = {plan.image: 0} | {g.out: i + 1 for g, i in self.index.items()}
         self.segments = _segments(plan, scales, self.units)
         self.products = tuple(p for segment in self.segments for p in segment.products)
+        # Every value of every segment has a number of its own, which enters the nonce of its masks.
+        counts = [len(segment.values) for segment in self.segments]
+        self.first_value = tuple(sum(counts[:level]) for level in range(len(counts)))
         self._compiled: dict[Any, Any] = {}
 
     @functools.cached_property

@@ -425,6 +425,37 @@ def test_the_provider_never_hears_of_image_or_weights():
     assert heard[0] == heard[1]
 
 
+def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
+    """Not in a level of more than 256 gates either: a mask used twice gives a difference away."""
+    images = pictures(2, seed=3)[:, :4, :4]
+    images = np.tile(images, (1, 5, 5, 1))
+
+    def apply_fn(params, x):
+        return (x * params).max((1, 2))
+
+    params = np.ones(1, np.float32)
+    program = inference.encrypt(apply_fn, params, images[:1], calibration=images)
+    circuit = program.circuit
+    assert max(len(segment.values) for segment in circuit.segments) > 256
+    drawn = []
+    original = fss.stream
+
+    def noted(seed, purpose, index, number, n_words, kind=np.uint32):
+        drawn.append((seed.tobytes(), purpose, index, number))
+        return original(seed, purpose, index, number, n_words, kind)
+
+    driver = LocalDriver({CRYPTO_PROVIDER: lambda: fss.provider(circuit)})
+    provider = fss.with_seeds(
+        driver.states[CRYPTO_PROVIDER], np.zeros(32, np.uint8), np.ones(32, np.uint8)
+    )
+    monkeypatch.setattr(fss, "stream", noted)
+    with ring.x64():
+        for _ in fss._deal(provider, 0):
+            pass
+    masks = [entry for entry in drawn if entry[1] in (fss._R, fss._E)]
+    assert len(masks) > 256 and len(set(masks)) == len(masks)
+
+
 def test_streams_never_repeat():
     """Purpose, gate and key number all enter the nonce."""
     seed = np.arange(32, dtype=np.uint8)

@@ -46,6 +46,8 @@ def stream(
     seed: Any, purpose: int, index: int, number: int, n_words: int, kind: Any = np.uint32
 ) -> Any:
     """Words [n_words] that `seed` gives for one purpose, gate and key number, once and for all."""
+    if not (0 <= purpose < 1 << 8 and 0 <= index < 1 << 24 and 0 <= number < 1 << 64):
+        raise ProtocolError(f"no nonce is left for purpose {purpose}, value {index}, key {number}")
     nonce = purpose | index << 8 | number << 32
     width = np.dtype(kind).itemsize
     words = prg.expand(seed, -(-n_words * width // 8), nonce)
@@ -239,7 +241,7 @@ def _value_mask(
     segment = circuit.segments[level]
     n_words = circuit.sizes(segment)[position]
     kind = ring.word_type(circuit.n_bits)
-    index = level << 8 | position
+    index = circuit.first_value[level] + position
     return jnp.asarray(stream(seed, purpose, index, number, n_words, kind))
 
 
@@ -514,6 +516,8 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
             state.store.burn(number)
             kappas_c = yield from _receive_kappas(circuit)
         opening = yield Receive(DATA_OWNER)
+        if streamed and int(opening["number"]) != number:
+            raise ProtocolError(f"the image came under key {opening['number']}, not {number}")
         number = int(opening["number"])
         key: Any = None if streamed else state.store.take(number)
         image = circuit.plan.image
