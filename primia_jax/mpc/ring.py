@@ -7,6 +7,7 @@ mean nothing, and are cut off only where they would matter (`low_bits`, `signed`
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,30 @@ def x64() -> Iterator[None]:
     """The context in which JAX keeps 64-bit words; outside it they are cut to 32 bits silently."""
     with jax.enable_x64(True):
         yield
+
+
+def x64_steps(program: Any) -> Any:
+    """Makes each step of a party program run inside `x64()`, and what is between them outside.
+
+    JAX keeps the width of words for each thread, not for each generator: a `with x64()` around a
+    `yield` would hold until that program goes on, and programs end in any order.
+    """
+
+    @functools.wraps(program)
+    def steps(*args: Any, **kwargs: Any) -> Any:
+        inner, message = program(*args, **kwargs), None
+        try:
+            while True:
+                try:
+                    with x64():
+                        event = inner.send(message)
+                except StopIteration as stop:
+                    return stop.value
+                message = yield event
+        finally:
+            inner.close()
+
+    return steps
 
 
 def checked(words: Any) -> Any:

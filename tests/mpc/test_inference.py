@@ -107,26 +107,22 @@ def check_project(side, batch=1, width=4, in_the_clear=True, **config):
 
 
 def test_resnet18():
-    check_project(32, name="resnet18")
-
-
-@pytest.mark.parametrize("name", ("resnet18", "vgg16"))
-def test_networks_that_average(name):
-    """Their factors of 1/9 and 1/7, no powers of two, go into the units."""
-    check_project(32, name=name, pooling="avg", in_the_clear=False)
+    """Its pools' factors of 1/9, no powers of two, go into the units."""
+    check_project(32, name="resnet18", pooling="avg", in_the_clear=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "batch", "config"),
     (
-        (32, 1, {"name": "vgg16"}),
-        (32, 1, {"name": "vgg16", "pooling": "avg"}),
+        (32, 1, {"name": "resnet18"}),
         (32, 1, {"name": "resnet18", "pooling": "avg"}),
-        (32, 2, {"name": "vgg16", "norm": "batch"}),
-        (32, 1, {"name": "resnet34"}),
-        (64, 1, {"name": "resnet18", "width": 64}),
         (32, 1, {"name": "resnet18", "stem": "small", "norm": "frozen"}),
+        (64, 1, {"name": "resnet18", "width": 64}),
+        (32, 1, {"name": "resnet34"}),
+        (32, 1, {"name": "vgg16"}),
+        (32, 2, {"name": "vgg16", "norm": "batch"}),
+        (32, 1, {"name": "vgg16", "pooling": "avg"}),
     ),
 )
 def test_larger_networks(side, batch, config):
@@ -144,7 +140,7 @@ def lenet(x):
 
 
 def test_lenet_in_batches():
-    check_module(lenet, (3, 20, 20, 1))
+    check_module(lenet, (3, 20, 20, 1), in_the_clear=False)
 
 
 # --- layers of other networks
@@ -153,11 +149,10 @@ def test_lenet_in_batches():
 @pytest.mark.parametrize(
     "options",
     (
-        {"kernel_dilation": 2, "strides": 2},
-        {"feature_group_count": 3, "padding": ((2, 0), (1, 3))},
+        {"feature_group_count": 3, "kernel_dilation": 2, "padding": ((3, 1), (2, 4))},
         {"feature_group_count": 3, "features": 3, "strides": (1, 2), "use_bias": False},
     ),
-    ids=("dilated, strided", "grouped, padded to one side", "depthwise, strided, without bias"),
+    ids=("grouped, dilated, padded unevenly", "depthwise, strided, without bias"),
 )
 def test_convolutions(options):
     """The whole map is put out: nothing averages a misplaced row away."""
@@ -172,7 +167,6 @@ def test_pooling_of_several_sizes_and_concatenation():
             nn.max_pool(x, (2, 2), (2, 2)),
             nn.max_pool(x, (3, 3), (2, 2), "SAME"),
             nn.avg_pool(x, (3, 3), (2, 2), "SAME"),
-            nn.avg_pool(x, (2, 2), (2, 2)),
         ]
         return nn.Conv(2, (1, 1))(jnp.concatenate(pooled, -1))
 
@@ -333,10 +327,10 @@ def test_an_overflow_is_foreseen_and_mended():
 
     wanted = apply_fn(np.ones(1, np.float32), rough.astype(np.float32))
     assert error(program.run(rough)[0], wanted) > 0.1
-    for wider in (program.calibrate(rough), inference.calibrate(program, rough)):
-        assert wider.check_range(rough) == []
-        assert wider.ranges.gates[0] > program.ranges.gates[0]
-        assert error(wider.run(rough)[0], wanted) < NOISE
+    wider = inference.calibrate(program, rough)
+    assert wider.check_range(rough) == []
+    assert wider.ranges.gates[0] > program.ranges.gates[0]
+    assert error(wider.run(rough)[0], wanted) < NOISE
     assert program.check_range(rough), "the program that was calibrated anew stays as it was"
 
 
@@ -407,11 +401,10 @@ def test_two_programs_side_by_side(params):
     assert left == [[1, 1], [0, 0], [1, 1]]
 
 
-@pytest.mark.parametrize("pooling", (nn.avg_pool, nn.max_pool), ids=("relu", "relu and maxima"))
-def test_seconds_are_round_trips_and_bytes(pooling):
+def test_seconds_are_round_trips_and_bytes():
     """2 · latency · round trips + bits on the critical path / bandwidth: of the two messages with
     sign bits, which cross, one is on it. Computing is nothing beside."""
-    module = network(lambda x: nn.Dense(3)(pooling(nn.relu(nn.Conv(2, (3, 3))(x)), (2, 2))))
+    module = network(lambda x: nn.Dense(3)(nn.max_pool(nn.relu(nn.Conv(2, (3, 3))(x)), (2, 2))))
     program = encrypted(module.apply, initial(module, SHAPE), SHAPE)
     images = pictures(SHAPE)
     program.run(images)  # compiles

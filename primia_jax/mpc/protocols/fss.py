@@ -380,36 +380,36 @@ def _packed_sum(n_bits: int, a: Any, b: Any) -> Any:
     return ring.pack(ring.unpack(a, n_bits) + ring.unpack(b, n_bits), n_bits)
 
 
+@ring.x64_steps
 def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
     """Makes keys of these numbers: sends κ_C, takes its trees, expands the rest beforehand."""
     circuit, ready = state.circuit, dict(state.ready)
-    with ring.x64():
-        for number in numbers:
-            if number < state.store.made:
-                raise ProtocolError(f"key {number} was made before: take {state.store.made}")
-            yield from _client_kappas(state, number)
-            for level, segment in enumerate(circuit.segments):
-                trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
-                state.store.put(number, level, trees)
-            state.store.close_key(number)
-            ready[number] = jax.block_until_ready(
-                [_expanded(circuit, 0, state.seed, segment, number) for segment in circuit.segments]
-            )
+    for number in numbers:
+        if number < state.store.made:
+            raise ProtocolError(f"key {number} was made before: take {state.store.made}")
+        yield from _client_kappas(state, number)
+        for level, segment in enumerate(circuit.segments):
+            trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
+            state.store.put(number, level, trees)
+        state.store.close_key(number)
+        ready[number] = jax.block_until_ready(
+            [_expanded(circuit, 0, state.seed, segment, number) for segment in circuit.segments]
+        )
     return dataclasses.replace(state, ready=ready), None
 
 
+@ring.x64_steps
 def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
     """Takes the keys of these numbers and stores them."""
     circuit = state.circuit
-    with ring.x64():
-        for number in numbers:
-            kappas_c = yield from _receive_kappas(circuit)
-            for level, segment in enumerate(circuit.segments):
-                yield Stage(segment.name)
-                message = yield Receive(CRYPTO_PROVIDER)
-                message = _with_kappa_c(circuit, segment, message, kappas_c[level])
-                state.store.put(number, level, message)
-            state.store.close_key(number)
+    for number in numbers:
+        kappas_c = yield from _receive_kappas(circuit)
+        for level, segment in enumerate(circuit.segments):
+            yield Stage(segment.name)
+            message = yield Receive(CRYPTO_PROVIDER)
+            message = _with_kappa_c(circuit, segment, message, kappas_c[level])
+            state.store.put(number, level, message)
+        state.store.close_key(number)
     return state, None
 
 
@@ -421,17 +421,18 @@ def _receive_kappas(circuit: Circuit) -> Steps:
     return found
 
 
+@ring.x64_steps
 def prepare_provider(state: Provider, numbers: tuple[int, ...]) -> Steps:
     """Deals the keys of these numbers."""
-    with ring.x64():
-        for number in numbers:
-            yield from _deal(state, number)
+    for number in numbers:
+        yield from _deal(state, number)
     return state, None
 
 
 # --- online
 
 
+@ring.x64_steps
 def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> Steps:
     """Has `image` diagnosed; reports the outputs.
 
@@ -443,40 +444,35 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     circuit = state.circuit
     image = check_image(circuit, image)
     yield Stage("image")
-    with ring.x64():
-        key: Any = None
-        if streamed:
-            number = state.store.made
-            state.store.burn(number)
-            yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
-            yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
-            yield from _client_kappas(state, number)
-        else:
-            number = state.store.next()
-            key = state.store.take(number)
-        rho = _source_mask(circuit, state.seed, number, circuit.plan.image)
-        masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
-        opening = {"number": np.uint64(number), "image": masked}
-        yield Send(MODEL_OWNER, opening, "image | masked by ρ")
-        prepared = state.ready.get(number)
-        for level, segment in enumerate(circuit.segments[:-1]):
-            yield Stage(segment.name)
-            trees: Any = ()
-            if _has_trees(circuit, segment):
-                trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
-            own = (
-                prepared[level] if prepared else _expanded(circuit, 0, state.seed, segment, number)
-            )
-            yield from _gates_data_owner(circuit, segment, number, own, trees)
-        yield Stage("outputs")
-        packed = yield Receive(MODEL_OWNER)
-        last = len(circuit.segments) - 1
-        outputs = []
-        for position, ((node, unit), words) in enumerate(
-            zip(circuit.segments[last].values, packed)
-        ):
-            r = _value_mask(circuit, state.seed, _R, number, last, position)
-            outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
+    key: Any = None
+    if streamed:
+        number = state.store.made
+        state.store.burn(number)
+        yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
+        yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
+        yield from _client_kappas(state, number)
+    else:
+        number = state.store.next()
+        key = state.store.take(number)
+    rho = _source_mask(circuit, state.seed, number, circuit.plan.image)
+    masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
+    opening = {"number": np.uint64(number), "image": masked}
+    yield Send(MODEL_OWNER, opening, "image | masked by ρ")
+    prepared = state.ready.get(number)
+    for level, segment in enumerate(circuit.segments[:-1]):
+        yield Stage(segment.name)
+        trees: Any = ()
+        if _has_trees(circuit, segment):
+            trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
+        own = prepared[level] if prepared else _expanded(circuit, 0, state.seed, segment, number)
+        yield from _gates_data_owner(circuit, segment, number, own, trees)
+    yield Stage("outputs")
+    packed = yield Receive(MODEL_OWNER)
+    last = len(circuit.segments) - 1
+    outputs = []
+    for position, ((node, unit), words) in enumerate(zip(circuit.segments[last].values, packed)):
+        r = _value_mask(circuit, state.seed, _R, number, last, position)
+        outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
     ready = {other: held for other, held in state.ready.items() if other != number}
     return dataclasses.replace(state, ready=ready), tuple(np.asarray(out) for out in outputs)
 
@@ -505,47 +501,45 @@ def _gates_data_owner(
     yield Send(MODEL_OWNER, shares, "share of the result | masked by ρ, shared")
 
 
+@ring.x64_steps
 def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
     """Diagnoses one masked image (or batch); sees nothing."""
     circuit = state.circuit
     yield Stage("image")
-    with ring.x64():
-        kappas_c: Any = None
+    kappas_c: Any = None
+    if streamed:
+        number = int((yield Receive(DATA_OWNER))["number"])
+        state.store.burn(number)
+        kappas_c = yield from _receive_kappas(circuit)
+    opening = yield Receive(DATA_OWNER)
+    if streamed and int(opening["number"]) != number:
+        raise ProtocolError(f"the image came under key {opening['number']}, not {number}")
+    number = int(opening["number"])
+    key: Any = None if streamed else state.store.take(number)
+    image = circuit.plan.image
+    sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
+    sources[image] = sources[image].reshape(image.shape)
+    known: dict[Any, Any] = {}
+    weights = dict(zip(circuit.products, state.weights))
+    for level, segment in enumerate(circuit.segments):
+        yield Stage(segment.name)
         if streamed:
-            number = int((yield Receive(DATA_OWNER))["number"])
-            state.store.burn(number)
-            kappas_c = yield from _receive_kappas(circuit)
-        opening = yield Receive(DATA_OWNER)
-        if streamed and int(opening["number"]) != number:
-            raise ProtocolError(f"the image came under key {opening['number']}, not {number}")
-        number = int(opening["number"])
-        key: Any = None if streamed else state.store.take(number)
-        image = circuit.plan.image
-        sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
-        sources[image] = sources[image].reshape(image.shape)
-        known: dict[Any, Any] = {}
-        weights = dict(zip(circuit.products, state.weights))
-        for level, segment in enumerate(circuit.segments):
-            yield Stage(segment.name)
-            if streamed:
-                dealt = yield Receive(CRYPTO_PROVIDER)
-                dealt = _with_kappa_c(circuit, segment, dealt, kappas_c[level])
-            else:
-                dealt = key[level]
-            masked, keep = circuit.owner_values(level)(
-                [sources[source] for source in segment.sources],
-                [weights[product][0] for product in segment.products],
-                [weights[product][1] for product in segment.products],
-                list(state.constants[level]),
-                [known[product] for product in segment.known],
-                list(dealt["kappa"]),
-            )
-            known.update(zip(segment.keep, keep))
-            if segment.gates:
-                yield from _gates_model_owner(
-                    state, segment, number, masked, dealt["keys"], sources
-                )
-        yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
+            dealt = yield Receive(CRYPTO_PROVIDER)
+            dealt = _with_kappa_c(circuit, segment, dealt, kappas_c[level])
+        else:
+            dealt = key[level]
+        masked, keep = circuit.owner_values(level)(
+            [sources[source] for source in segment.sources],
+            [weights[product][0] for product in segment.products],
+            [weights[product][1] for product in segment.products],
+            list(state.constants[level]),
+            [known[product] for product in segment.known],
+            list(dealt["kappa"]),
+        )
+        known.update(zip(segment.keep, keep))
+        if segment.gates:
+            yield from _gates_model_owner(state, segment, number, masked, dealt["keys"], sources)
+    yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
     return state, None
 
 
@@ -582,12 +576,12 @@ def _gates_model_owner(
         sources[gate.out] = joined.reshape(gate.out.shape)
 
 
+@ring.x64_steps
 def infer_provider(state: Provider, streamed: bool = False) -> Steps:
     """Deals the key now, if it is streamed; otherwise the provider has no part in an inference."""
     if streamed:
         number = int((yield Receive(DATA_OWNER))["number"])
-        with ring.x64():
-            yield from _deal(state, number)
+        yield from _deal(state, number)
     return state, None
 
 
