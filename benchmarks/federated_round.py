@@ -90,7 +90,8 @@ def lone_site(config: ExperimentConfig) -> Hospital:
     """One hospital in this process, with all cores."""
     plan = make_plan(config)
     site = hospital.make_hospital(config, ("hospital_0",), 0, *plan.sites[0].load())
-    template = local_training.template(site.learner, config.data.image_size, config.model.channels)
+    module, size = site.learner.module, config.data.image_size
+    template = local_training.template(module, size, config.model.channels)
     variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), template)
     return dataclasses.replace(
         site,

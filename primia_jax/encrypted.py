@@ -59,10 +59,13 @@ class Description:
     ranges: scaling.Ranges
     round: int
 
+    def _module(self) -> Any:
+        config = dataclasses.replace(self.model, convolution="xla")  # whose jaxpr is plain
+        return models.build(config, len(self.class_names))
+
     def apply_fn(self) -> Callable[[Any, jax.Array], jax.Array]:
         """(params, grey images [n s s 1] in [0, 1]) -> logits [n k]."""
-        config = dataclasses.replace(self.model, convolution="xla")
-        module, channels = models.build(config, len(self.class_names)), config.channels
+        module, channels = self._module(), self.model.channels
 
         def apply_fn(params: Any, images: jax.Array) -> jax.Array:
             inputs = local_training.standardise(images, params["statistics"], channels)
@@ -73,26 +76,15 @@ class Description:
 
     def circuit(self) -> Circuit:
         """The network as all parties know it, for one image at a time."""
-        example = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 1), np.float32)
-        plan = inference.lower_network(self.apply_fn(), self._param_shapes(), example, self.mpc)
-        return Circuit(plan, scaling.choose(plan, self.ranges, self.mpc), self.mpc)
-
-    def _param_shapes(self) -> Any:
-        config = dataclasses.replace(self.model, convolution="xla")
-        module = models.build(config, len(self.class_names))
-        key = jax.ShapeDtypeStruct((2,), np.uint32)
-        variables = jax.eval_shape(
-            lambda key: models.init(
-                module, jax.random.wrap_key_data(key), self.image_size, config.channels
-            ),
-            key,
-        )
-        number = jax.ShapeDtypeStruct((), np.float32)
+        size = self.image_size
+        shapes = local_training.template(self._module(), size, self.model.channels)
+        number: Any = jax.ShapeDtypeStruct((), np.float32)
         weights: Any = jax.ShapeDtypeStruct((len(self.class_names),), np.float32)
-        return {
-            "variables": variables,
-            "statistics": local_training.Statistics(number, number, weights),
-        }
+        statistics = local_training.Statistics(number, number, weights)
+        example = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
+        params = {"variables": shapes, "statistics": statistics}
+        plan = inference.lower_network(self.apply_fn(), params, example, self.mpc)
+        return Circuit(plan, scaling.choose(plan, self.ranges, self.mpc), self.mpc)
 
 
 def params_of(model: TrainedModel) -> Any:

@@ -250,7 +250,7 @@ def open_driver(
       ConfigError: for a cluster's address where no cluster is used.
     """
     run = config.runtime
-    link = Link(run.latency_s, run.bandwidth_bps)
+    link = Link(run.latency_s, run.bandwidth_bps, run.jitter_s, config.seed)
     if run.driver == "local":
         if ray_address:
             raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")

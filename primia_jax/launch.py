@@ -69,10 +69,13 @@ def main(_: Sequence[str]) -> None:
         "train": lambda: commands.train(config, **run_arguments),
         "demo": lambda: commands.demo(config, **run_arguments),
         "evaluate": lambda: commands.evaluate(config, workdir),
-        "predict": lambda: commands.predict(config, workdir, input_path),
-        "encrypted": lambda: commands.predict_encrypted(config, workdir, input_path, ray_address),
+        "predict": lambda: (
+            commands.predict_encrypted(config, workdir, input_path, ray_address)
+            if _ENCRYPTED.value
+            else commands.predict(config, workdir, input_path)
+        ),
     }
-    modes["encrypted" if _ENCRYPTED.value else _MODE.value]()
+    modes[_MODE.value]()
 
 
 def _parse(argv: list[str]) -> list[str]:

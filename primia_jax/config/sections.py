@@ -181,7 +181,6 @@ class SecureAggregationConfig:
 class MpcConfig:
     """Encrypted inference: the protocol, its ring, its comparisons and its rounding."""
 
-    protocol: str = setting("fss", "cryptographic protocol", choices=("fss",))
     ring_bits: int = setting(32, "n, of the ring Z_2^n", choices=(24, 28, 32, 64))
     effective_bits: int = setting(
         16, "k, signed bits that a layer's values fit after truncation", low=4, high=32
@@ -235,6 +234,7 @@ class RuntimeConfig:
         0.0, "one-way latency of every link (virtual or injected)", low=0, high=10
     )
     bandwidth_bps: float = setting(0.0, "bandwidth of every link in bit/s (0: unlimited)", low=0)
+    jitter_s: float = setting(0.0, "standard deviation added to the latency", low=0, high=10)
 
 
 @dataclasses.dataclass(frozen=True)

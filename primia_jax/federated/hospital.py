@@ -81,7 +81,7 @@ def set_up(state: Hospital) -> Steps:
     )
     pooled = yield Receive(OWNER)
     size, channels = state.config.data.image_size, state.config.model.channels
-    template = local_training.template(state.learner, size, channels)
+    template = local_training.template(state.learner.module, size, channels)
     model = variables.from_vectors(template, Vectors(*pooled["model"]))
     state = dataclasses.replace(
         state,

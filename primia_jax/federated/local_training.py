@@ -66,10 +66,10 @@ def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 
     return Learner(module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict))
 
 
-def template(learner: Learner, image_size: int, channels: int) -> dict[str, Any]:
+def template(module: nn.Module, image_size: int, channels: int) -> dict[str, Any]:
     """Shapes and types of the network's variables."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    return dict(jax.eval_shape(learner.module.init, jax.random.key(0), image))
+    return dict(jax.eval_shape(module.init, jax.random.key(0), image))
 
 
 def _make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

@@ -56,7 +56,7 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
     config = dataclasses.replace(config, model=model_config)
     class_names = tuple(about["class_names"])
     learner = local_training.make_learner(config, len(class_names))
-    template = local_training.template(learner, about["image_size"], model_config.channels)
+    template = local_training.template(learner.module, about["image_size"], model_config.channels)
     model = model_owner.load_model(folder, number, template, len(class_names))
     return TrainedModel(
         learner,

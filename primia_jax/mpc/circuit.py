@@ -20,9 +20,10 @@ import numpy as np
 from primia_jax.config import to_plain
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, gates, ring, scaling
-from primia_jax.mpc.linear import Evaluator, quantised
-from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, operands
+from primia_jax.mpc import bilinear, gates, ring
+from primia_jax.mpc.gates import GateSpec
+from primia_jax.mpc.linear import Evaluator, quantised, whole_factor
+from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, has_private, operands
 from primia_jax.mpc.plan import Scale as ScaleNode
 from primia_jax.mpc.scaling import Scaling, natural_unit
 
@@ -57,12 +58,7 @@ class Segment:
     @property
     def weighted(self) -> tuple[bool, ...]:
         """Of each value, whether weights have a part in it."""
-        return tuple(_has_product(node) for node, _ in self.values)
-
-
-@functools.cache
-def _has_product(node: Node) -> bool:
-    return isinstance(node, Private) or any(_has_product(part) for part in operands(node))
+        return tuple(has_private(node) for node, _ in self.values)
 
 
 class Cost(NamedTuple):
@@ -89,14 +85,16 @@ class Circuit:
         self.n_bits = config.ring_bits
         self.units = scales.units(plan)
         self.specs = {
-            gate: gates.spec(
-                gate.kind,
-                math.prod(gate.out.shape),
-                scale,
-                config.ring_bits,
-                config.leaf_bits,
-                config.arity,
-                config.prg_rounds,
+            gate: GateSpec(
+                kind=gate.kind,
+                n_elements=math.prod(gate.out.shape),
+                ring_bits=config.ring_bits,
+                truncated_bits=scale.truncated_bits,
+                width=scale.width,
+                compared_bits=scale.compared_bits,
+                leaf_bits=config.leaf_bits,
+                arity=config.arity,
+                prg_rounds=config.prg_rounds,
             )
             for gate, scale in zip(plan.gates, scales.gates)
         }
@@ -115,7 +113,7 @@ class Circuit:
         told = {
             "version": VERSION,
             "config": to_plain(self.config),
-            "scaling": scaling.describe(self.scaling),
+            "scaling": dataclasses.asdict(self.scaling),
             "shapes": [gate.out.shape for gate in self.plan.gates],
             "names": [gate.name for gate in self.plan.gates],
             "weights": [node.weight.shape for node, _ in self.products],
@@ -340,6 +338,7 @@ class _Reads:
             return
         self._seen.add((node, unit))
         if isinstance(node, Source):
+            whole_factor(unit, self._units[node], node.name)  # raises where units do not fit
             self.sources[node] = None
         elif isinstance(node, Constant):
             self.constants[node, unit] = None
@@ -407,8 +406,8 @@ def check_image(circuit: Circuit, image: Any) -> np.ndarray:
         raise ProtocolError("the image has values that are not finite")
     limit = 2.0 ** (circuit.config.effective_bits - 1) / circuit.scaling.image
     if np.abs(image).max(initial=0.0) >= limit:
-        raise ProtocolError(
-            f"the image reaches {np.abs(image).max():g}; the network was calibrated for less than "
-            f"{limit:g}: calibrate with such images"
+        raise ProtocolError(  # which the other parties hear: nothing of the image in it
+            f"the image leaves the range of ±{limit:g} that the network was calibrated for: "
+            "calibrate with such images"
         )
     return image

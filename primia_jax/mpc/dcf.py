@@ -129,15 +129,12 @@ def keygen(
             raise ProtocolError(
                 f"β is {np.dtype(kind)} {list(alpha.shape)}, not {beta.dtype} {list(beta.shape)}"
             )
-        found, start = [], 0
-        for size in prg.chunk_sizes(alpha.shape[0]):
-            values, payload, own, other = (
-                prg.chunk(array, start, size) for array in (alpha, beta, root0, root1)
-            )
-            piece = keygen_block(values, payload, own, other, params, words, packed)
-            found.append(Correction(*(array[:, :size] for array in piece)))
-            start += size
-    return tuple(found)
+
+        def block(_: int, values: Any, payload: Any, own: Any, other: Any) -> Correction:
+            return keygen_block(values, payload, own, other, params, words, packed)
+
+        sizes = prg.chunk_sizes(alpha.shape[0])
+        return tuple(prg.in_chunks(block, sizes, alpha, beta, root0, root1))
 
 
 def evaluate(
@@ -167,13 +164,13 @@ def evaluate(
         pieces = [Correction(*map(jnp.asarray, piece)) for piece in correction]
         sizes = [piece.values.shape[1] for piece in pieces]
         x, root = prg.tree_inputs(x, params.m, root, sizes=sizes)
-        shares, start = [jnp.zeros(0, ring.word_type(params.word_bits))], 0
-        for piece, size in zip(pieces, sizes):
-            filled = Correction(*(prg.chunk(array, 0, size) for array in piece))
-            own, points = prg.chunk(root, start, size), prg.chunk(x, start, size)
-            shares.append(evaluate_block(party, own, filled, points, params, words, packed)[:size])
-            start += size
-        return jnp.concatenate(shares)
+
+        def block(i: int, points: Any, own: Any) -> Any:
+            filled = Correction(*(prg.chunk(array, 0, sizes[i]) for array in pieces[i]))
+            return evaluate_block(party, own, filled, points, params, words, packed)
+
+        shares = prg.in_chunks(block, sizes, x, root)
+        return jnp.concatenate(shares or [jnp.zeros(0, ring.word_type(params.word_bits))])
 
 
 def evaluate_block(

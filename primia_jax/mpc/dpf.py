@@ -190,15 +190,11 @@ def keygen(
     words = prg.domain_words(domain)
     with ring.x64():
         inputs = prg.tree_inputs(alpha, params.m, root0, root1)
-        found, start = [], 0
-        for size in prg.chunk_sizes(inputs[0].shape[0]):
-            values, own, other = (prg.chunk(array, start, size) for array in inputs)
-            piece = keygen_block(values, own, other, params, words, packed)
-            if piece.leaf.shape[1] > size:
-                piece = Correction(*(array[:, :size] for array in piece))
-            found.append(piece)
-            start += size
-    return tuple(found)
+
+        def block(_: int, values: Any, own: Any, other: Any) -> Correction:
+            return keygen_block(values, own, other, params, words, packed)
+
+        return tuple(prg.in_chunks(block, prg.chunk_sizes(inputs[0].shape[0]), *inputs))
 
 
 def evaluate(
@@ -228,14 +224,13 @@ def evaluate(
         pieces = [Correction(*map(jnp.asarray, piece)) for piece in correction]
         sizes = [piece.leaf.shape[1] for piece in pieces]
         x, root = prg.tree_inputs(x, params.m, root, sizes=sizes)
-        shares, start = [jnp.zeros(0, jnp.uint8)], 0
-        for piece, size in zip(pieces, sizes):
-            filled = Correction(*(prg.chunk(array, 0, size) for array in piece))
-            own, points = prg.chunk(root, start, size), prg.chunk(x, start, size)
-            share = evaluate_block(party, own, filled, points, params, words, packed)
-            shares.append(share if share.shape[0] == size else share[:size])
-            start += size
-        return shares[1] if len(shares) == 2 else jnp.concatenate(shares)
+
+        def block(i: int, points: Any, own: Any) -> Any:
+            filled = Correction(*(prg.chunk(array, 0, sizes[i]) for array in pieces[i]))
+            return evaluate_block(party, own, filled, points, params, words, packed)
+
+        shares = prg.in_chunks(block, sizes, x, root) or [jnp.zeros(0, jnp.uint8)]
+        return shares[0] if len(shares) == 1 else jnp.concatenate(shares)
 
 
 # --- one chunk: element-wise, hence free to be sharded over the elements. Within another jit these

@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 
 from primia_jax.mpc import dpf, ring
-from primia_jax.mpc.scaling import GateScale
 
 TABLE_BITS = 9  # widest comparison that is a truth table
 
@@ -100,29 +99,6 @@ class GateSpec:
         if not self.compares or self.has_table:
             return 0
         return self.n_elements * dpf.key_bytes(self.tree)
-
-
-def spec(
-    kind: str,
-    n_elements: int,
-    scale: GateScale,
-    ring_bits: int,
-    leaf_bits: int,
-    arity: int,
-    prg_rounds: int,
-) -> GateSpec:
-    """The specification of a gate that computes at `scale`."""
-    return GateSpec(
-        kind,
-        n_elements,
-        ring_bits,
-        scale.truncated_bits,
-        scale.width,
-        scale.compared_bits,
-        leaf_bits,
-        arity,
-        prg_rounds,
-    )
 
 
 class Streams(NamedTuple):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config.sections import MpcConfig
-from primia_jax.errors import ConfigError
+from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import bilinear, ring, scaling, sessions
 from primia_jax.mpc.circuit import Circuit, check_image
 from primia_jax.mpc.linear import Evaluator, real_values
@@ -87,24 +87,31 @@ def find_ranges(
     """The magnitudes of each layer's values over `images` [m ...], in the clear.
 
     Raises:
-      ConfigError: without any image.
+      ConfigError: without any image, or if they or the weights are not finite.
     """
-    if not len(images):
-        raise ConfigError("calibration needs at least one image")
+    if not images.ndim or not len(images):
+        raise ConfigError("calibration needs at least one image, with the batch axis first")
     size = min(_CALIBRATION_BATCH, len(images))
     example = jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32)
     return plan_ranges(lower_network(apply_fn, params, example, config), params, images)
 
 
 def plan_ranges(plan: Plan, params: Any, images: np.ndarray) -> Ranges:
-    """`find_ranges` by a plan of at most so many images at a time."""
+    """`find_ranges` by a plan of at most so many images at a time.
+
+    Raises:
+      ConfigError: as `find_ranges`.
+    """
     size = plan.image.shape[0]
     starts = [min(start, len(images) - size) for start in range(0, len(images), size)]
     found = [
         jax.tree.map(float, _magnitudes(plan)(params, images[at : at + size])) for at in starts
     ]
-    image, operands, outputs = jax.tree.map(lambda *each: max(each), *(f for f, _ in found))
+    reached = jax.tree.map(lambda *each: float(np.max(each)), *(f for f, _ in found))
+    image, operands, outputs = reached
     squares = np.mean([squares for _, squares in found], axis=0) if operands else ()
+    if not all(map(math.isfinite, (image, *operands, *outputs))):
+        raise ConfigError("layers' values are not finite: an image or a weight is NaN or infinite")
     spreads = tuple(math.sqrt(square) for square in squares)
     return Ranges(image, tuple(operands), spreads, tuple(outputs))
 
@@ -288,8 +295,18 @@ class SecureProgram:
         return jax.tree.unflatten(plan.out_tree, typed)
 
     def check_range(self, image: Any) -> list[Overflow]:
-        """The layers whose values leave their range on `image` [n ...], computed in the clear."""
+        """The layers whose values leave their range on `image` [n ...], computed in the clear.
+
+        Raises:
+          ConfigError: without any image, or if it is not finite.
+          ProtocolError: for images of another shape.
+        """
         image = np.asarray(image, np.float32)
+        wanted = self.circuit.plan.image.shape[1:]
+        if image.shape[1:] != wanted:
+            raise ProtocolError(f"the network takes images of shape {wanted}, not {image.shape}")
+        if not len(image):
+            raise ConfigError("there is no image to check")
         plan = self.for_batch(len(image)).circuit.plan
         return self._overflows(plan_ranges(plan, self._params, image))
 
@@ -363,7 +380,8 @@ def fixed_point_values(
                     outputs.append(np.asarray(value, np.float64) / unit)
                     continue
                 gate = segment.gates[i]
-                value = value >> circuit.specs[gate].truncated_bits
+                dropped = circuit.specs[gate].truncated_bits
+                value = (value + ((1 << dropped) >> 1)) >> dropped  # to the nearest
                 if gate.kind == "relu":
                     value = jnp.maximum(value, 0)
                 if known and gate in known:

@@ -12,6 +12,7 @@ Nodes are compared by identity; the graph has no cycles. Shapes include the batc
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -195,6 +196,7 @@ def reachable(roots: Sequence[Node]) -> list[Node]:
     return list(found.values())
 
 
+@functools.cache
 def has_private(node: Node) -> bool:
     """Whether a private product lies on a path from a source to the value of `node`."""
-    return any(isinstance(part, Private) for part in reachable([node]))
+    return isinstance(node, Private) or any(has_private(part) for part in operands(node))

@@ -258,6 +258,23 @@ def chunk(array: Any, start: int, size: int) -> Any:
     return _cut(size, padded, array, np.int32(start))
 
 
+def in_chunks(function: Callable[..., Any], sizes: Any, *arrays: Any) -> list[Any]:
+    """What `function(i, *pieces)` gives for the i-th piece of the arrays [... N], cut back to it.
+
+    Args:
+      function: of a number and pieces padded to one of `CHUNKS`; gives a tree of arrays [... N].
+      sizes: of the pieces.
+      *arrays: with the elements last.
+    """
+    found, start = [], 0
+    for i, size in enumerate(sizes):
+        result = function(i, *(chunk(array, start, size) for array in arrays))
+        whole = jax.tree.map(lambda x, n=size: x if x.shape[-1] == n else x[..., :n], result)
+        found.append(whole)
+        start += size
+    return found
+
+
 def narrow(values: Any, m: int, bits: int) -> tuple[Any, int]:
     """What a tree reads of m-bit `values` from bit `bits` on: uint32 [N], and where it starts.
 

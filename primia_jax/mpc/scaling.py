@@ -14,7 +14,7 @@ leak.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ConfigError
@@ -27,6 +27,7 @@ from primia_jax.mpc.plan import (
     Public,
     Scale,
     Source,
+    has_private,
     reachable,
 )
 
@@ -127,7 +128,7 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
     width, n_bits = config.effective_bits, config.ring_bits
 
     def room(reached: float) -> float:
-        return config.margin * max(reached, 1e-6)
+        return config.margin * (reached or 1.0)  # a layer that was always 0 may have any unit
 
     image_unit = 2.0 ** (width - 1) / room(ranges.image)
     units = {plan.image: _power_of_two(image_unit) if even else image_unit}
@@ -141,7 +142,7 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
                 continue
             together = [g for g in shared.get(gate, [gate]) if g not in scales]
             limit = room(max(reached[g] for g in together))
-            if any(isinstance(node, Private) for node in reachable([gate.operand])):
+            if has_private(gate.operand):
                 spare = 1 if all(g.kind == "relu" for g in together) else 2
                 wanted = 2.0 ** (n_bits - spare) / limit
                 if config.frac_bits:
@@ -164,9 +165,8 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
         units.update({gate.out: scales[gate].out_unit for gate in gates})
     outputs = []
     for node, value in zip(plan.outputs, ranges.outputs):
-        has_weights = any(isinstance(part, Private) for part in reachable([node]))
         largest = 2.0 ** (n_bits - 1) / room(value)
-        free = has_weights or not bypasses(node)
+        free = has_private(node) or not bypasses(node)
         outputs.append(largest if free else min(natural_unit(node, units), largest))
     return Scaling(units[plan.image], tuple(scales[gate] for gate in plan.gates), tuple(outputs))
 
@@ -236,8 +236,7 @@ def _adds_evenly(plan: Plan, scaling: Scaling) -> bool:
     units = scaling.units(plan)
     roots = [*(gate.operand for gate in plan.gates), *plan.outputs]
     products = [node for node in reachable(roots) if isinstance(node, Private)]
-    weighted = {root for root in roots if any(isinstance(n, Private) for n in reachable([root]))}
-    for node in [p.operand for p in products] + [root for root in roots if root not in weighted]:
+    for node in [p.operand for p in products] + [root for root in roots if not has_private(root)]:
         logs = [math.log2(units[source] / abs(factor)) for source, factor in bypasses(node)]
         if any(abs(log - logs[0] - round(log - logs[0])) > _ROUNDING_BITS for log in logs):
             return False
@@ -253,17 +252,3 @@ def bypasses(node: Node, factor: float = 1.0) -> list[tuple[Source, float]]:
     if isinstance(node, (Public, Add)):
         return [found for part in node.operands for found in bypasses(part, factor)]
     return []
-
-
-def describe(scaling: Scaling) -> dict[str, Any]:
-    """The scaling as plain numbers, to be stored or sent."""
-    return dataclasses.asdict(scaling)
-
-
-def from_description(found: Mapping[str, Any]) -> Scaling:
-    """The inverse of `describe`."""
-    return Scaling(
-        found["image"],
-        tuple(GateScale(**gate) for gate in found["gates"]),
-        tuple(found["outputs"]),
-    )

@@ -12,18 +12,20 @@ because one process plays all three. All are secrets of their party.
 
 import dataclasses
 import hashlib
-import os
+import io
+import itertools
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.errors import ProtocolError, StorageError
+from primia_jax.errors import ProtocolError
 from primia_jax.mpc import prg, ring
 from primia_jax.mpc.circuit import Circuit
-from primia_jax.mpc.key_store import KeyStore, Ledger
+from primia_jax.mpc.disk import make_folder, storing, sync_folder, write_whole
+from primia_jax.mpc.key_store import KeyStore
+from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
 
 _FILE, _KEYS, _LEDGER = "session.npz", "keys", "ledger"
@@ -125,22 +127,19 @@ def _digits(deltas: Any) -> list[tuple[int, int, np.ndarray]]:
 def _digest(circuit: Circuit, params: Any) -> str:
     """Tells these weights from others."""
     digest = hashlib.sha256(circuit.fingerprint.encode())
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    words = circuit.weight_words(circuit.quantised_weights(params))
+    for array in (*words, *itertools.chain(*circuit.constant_words(params))):
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 def _write(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = folder / (_FILE + ".partial")
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / _FILE)
-    except OSError as error:
-        raise StorageError(f"the session cannot be kept in {folder}: {error}") from error
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)
+    with storing(f"the session cannot be kept in {folder}"):
+        make_folder(folder)
+        write_whole(folder / _FILE, [whole.getbuffer()])
+        sync_folder(folder)
 
 
 def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:

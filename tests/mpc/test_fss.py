@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from primia_jax.config import MpcConfig
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import inference, ring
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss, masks
 from primia_jax.mpc.transcript import Transcript, looks_uniform
 from primia_jax.runtime import LocalDriver
 
@@ -103,7 +103,7 @@ def test_every_layer_is_the_fixed_point_evaluation(name, monkeypatch):
     opened = {}
     with ring.x64():
         for gate, (number, words) in masked.items():
-            rho = fss._source_mask(circuit, seed, number, gate.out)
+            rho = masks.source_mask(circuit, seed, number, gate.out)
             opened[gate] = np.asarray(ring.signed(words - rho, circuit.n_bits), np.int64)
     assert set(opened) == set(circuit.plan.gates)
     for gate in circuit.plan.gates:
@@ -293,6 +293,38 @@ def test_ranges_are_checked_in_the_clear():
     assert wider.check_range(30 * pictures(2)) == []
 
 
+@pytest.mark.parametrize("bad", (np.nan, np.inf))
+def test_what_is_not_finite_is_told_in_one_line(bad):
+    apply_fn, params = network()
+    images = pictures(2)
+    with pytest.raises(ConfigError, match="not finite"):
+        make_program().check_range(images + np.float32(bad))
+    with pytest.raises(ConfigError, match="no image to check"):
+        make_program().check_range(images[:0])
+    with pytest.raises(ProtocolError, match="images of shape"):
+        make_program().check_range(images[:, 1:])
+    broken = jax.tree.map(lambda leaf: leaf + np.float32(bad), params)
+    with pytest.raises(ConfigError, match="not finite"):
+        inference.encrypt(apply_fn, broken, images[:1], calibration=images)
+
+
+def test_a_refused_image_is_not_described_to_the_others():
+    image = np.full((1, SIDE, SIDE, 1), 12345.0, np.float32)
+    with pytest.raises(ProtocolError) as refused:
+        make_program().run(image)
+    assert "12345" not in str(refused.value)
+
+
+def test_only_the_next_keys_are_held_expanded():
+    program = make_program(effective_bits=17)
+    program.prepare(4)
+    client = program._driver.states[DATA_OWNER]
+    assert sorted(client.ready) == [0, 1]
+    for _ in range(3):
+        program.run(pictures(1))
+    assert program._driver.states[DATA_OWNER].ready == {}
+
+
 def test_a_predicted_overflow_is_a_warning_with_its_layer():
     apply_fn, params = network()
     images = pictures(4)
@@ -320,16 +352,16 @@ def test_the_audit_of_a_run_finds_every_message_masked():
 
 def without(purpose, monkeypatch):
     """Sets one kind of mask to zero."""
-    original = fss.stream
+    original = masks.stream
 
     def faulty(seed, wanted, index, number, n_words, kind=np.uint32):
         words = original(seed, wanted, index, number, n_words, kind)
         return np.zeros_like(words) if wanted == purpose else words
 
-    monkeypatch.setattr(fss, "stream", faulty)
+    monkeypatch.setattr(masks, "stream", faulty)
 
 
-@pytest.mark.parametrize("purpose", (fss._RHO, fss._R, fss._SELECT, fss._COMPARE))
+@pytest.mark.parametrize("purpose", (masks.RHO, masks.R, masks.SELECT, masks.COMPARE))
 def test_the_audit_sees_a_mask_that_is_missing(purpose, monkeypatch):
     """With any of the masks set to zero, the bytes of some message give it away."""
     circuit, params = make_program(pooling="max", batch=16).circuit, network("max")[1]
@@ -359,7 +391,7 @@ def masks_of_kappa():
 def test_kappa_does_not_tell_the_masks_of_the_image(monkeypatch):
     """The model owner knows δ: without e it could solve δ∗ρ for ρ, however random that looks."""
     assert looks_uniform(masks_of_kappa())
-    without(fss._E, monkeypatch)
+    without(masks.E, monkeypatch)
     assert not looks_uniform(masks_of_kappa())
 
 
@@ -438,7 +470,7 @@ def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
     circuit = program.circuit
     assert max(len(segment.values) for segment in circuit.segments) > 256
     drawn = []
-    original = fss.stream
+    original = masks.stream
 
     def noted(seed, purpose, index, number, n_words, kind=np.uint32):
         drawn.append((seed.tobytes(), purpose, index, number))
@@ -448,19 +480,20 @@ def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
     provider = fss.with_seeds(
         driver.states[CRYPTO_PROVIDER], np.zeros(32, np.uint8), np.ones(32, np.uint8)
     )
-    monkeypatch.setattr(fss, "stream", noted)
+    monkeypatch.setattr(masks, "stream", noted)
+    monkeypatch.setattr(fss.gates, "deal", lambda *_: ({}, {}))  # what it draws is drawn before
     with ring.x64():
         for _ in fss._deal(provider, 0):
             pass
-    masks = [entry for entry in drawn if entry[1] in (fss._R, fss._E)]
-    assert len(masks) > 256 and len(set(masks)) == len(masks)
+    found = [entry for entry in drawn if entry[1] in (masks.R, masks.E)]
+    assert len(found) > 256 and len(set(found)) == len(found)
 
 
 def test_streams_never_repeat():
     """Purpose, gate and key number all enter the nonce."""
     seed = np.arange(32, dtype=np.uint8)
     found = {
-        fss.stream(seed, purpose, index, number, 4).tobytes()
+        masks.stream(seed, purpose, index, number, 4).tobytes()
         for purpose in range(7)
         for index in (0, 1, 255, 256, 1 << 20)
         for number in (0, 1, 1 << 40)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from primia_jax.errors import ProtocolError, StorageError
-from primia_jax.mpc import key_store, ring
-from primia_jax.mpc.key_store import KeyStore, Ledger
+from primia_jax.mpc import disk, key_files, ring
+from primia_jax.mpc.key_store import KeyStore
+from primia_jax.mpc.ledger import Ledger
 
 PROGRAM, SESSION = "f00d" * 16, "ab12"
 
@@ -72,7 +73,8 @@ def run_python(code, *arguments):
         "import os, signal, sys, pathlib, numpy as np\n"
         "from primia_jax.errors import ProtocolError\n"
         "from primia_jax.mpc import key_store\n"
-        "from primia_jax.mpc.key_store import KeyStore, Ledger\n"
+        "from primia_jax.mpc.key_store import KeyStore\n"
+        "from primia_jax.mpc.ledger import Ledger\n"
         "folder = pathlib.Path(sys.argv[1])\n"
     )
     command = [sys.executable, "-c", start + code, *map(str, arguments)]
@@ -453,13 +455,13 @@ def test_one_level_at_a_time_is_read(folder, monkeypatch):
     """Memory for one level, not for a network; what was not asked for is not read."""
     key = fill(opened(folder), [0], 3).take(0)
     read = []
-    real = key_store._LevelFile._contents
+    real = key_files.LevelFile._contents
 
     def contents(file, size):
         read.append(size)
         return real(file, size)
 
-    monkeypatch.setattr(key_store._LevelFile, "_contents", contents)
+    monkeypatch.setattr(key_files.LevelFile, "_contents", contents)
     for n_read, _ in enumerate(key.items(), 1):
         assert len(read) == n_read
 
@@ -573,7 +575,7 @@ def test_a_full_disk_leaves_the_key_incomplete(folder, full_disk):
 
 
 def test_a_system_without_file_locks_says_so(folder, monkeypatch):
-    monkeypatch.setattr(key_store, "fcntl", None)
+    monkeypatch.setattr(disk, "fcntl", None)
     with pytest.raises(StorageError, match="keys on disk need a POSIX system"):
         opened(folder)
 

@@ -64,6 +64,19 @@ def test_other_weights_or_networks_are_refused(tmp_path):
         fresh(make_params()).set_up(tmp_path)
 
 
+def test_weights_that_the_function_holds_are_told_apart_too(tmp_path):
+    def program(params):
+        return inference.encrypt(
+            lambda _, x: apply_fn(params, x), {}, IMAGES[:1], calibration=IMAGES
+        )
+
+    first = make_params()
+    program(first).set_up(tmp_path)
+    swapped = {"a": first["a"][:, ::-1], "b": first["b"]}
+    with pytest.raises(ProtocolError, match=r"other weights|another network"):
+        program(swapped).set_up(tmp_path)
+
+
 def test_secrets_are_for_their_owner_alone(tmp_path):
     program = fresh(make_params())
     program.set_up(tmp_path)

@@ -33,27 +33,12 @@ from primia_jax.errors import ProtocolError
 from primia_jax.mpc import bilinear, devices, gates, prg, ring
 from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
-from primia_jax.mpc.key_store import KeyStore, Ledger
-from primia_jax.mpc.plan import Source
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.key_store import KeyStore
+from primia_jax.mpc.ledger import Ledger
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, masks
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
-# What a stream of a seed is for; with the gate's number and the key's it makes the nonce.
-_RHO, _E, _R, _SELECT, _SIGN, _COMPARE, _MATRIX = range(7)
-
-
-def stream(
-    seed: Any, purpose: int, index: int, number: int, n_words: int, kind: Any = np.uint32
-) -> Any:
-    """Words [n_words] that `seed` gives for one purpose, gate and key number, once and for all."""
-    if not (0 <= purpose < 1 << 8 and 0 <= index < 1 << 24 and 0 <= number < 1 << 64):
-        raise ProtocolError(f"no nonce is left for purpose {purpose}, value {index}, key {number}")
-    nonce = purpose | index << 8 | number << 32
-    width = np.dtype(kind).itemsize
-    words = prg.expand(seed, -(-n_words * width // 8), nonce)
-    if isinstance(words, np.ndarray):
-        return words.view(kind)[:n_words]
-    return jax.lax.bitcast_convert_type(words, kind).reshape(-1)[:n_words]
+_READY = 2  # keys that the data owner holds expanded; one of a ResNet-18 takes some 120 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +50,7 @@ class DataOwner:
       seed: uint8 [32], of its masks and its half of the keys.
       store: its keys, single-use; changes in place, so that a failed run burns its key too.
       deltas: W − B of each product, as digits; None before set-up.
-      ready: by key number, what it expanded before the image came.
+      ready: of the next keys, by number, what it expanded before the image came.
     """
 
     circuit: Circuit
@@ -180,7 +165,7 @@ def set_up_model_owner(state: ModelOwner) -> Steps:
     with ring.x64():
         deltas = tuple(
             _packed_difference(state.circuit.n_bits, jnp.asarray(w.reshape(-1)), b.reshape(-1))
-            for w, b in zip(state.words, _matrices(state.circuit, state.seed))
+            for w, b in zip(state.words, masks.matrices(state.circuit, state.seed))
         )
     yield Send(DATA_OWNER, deltas, "weights | masked by B")
     return dataclasses.replace(state, words=None), None
@@ -199,7 +184,7 @@ def with_seeds(state: Provider, seed0: Any, seed1: Any) -> Provider:
     with ring.x64():
         matrices = tuple(
             _mask_digits(state.circuit.mask_plan(product), words.shape, words)
-            for product, words in zip(state.circuit.products, _matrices(state.circuit, seed1))
+            for product, words in zip(state.circuit.products, masks.matrices(state.circuit, seed1))
         )
     return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices)
 
@@ -212,67 +197,7 @@ def _mask_digits(plan: bilinear.LimbPlan, shape: tuple[int, ...], words: Any) ->
     return bilinear.weight_digits(words, plan)
 
 
-def _matrices(circuit: Circuit, seed: Any) -> list[Any]:
-    """B of each product, words."""
-    kind = ring.word_type(circuit.n_bits)
-    found = []
-    for i, (node, _) in enumerate(circuit.products):
-        n_words = int(np.prod(node.weight.shape, dtype=np.int64))
-        words = stream(seed, _MATRIX, i, 0, n_words, kind)
-        found.append(jnp.asarray(words.reshape(node.weight.shape)))
-    return found
-
-
 # --- offline
-
-
-def _source_mask(circuit: Circuit, seed: Any, number: int, source: Source) -> Any:
-    """ρ of the image or of what a gate puts out, words of its shape."""
-    n_words = int(np.prod(source.shape, dtype=np.int64))
-    index = circuit.source_index[source]
-    words = stream(seed, _RHO, index, number, n_words, ring.word_type(circuit.n_bits))
-    return jnp.asarray(words.reshape(source.shape))
-
-
-def _value_mask(
-    circuit: Circuit, seed: Any, purpose: int, number: int, level: int, position: int
-) -> Any:
-    """e or r of one value of a segment, words [N]."""
-    segment = circuit.segments[level]
-    n_words = circuit.sizes(segment)[position]
-    kind = ring.word_type(circuit.n_bits)
-    index = circuit.first_value[level] + position
-    return jnp.asarray(stream(seed, purpose, index, number, n_words, kind))
-
-
-def _party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: int) -> Streams:
-    """What a party expands for one gate."""
-    spec, index = circuit.specs[gate], circuit.index[gate]
-    n, kind = spec.n_elements, ring.word_type(circuit.n_bits)
-    select = sign = compare = None
-    if party == 0:
-        words = stream(seed, _SELECT, index, number, spec.select_words * n, kind)
-        select = devices.spread(jnp.asarray(words.reshape(spec.select_words, n)))
-    if spec.compares:
-        sign = jnp.asarray(stream(seed, _SIGN, index, number, -(-n // 8), np.uint8))
-        if party == 0 and spec.has_table:
-            words = stream(seed, _COMPARE, index, number, spec.table_words * n)
-            compare = devices.spread(jnp.asarray(words.reshape(spec.table_words, n)))
-        elif not spec.has_table:
-            words = stream(seed, _COMPARE, index, number, 4 * n)
-            compare = devices.spread(jnp.asarray(words.reshape(4, n)))
-    return Streams(select, sign, compare)
-
-
-def _domain(circuit: Circuit, gate: Any, number: int) -> Any:
-    """What tells a gate's tree from all other trees of a session's seeds."""
-    return (circuit.index[gate], number)
-
-
-def _expanded(
-    circuit: Circuit, party: int, seed: Any, segment: Segment, number: int
-) -> list[Streams]:
-    return [_party_streams(circuit, seed, party, gate, number) for gate in segment.gates]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -293,7 +218,7 @@ def _mask_part(
     segment = circuit.segments[level]
     by_product = dict(zip(circuit.products, matrices))
     values, keep = circuit.mask_values(level, with_public)(
-        [_source_mask(circuit, seed, number, source) for source in segment.sources],
+        [masks.source_mask(circuit, seed, number, source) for source in segment.sources],
         [by_product[product] for product in segment.products],
         [kept[product] for product in segment.known],
     )
@@ -313,10 +238,8 @@ def _client_kappas(state: DataOwner, number: int) -> Steps:
         yield Stage(segment.name)
         values = _mask_part(circuit, level, state.seed, number, state.deltas, kept, False)
         positions = [i for i, weighted in enumerate(segment.weighted) if weighted]
-        masks = [_value_mask(circuit, state.seed, _E, number, level, i) for i in positions]
-        kappas = tuple(
-            _packed_difference(circuit.n_bits, e, value) for e, value in zip(masks, values)
-        )
+        es = [masks.value_mask(circuit, state.seed, masks.E, number, level, i) for i in positions]
+        kappas = tuple(_packed_difference(circuit.n_bits, e, value) for e, value in zip(es, values))
         yield Send(MODEL_OWNER, kappas, "κ_C | masked by e")
 
 
@@ -335,21 +258,21 @@ def _deal(state: Provider, number: int) -> Steps:
         for position, value in enumerate(values):
             # The mask of an output is the data owner's: only it can open the output.
             r_seed = seed0 if level == last else state.seed
-            r = _value_mask(circuit, r_seed, _R, number, level, position)
-            masks = [r, value]
+            r = masks.value_mask(circuit, r_seed, masks.R, number, level, position)
+            terms = [r, value]
             if segment.weighted[position]:
-                masks.append(_value_mask(circuit, seed0, _E, number, level, position))
-            kappas.append(_packed_difference(circuit.n_bits, *masks))
+                terms.append(masks.value_mask(circuit, seed0, masks.E, number, level, position))
+            kappas.append(_packed_difference(circuit.n_bits, *terms))
             if level == last:
                 continue
             gate = segment.gates[position]
             tree, key = gates.deal(
                 circuit.specs[gate],
                 r,
-                _source_mask(circuit, seed0, number, gate.out).reshape(-1),
-                _party_streams(circuit, seed0, 0, gate, number),
-                _party_streams(circuit, seed1, 1, gate, number),
-                _domain(circuit, gate, number),
+                masks.source_mask(circuit, seed0, number, gate.out).reshape(-1),
+                masks.party_streams(circuit, seed0, 0, gate, number),
+                masks.party_streams(circuit, seed1, 1, gate, number),
+                masks.domain(circuit, gate, number),
             )
             keys.append(key)
             trees.append(tree)
@@ -380,10 +303,22 @@ def _packed_sum(n_bits: int, a: Any, b: Any) -> Any:
     return ring.pack(ring.unpack(a, n_bits) + ring.unpack(b, n_bits), n_bits)
 
 
+def _expanded(state: DataOwner, segment: Segment, number: int) -> list[Streams]:
+    return [
+        masks.party_streams(state.circuit, state.seed, 0, gate, number) for gate in segment.gates
+    ]
+
+
+def _still_ready(state: DataOwner) -> dict[int, Any]:
+    """What was expanded of keys that are not used up, by a run that failed for instance."""
+    first = state.store.next()
+    return {number: held for number, held in state.ready.items() if number >= first}
+
+
 @ring.x64_steps
 def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
-    """Makes keys of these numbers: sends κ_C, takes its trees, expands the rest beforehand."""
-    circuit, ready = state.circuit, dict(state.ready)
+    """Makes keys of these numbers: sends κ_C, takes its trees; expands the next ones beforehand."""
+    circuit, ready = state.circuit, _still_ready(state)
     for number in numbers:
         if number < state.store.made:
             raise ProtocolError(f"key {number} was made before: take {state.store.made}")
@@ -392,9 +327,10 @@ def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
             trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
             state.store.put(number, level, trees)
         state.store.close_key(number)
-        ready[number] = jax.block_until_ready(
-            [_expanded(circuit, 0, state.seed, segment, number) for segment in circuit.segments]
-        )
+        if len(ready) < _READY:
+            ready[number] = jax.block_until_ready(
+                [_expanded(state, segment, number) for segment in circuit.segments]
+            )
     return dataclasses.replace(state, ready=ready), None
 
 
@@ -454,7 +390,7 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     else:
         number = state.store.next()
         key = state.store.take(number)
-    rho = _source_mask(circuit, state.seed, number, circuit.plan.image)
+    rho = masks.source_mask(circuit, state.seed, number, circuit.plan.image)
     masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
     opening = {"number": np.uint64(number), "image": masked}
     yield Send(MODEL_OWNER, opening, "image | masked by ρ")
@@ -464,17 +400,18 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
         trees: Any = ()
         if _has_trees(circuit, segment):
             trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
-        own = prepared[level] if prepared else _expanded(circuit, 0, state.seed, segment, number)
+        own = prepared[level] if prepared else _expanded(state, segment, number)
         yield from _gates_data_owner(circuit, segment, number, own, trees)
     yield Stage("outputs")
     packed = yield Receive(MODEL_OWNER)
     last = len(circuit.segments) - 1
     outputs = []
     for position, ((node, unit), words) in enumerate(zip(circuit.segments[last].values, packed)):
-        r = _value_mask(circuit, state.seed, _R, number, last, position)
+        r = masks.value_mask(circuit, state.seed, masks.R, number, last, position)
         outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
-    ready = {other: held for other, held in state.ready.items() if other != number}
-    return dataclasses.replace(state, ready=ready), tuple(np.asarray(out) for out in outputs)
+    return dataclasses.replace(state, ready=_still_ready(state)), tuple(
+        np.asarray(out) for out in outputs
+    )
 
 
 def _gates_data_owner(
@@ -488,7 +425,7 @@ def _gates_data_owner(
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
             tree = trees[i].get("compare") if trees else None
-            domain = _domain(circuit, gate, number)
+            domain = masks.domain(circuit, gate, number)
             bits[i] = gates.sign_share(spec, 0, ys[i], own[i], tree, domain)
     theirs: dict[int, Any] = {}
     if bits:
@@ -559,8 +496,8 @@ def _gates_model_owner(
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
-            own = _party_streams(circuit, state.seed, 1, gate, number)
-            domain = _domain(circuit, gate, number)
+            own = masks.party_streams(circuit, state.seed, 1, gate, number)
+            domain = masks.domain(circuit, gate, number)
             bits[i] = gates.sign_share(spec, 1, ys[i], own, keys[i]["compare"], domain)
     theirs: dict[int, Any] = {}
     if bits:

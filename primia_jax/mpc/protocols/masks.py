@@ -1,0 +1,88 @@
+"""What the parties of `fss` expand from their seeds: each word once, under a nonce of its own.
+
+A nonce is made of a purpose, the number of a gate, source, value or product within its circuit, and
+the key's number.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.errors import ProtocolError
+from primia_jax.mpc import devices, prg, ring
+from primia_jax.mpc.circuit import Circuit
+from primia_jax.mpc.gates import Streams
+from primia_jax.mpc.plan import Source
+
+# What a stream of a seed is for; with the gate's number and the key's it makes the nonce.
+RHO, E, R, SELECT, SIGN, COMPARE, MATRIX = range(7)
+
+
+def stream(
+    seed: Any, purpose: int, index: int, number: int, n_words: int, kind: Any = np.uint32
+) -> Any:
+    """Words [n_words] that `seed` gives for one purpose, gate and key number, once and for all."""
+    if not (0 <= purpose < 1 << 8 and 0 <= index < 1 << 24 and 0 <= number < 1 << 64):
+        raise ProtocolError(f"no nonce is left for purpose {purpose}, value {index}, key {number}")
+    nonce = purpose | index << 8 | number << 32
+    width = np.dtype(kind).itemsize
+    words = prg.expand(seed, -(-n_words * width // 8), nonce)
+    if isinstance(words, np.ndarray):
+        return words.view(kind)[:n_words]
+    return jax.lax.bitcast_convert_type(words, kind).reshape(-1)[:n_words]
+
+
+def source_mask(circuit: Circuit, seed: Any, number: int, source: Source) -> Any:
+    """ρ of the image or of what a gate puts out, words of its shape."""
+    n_words = int(np.prod(source.shape, dtype=np.int64))
+    index = circuit.source_index[source]
+    words = stream(seed, RHO, index, number, n_words, ring.word_type(circuit.n_bits))
+    return jnp.asarray(words.reshape(source.shape))
+
+
+def value_mask(
+    circuit: Circuit, seed: Any, purpose: int, number: int, level: int, position: int
+) -> Any:
+    """e or r of one value of a segment, words [N]."""
+    segment = circuit.segments[level]
+    n_words = circuit.sizes(segment)[position]
+    kind = ring.word_type(circuit.n_bits)
+    index = circuit.first_value[level] + position
+    return jnp.asarray(stream(seed, purpose, index, number, n_words, kind))
+
+
+def party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: int) -> Streams:
+    """What a party expands for one gate."""
+    spec, index = circuit.specs[gate], circuit.index[gate]
+    n, kind = spec.n_elements, ring.word_type(circuit.n_bits)
+    select = sign = compare = None
+    if party == 0:
+        words = stream(seed, SELECT, index, number, spec.select_words * n, kind)
+        select = devices.spread(jnp.asarray(words.reshape(spec.select_words, n)))
+    if spec.compares:
+        sign = jnp.asarray(stream(seed, SIGN, index, number, -(-n // 8), np.uint8))
+        if party == 0 and spec.has_table:
+            words = stream(seed, COMPARE, index, number, spec.table_words * n)
+            compare = devices.spread(jnp.asarray(words.reshape(spec.table_words, n)))
+        elif not spec.has_table:
+            words = stream(seed, COMPARE, index, number, 4 * n)
+            compare = devices.spread(jnp.asarray(words.reshape(4, n)))
+    return Streams(select, sign, compare)
+
+
+def domain(circuit: Circuit, gate: Any, number: int) -> Any:
+    """What tells a gate's tree from all other trees of a session's seeds."""
+    return (circuit.index[gate], number)
+
+
+def matrices(circuit: Circuit, seed: Any) -> list[Any]:
+    """B of each product, words."""
+    kind = ring.word_type(circuit.n_bits)
+    found = []
+    for i, (node, _) in enumerate(circuit.products):
+        n_words = int(np.prod(node.weight.shape, dtype=np.int64))
+        words = stream(seed, MATRIX, i, 0, n_words, kind)
+        found.append(jnp.asarray(words.reshape(node.weight.shape)))
+    return found
