@@ -104,13 +104,13 @@ def describe(config: ExperimentConfig, workdir: pathlib.Path) -> Description:
     path = workdir / DESCRIPTION
     draft = Description(
         model.config, model.class_names, model.image_size, config.mpc,
-        scaling.Ranges(1.0, (), (), ()), model.round,
+        scaling.Ranges(1.0, (), (), (), ()), model.round,
     )  # fmt: skip
     if path.exists():
         stored = checkpoints.read_json(path)
-        found = dataclasses.replace(draft, ranges=_ranges(stored.pop("ranges")))
-        if stored == _told(draft):
-            return found
+        ranges = stored.pop("ranges", {})
+        if stored == _told(draft) and set(ranges) == set(scaling.Ranges._fields):
+            return dataclasses.replace(draft, ranges=_ranges(ranges))
     plan = make_test_plan(config)
     if not len(plan.test):
         raise ConfigError(
@@ -134,9 +134,8 @@ def _told(description: Description) -> dict[str, Any]:
 
 
 def _ranges(found: dict[str, Any]) -> scaling.Ranges:
-    return scaling.Ranges(
-        found["image"], tuple(found["gates"]), tuple(found["spreads"]), tuple(found["outputs"])
-    )
+    kept: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
+    return scaling.Ranges(**kept)
 
 
 # --- the parties

@@ -404,7 +404,7 @@ def check_image(circuit: Circuit, image: Any) -> np.ndarray:
     image = image.astype(np.float32)
     if not np.isfinite(image).all():
         raise ProtocolError("the image has values that are not finite")
-    limit = 2.0 ** (circuit.config.effective_bits - 1) / circuit.scaling.image
+    limit = circuit.scaling.image_limit
     if np.abs(image).max(initial=0.0) >= limit:
         raise ProtocolError(  # which the other parties hear: nothing of the image in it
             f"the image leaves the range of ±{limit:g} that the network was calibrated for: "

@@ -63,9 +63,16 @@ def encrypt(
       ProtocolError: for an operation that cannot run encrypted; names it, its layer and its line.
       ConfigError: for settings that do not go together.
     """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), params)
-    plan = lower_network(apply_fn, shapes, example, config)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), params
+    )
     calibration = np.asarray(calibration, np.float32)
+    if calibration.shape[1:] != np.shape(example)[1:]:
+        raise ConfigError(
+            f"the network is made for images {list(np.shape(example)[1:])}, calibration has "
+            f"{list(calibration.shape[1:])}"
+        )
+    plan = lower_network(apply_fn, shapes, example, config)
     ranges = find_ranges(apply_fn, params, calibration, config)
     return SecureProgram(apply_fn, params, plan, ranges, config)
 
@@ -79,6 +86,7 @@ def lower_network(
 
 
 _CALIBRATION_BATCH = 8
+_FEWEST_BITS = 7  # of weights, below which a warning is due
 
 
 def find_ranges(
@@ -108,12 +116,14 @@ def plan_ranges(plan: Plan, params: Any, images: np.ndarray) -> Ranges:
         jax.tree.map(float, _magnitudes(plan)(params, images[at : at + size])) for at in starts
     ]
     reached = jax.tree.map(lambda *each: float(np.max(each)), *(f for f, _ in found))
-    image, operands, outputs = reached
-    squares = np.mean([squares for _, squares in found], axis=0) if operands else ()
-    if not all(map(math.isfinite, (image, *operands, *outputs))):
+    image, values = reached
+    squares = np.mean([squares for _, squares in found], axis=0) if values.gates else ()
+    if not all(map(math.isfinite, (image, *values.gates, *values.products, *values.outputs))):
         raise ConfigError("layers' values are not finite: an image or a weight is NaN or infinite")
     spreads = tuple(math.sqrt(square) for square in squares)
-    return Ranges(image, tuple(operands), spreads, tuple(outputs))
+    return Ranges(
+        image, tuple(values.gates), spreads, tuple(values.products), tuple(values.outputs)
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,9 +132,9 @@ def _magnitudes(plan: Plan) -> Callable[[Any, Any], Any]:
 
     @jax.jit
     def seen(params: Any, batch: Any) -> Any:
-        operands, outputs = real_values(plan, params, batch)
-        reached = jax.tree.map(lambda z: jnp.abs(z).max(), (batch, operands, outputs))
-        return reached, [jnp.mean(jnp.square(z)) for z in operands]
+        values = real_values(plan, params, batch)
+        reached = jax.tree.map(lambda z: jnp.abs(z).max(), (batch, values))
+        return reached, [jnp.mean(jnp.square(z)) for z in values.gates]
 
     return seen
 
@@ -151,6 +161,15 @@ class SecureProgram:
         self.circuit = Circuit(plan, scaling.choose(plan, ranges, config), config)
         for overflow in self._overflows(ranges):
             warnings.warn(f"values will overflow in layer {overflow}", stacklevel=3)
+        rooms = scaling.weight_room(plan, self.circuit.scaling, ranges, config)
+        for node, bits in zip(plan.products(), rooms):
+            if bits < _FEWEST_BITS:
+                warnings.warn(
+                    f"the ring leaves the weights of {node.name} {bits:.1f} bits beside their "
+                    "operands: results will be coarse; raise config.mpc.ring_bits or lower "
+                    "config.mpc.effective_bits",
+                    stacklevel=3,
+                )
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self._driver: LocalDriver | None = None

@@ -6,7 +6,7 @@ crypto provider with the matrix that masks them, the data owner with their diffe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,16 +29,21 @@ from primia_jax.mpc.scaling import natural_unit
 Pair = tuple[Any, Any]  # words without and with weights; None where nothing came
 
 
-def real_values(plan: Plan, params: Any, image: Any) -> tuple[list[Any], list[Any]]:
+class RealValues(NamedTuple):
+    """A plan's values on floats: operands of the gates and of the private products, outputs."""
+
+    gates: list[Any]
+    products: list[Any]
+    outputs: list[Any]
+
+
+def real_values(plan: Plan, params: Any, image: Any) -> RealValues:
     """Runs the plan in the clear on floats.
 
     Args:
       plan: the network.
       params: its parameters.
       image: float [n ...].
-
-    Returns:
-      the operand of every gate, and the outputs.
     """
     values: dict[Node, Any] = {plan.image: image}
 
@@ -67,7 +72,8 @@ def real_values(plan: Plan, params: Any, image: Any) -> tuple[list[Any], list[An
         operands.append(value(gate.operand))
         z = operands[-1]
         values[gate.out] = jnp.maximum(z, 0) if gate.kind == "relu" else z
-    return operands, [value(node) for node in plan.outputs]
+    outputs = [value(node) for node in plan.outputs]
+    return RealValues(operands, [values[node.operand] for node in plan.products()], outputs)
 
 
 class Evaluator:

@@ -170,6 +170,11 @@ class Plan:
         for level in range(self.n_levels):
             yield tuple(gate for gate in self.gates if gate.level == level)
 
+    def products(self) -> list[Private]:
+        """The private products, in the order in which gates and outputs read them."""
+        roots = [*(gate.operand for gate in self.gates), *self.outputs]
+        return [node for node in reachable(roots) if isinstance(node, Private)]
+
 
 def operands(node: Node) -> tuple[Node, ...]:
     """The nodes that `node` is computed from."""

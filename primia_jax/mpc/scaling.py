@@ -7,6 +7,11 @@ margin; where a skip connection bypasses the weights, so that the words' factor 
 sources are added without weights, units are powers of two (but for factors such as the 1/9 of an
 average pool), so that they agree.
 
+A product of words x and w shares the ring between the two. Averages sum many words, so that x
+takes more bits than each word had, and one unit for sources of different ranges makes the words of
+the wider one long. Where w were left with fewer than `_WEIGHT_BITS`, the finest sources of x drop
+more bits, down to `_NARROWEST`.
+
 Units, truncations and widths are public. A value outside its range makes a wrong result, never a
 leak.
 """
@@ -28,11 +33,16 @@ from primia_jax.mpc.plan import (
     Scale,
     Source,
     has_private,
+    operands,
     reachable,
 )
 
 _FEWEST_WEIGHT_BITS = 8  # of the ring, beside the effective width
+_WEIGHT_BITS = 10  # wanted for the weights of a product
+_NARROWEST = 6  # effective width of a source that drops more bits for that
+_PASSES = 8
 _FINER_BITS = 10
+_FACTORS_TRIED = 1000
 _ROUNDING = 1e-3
 _ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
 
@@ -43,6 +53,7 @@ class Ranges(NamedTuple):
     image: float
     gates: tuple[float, ...]  # of each gate's operand
     spreads: tuple[float, ...]  # RMS of each gate's operand
+    products: tuple[float, ...]  # of each private product's operand
     outputs: tuple[float, ...]
 
 
@@ -86,13 +97,20 @@ class Scaling:
 
     Attributes:
       image: unit of the image.
+      image_width: signed bits that its words fit.
       gates: of the plan's gates, in their order.
       outputs: units of the outputs.
     """
 
     image: float
+    image_width: int
     gates: tuple[GateScale, ...]
     outputs: tuple[float, ...]
+
+    @property
+    def image_limit(self) -> float:
+        """Magnitude that the image must stay below."""
+        return 2.0 ** (self.image_width - 1) / self.image
 
     def units(self, plan: Plan) -> dict[Source, float]:
         """The unit of every source."""
@@ -119,18 +137,71 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
             f"effective_bits = {width}"
         )
 
-    scaling = _choose(plan, ranges, config, even=False)
-    return scaling if _adds_evenly(plan, scaling) else _choose(plan, ranges, config, even=True)
+    narrower: dict[Source, int] = {}
+    for _ in range(_PASSES):
+        scaling = _choose(plan, ranges, config, narrower, even=False)
+        if not _adds_evenly(plan, scaling):
+            scaling = _choose(plan, ranges, config, narrower, even=True)
+        wanted = _too_wide(plan, scaling, ranges, config)
+        if config.frac_bits or all(narrower.get(s, 0) >= bits for s, bits in wanted.items()):
+            break
+        narrower |= wanted
+    return scaling
 
 
-def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scaling:
-    """See `choose`; `even` makes all units powers of two, but for factors in bypasses."""
-    width, n_bits = config.effective_bits, config.ring_bits
+def weight_room(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig) -> list[float]:
+    """Of each private product, the bits that the ring leaves its weights beside its operand."""
+    units = scaling.units(plan)
+    coarser = dict.fromkeys(plan.products(), 0.0)  # bits that it is coarser than what reads it
+    for root in [*(gate.operand for gate in plan.gates), *plan.outputs]:
+        for node, factor in _private_parts(root):
+            coarser[node] = max(coarser[node], -math.log2(abs(factor)))
+    found = []
+    for reached, (node, lost) in zip(ranges.products, coarser.items()):
+        unit = natural_unit(node.operand, units)
+        taken = math.log2(config.margin * (reached or 1.0) * unit)
+        found.append(config.ring_bits - 1 - max(taken, 0.0) - lost)
+    return found
+
+
+def _too_wide(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig) -> dict[Source, int]:
+    """By how many bits sources should be narrower than the effective width.
+
+    Halfway between what the products that read a source would like, where they differ.
+    """
+    units, most = scaling.units(plan), config.effective_bits - _NARROWEST
+    widths = {gate.out: scale.width for gate, scale in zip(plan.gates, scaling.gates)}
+    widths[plan.image] = scaling.image_width
+    wanted: dict[Source, list[int]] = {}
+    enough = min(_WEIGHT_BITS, config.ring_bits - config.effective_bits)
+    for node, bits in zip(plan.products(), weight_room(plan, scaling, ranges, config)):
+        terms = [(units[s] / abs(factor), s) for s, factor in bypasses(node.operand)]
+        finest = max((term for term, _ in terms), default=0.0)
+        for term, source in terms:
+            if 2 * term > finest:
+                narrower = config.effective_bits - widths[source]
+                short = narrower + math.ceil(enough - bits - _ROUNDING)
+                wanted.setdefault(source, []).append(min(max(short, 0), most))
+    return {s: (max(bits) + min(bits) + 1) // 2 for s, bits in wanted.items() if any(bits)}
+
+
+def _choose(
+    plan: Plan, ranges: Ranges, config: MpcConfig, narrower: Mapping[Source, int], even: bool
+) -> Scaling:
+    """See `choose`; `even` makes all units powers of two, but for factors in bypasses.
+
+    `narrower` tells by how many bits sources shall be narrower than the effective width.
+    """
+    n_bits = config.ring_bits
 
     def room(reached: float) -> float:
         return config.margin * (reached or 1.0)  # a layer that was always 0 may have any unit
 
-    image_unit = 2.0 ** (width - 1) / room(ranges.image)
+    def width_of(source: Source) -> int:
+        return config.effective_bits - narrower.get(source, 0)
+
+    image_width = width_of(plan.image)
+    image_unit = 2.0 ** (image_width - 1) / room(ranges.image)
     units = {plan.image: _power_of_two(image_unit) if even else image_unit}
     scales: dict[Gate, GateScale] = {}
     spread = dict(zip(plan.gates, ranges.spreads))
@@ -146,11 +217,13 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
                 spare = 1 if all(g.kind == "relu" for g in together) else 2
                 wanted = 2.0 ** (n_bits - spare) / limit
                 if config.frac_bits:
-                    wanted = min(wanted, 2.0 ** (config.frac_bits + n_bits - width))
+                    most = config.frac_bits + n_bits - config.effective_bits
+                    wanted = min(wanted, 2.0**most)
                 unit = _whole_factors(together, units, wanted, even)
             else:
                 unit = natural_unit(gate.operand, units)
             for member in together:
+                width = width_of(member.out)
                 spare = 1 if member.kind == "relu" else 2
                 bits = math.log2(room(reached[member]) * unit) - _ROUNDING_BITS
                 dropped = math.ceil(bits) - (width - spare)
@@ -168,28 +241,28 @@ def _choose(plan: Plan, ranges: Ranges, config: MpcConfig, even: bool) -> Scalin
         largest = 2.0 ** (n_bits - 1) / room(value)
         free = has_private(node) or not bypasses(node)
         outputs.append(largest if free else min(natural_unit(node, units), largest))
-    return Scaling(units[plan.image], tuple(scales[gate] for gate in plan.gates), tuple(outputs))
+    gate_scales = tuple(scales[gate] for gate in plan.gates)
+    return Scaling(units[plan.image], image_width, gate_scales, tuple(outputs))
 
 
 def _slack_bits(scale: GateScale, spread: float, config: MpcConfig) -> int:
     """s, such that a sign is sure further from 0 than half a `sign_tolerance` of the RMS."""
     if config.sign_slack_bits >= 0:
-        return config.sign_slack_bits
+        return min(config.sign_slack_bits, scale.width - 2)
     window = config.sign_tolerance * spread * scale.out_unit
-    return min(max(0, math.floor(math.log2(max(window, 1.0)))), config.effective_bits - 2)
+    return min(max(0, math.floor(math.log2(max(window, 1.0)))), scale.width - 2)
 
 
 def _shared_products(plan: Plan) -> dict[Gate, list[Gate]]:
-    """Gates that read one private product must agree on the unit: gate -> all such gates."""
+    """Gates that read one private product by one factor agree on the unit: gate -> all such."""
     groups: dict[Gate, list[Gate]] = {}
-    readers: dict[Private, list[Gate]] = {}
+    readers: dict[tuple[Private, float], list[Gate]] = {}
     for gate in plan.gates:
         group = [gate]
-        for node in reachable([gate.operand]):
-            if isinstance(node, Private):
-                for other in readers.get(node, []):
-                    group += [g for g in groups[other] if g not in group]
-                readers.setdefault(node, []).append(gate)
+        for part in _private_parts(gate.operand):
+            for other in readers.get(part, []):
+                group += [g for g in groups[other] if g not in group]
+            readers.setdefault(part, []).append(gate)
         for member in group:
             groups[member] = group
     return groups
@@ -217,18 +290,31 @@ def _power_of_two(value: float) -> float:
 def _whole_factors(
     gates: Sequence[Gate], units: Mapping[Source, float], wanted: float, even: bool
 ) -> float:
-    """The largest unit up to `wanted` in which the first bypass of the weights has a whole factor.
+    """The largest unit up to `wanted` in which bypasses of the weights have whole factors.
 
-    With `even`, a factor that is a power of two.
+    A little less than the largest where that suits several bypasses better. With `even`, factors
+    are powers of two.
     """
-    for gate in gates:
-        for source, factor in bypasses(gate.operand):
-            if source in units:  # gates of later levels may share the product
-                per_word = abs(factor) * wanted / units[source]
-                if per_word >= 1:
-                    whole = _power_of_two(per_word) if even else math.floor(per_word)
-                    return whole * units[source] / abs(factor)
-    return _power_of_two(wanted) if even else wanted
+    rates = sorted(
+        abs(factor) / units[source]
+        for gate in gates
+        for source, factor in bypasses(gate.operand)
+        if source in units  # gates of later levels may share the product
+    )
+    if not rates or rates[0] * wanted < 1:  # without a factor, or for lack of bits in the ring
+        return _power_of_two(wanted) if even else wanted
+    largest = rates[0] * wanted
+    if even:
+        return _power_of_two(largest) / rates[0]
+
+    def worst(whole: int) -> float:
+        factors = [whole * rate / rates[0] for rate in rates]
+        return max(abs(round(factor) - factor) / factor for factor in factors)
+
+    fewest = max(math.ceil(largest / 4), 1)
+    tried = range(math.floor(largest), fewest - 1, -1)[:_FACTORS_TRIED]
+    best = next((whole for whole in tried if worst(whole) <= _ROUNDING), None)
+    return (best or min(tried, key=worst)) / rates[0]
 
 
 def _adds_evenly(plan: Plan, scaling: Scaling) -> bool:
@@ -252,3 +338,12 @@ def bypasses(node: Node, factor: float = 1.0) -> list[tuple[Source, float]]:
     if isinstance(node, (Public, Add)):
         return [found for part in node.operands for found in bypasses(part, factor)]
     return []
+
+
+def _private_parts(node: Node, factor: float = 1.0) -> list[tuple[Private, float]]:
+    """Private products that `node` is a sum of, with their factors."""
+    if isinstance(node, Private):
+        return [(node, factor)]
+    if isinstance(node, Scale):
+        return _private_parts(node.operand, factor * node.factor)
+    return [found for part in operands(node) for found in _private_parts(part, factor)]

@@ -193,6 +193,41 @@ def test_convolutions_without_activation_between():
     assert [gate.kind for gate in program.circuit.plan.gates] == ["rescale", "relu"]
 
 
+def averaged(x):
+    return nn.Dense(3)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+
+def averaged_leaky(x):
+    return nn.Dense(3)(nn.leaky_relu(nn.Conv(4, (3, 3))(x), 0.3).mean((1, 2)))
+
+
+def averaged_before_and_after(x):
+    return nn.Dense(3)(nn.Conv(4, (3, 3))(nn.avg_pool(x, (7, 7), (1, 1))).mean((1, 2)))
+
+
+def ranges_apart(x):
+    parts = [nn.relu(nn.Conv(2, (3, 3), (4, 4))(x)) * scale for scale in (1.0, 1000.0)]
+    return nn.Dense(3)(jnp.concatenate(parts, -1).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ("body", "side"),
+    ((averaged, 64), (averaged_leaky, 32), (averaged_before_and_after, 16), (ranges_apart, 16)),
+)
+def test_long_words_leave_the_weights_their_bits(body, side):
+    """Words of an average over 4096 pixels have 28 bits: the ring would leave the weights 4."""
+    program = check_module(body, (1, side, side, 1))
+    scales = program.circuit.scaling
+    widths = [scales.image_width, *(scale.width for scale in scales.gates)]
+    assert min(widths) < program.config.effective_bits  # what is averaged may be coarser
+
+
+def test_a_ring_too_narrow_for_the_weights_is_said():
+    module, shape = network(lambda x: nn.Dense(3)(nn.relu(x).mean((1, 2)))), (1, 64, 64, 3)
+    with pytest.warns(UserWarning, match="leaves the weights of .*Dense_0.* bits beside"):
+        encrypted(module.apply, initial(module, shape), shape, ring_bits=24)
+
+
 def test_several_outputs_of_other_activations():
     """A dict with a tuple in it; float16 among them; a batch of two."""
 
@@ -297,7 +332,21 @@ def test_parameters_of_any_float_type(params):
         assert error(found, MODULE.apply(params, images)) < NOISE
 
 
+def test_a_scalar_may_be_among_the_parameters(params):
+    def scaled(given, images):
+        return MODULE.apply(given["params"], images) * given["scale"]
+
+    given, images = {"params": params, "scale": 2.0}, pictures(SHAPE, seed=6)
+    assert error(encrypted(scaled, given, SHAPE).run(images)[0], scaled(given, images)) < NOISE
+
+
 # --- ranges
+
+
+def test_calibration_images_are_like_the_example(params):
+    wanted = r"made for images \[8, 8, 1\], calibration has \[8, 8, 3\]"
+    with pytest.raises(ConfigError, match=wanted):
+        inference.encrypt(MODULE.apply, params, np.zeros(SHAPE), calibration=np.zeros((2, 8, 8, 3)))
 
 
 def edges(x):
