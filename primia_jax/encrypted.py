@@ -31,8 +31,9 @@ from primia_jax.experiment import Predictions, checked, open_driver
 from primia_jax.federated import checkpoints, local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc import inference, scaling
-from primia_jax.mpc.circuit import Circuit
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols.choice import PROTOCOLS
+from primia_jax.mpc.protocols.protocol import Protocol
 from primia_jax.runtime import Locally, Steps, Trace
 
 DESCRIPTION = "encrypted.json"  # in the workdir: what all parties may know of the model
@@ -74,7 +75,12 @@ class Description:
 
         return apply_fn
 
-    def circuit(self) -> Circuit:
+    @property
+    def protocol(self) -> Protocol:
+        """How the parties compute."""
+        return PROTOCOLS[self.mpc.protocol]
+
+    def circuit(self) -> Any:
         """The network as all parties know it, for one image at a time."""
         size = self.image_size
         shapes = local_training.template(self._module(), size, self.model.channels)
@@ -84,7 +90,7 @@ class Description:
         example = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
         params = {"variables": shapes, "statistics": statistics}
         plan = inference.lower_network(self.apply_fn(), params, example, self.mpc)
-        return Circuit(plan, scaling.choose(plan, self.ranges, self.mpc), self.mpc)
+        return self.protocol.circuit(plan, self.ranges, self.mpc)
 
 
 def params_of(model: TrainedModel) -> Any:
@@ -145,7 +151,8 @@ def _ranges(found: dict[str, Any]) -> scaling.Ranges:
 class _Client:
     """The data owner and its images."""
 
-    party: fss.DataOwner
+    protocol: Protocol
+    party: Any  # its state
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     images: np.ndarray  # [n s s 1] float32 in [0, 1]
@@ -154,17 +161,17 @@ class _Client:
 def _make_client(description: Description, input_path: str) -> _Client:
     names, images, skipped = predict_inputs(input_path, description.image_size)
     pixels = np.asarray(local_training.to_unit(jnp.asarray(images)))
-    party = fss.data_owner(description.circuit())
-    return _Client(party, tuple(names), tuple(skipped), pixels)
+    party = description.protocol.data_owner(description.circuit())
+    return _Client(description.protocol, party, tuple(names), tuple(skipped), pixels)
 
 
 def _make_owner(description: Description, config: ExperimentConfig, workdir: pathlib.Path) -> Any:
     model = load_trained(workdir, config)
-    return fss.model_owner(description.circuit(), params_of(model))
+    return description.protocol.model_owner(description.circuit(), params_of(model))
 
 
 def _make_provider(description: Description) -> Any:
-    return fss.provider(description.circuit())
+    return description.protocol.provider(description.circuit())
 
 
 def party_makers(
@@ -183,14 +190,15 @@ def _inputs(client: _Client) -> tuple[_Client, Any]:
 
 
 def _set_up_client(client: _Client) -> Steps:
-    party, report = yield from fss.set_up_data_owner(client.party)
+    party, report = yield from client.protocol.set_up(client.party)
     return dataclasses.replace(client, party=party), report
 
 
 def _infer_client(client: _Client, position: int) -> Steps:
     """The data owner's program for one image; it alone learns the probabilities [k]."""
     image = client.images[position : position + 1]
-    party, (logits,) = yield from fss.infer_data_owner(client.party, image, streamed=True)
+    infer = client.protocol.infer_data_owner(client.party, image, streamed=True)
+    party, (logits,) = yield from infer
     return dataclasses.replace(client, party=party), np.asarray(jax.nn.softmax(logits[0]))
 
 
@@ -243,13 +251,14 @@ def predict_encrypted(
         MODEL_OWNER: {"with_driver": True},
         CRYPTO_PROVIDER: {},
     }
+    protocol = PROTOCOLS[config.mpc.protocol]
     probabilities, traces = [], []
     with open_driver(config, makers, placements, ray_address, sealed=True) as driver:
         names, skipped = driver.run({DATA_OWNER: Locally(_inputs)})[0][DATA_OWNER]
         progress(0, len(names), None)
-        driver.run(_SET_UP)
+        driver.run(_set_up(protocol))
         for position in range(len(names)):
-            reports, trace = driver.run(_inference(position))
+            reports, trace = driver.run(_inference(protocol, position))
             probabilities.append(reports[DATA_OWNER])
             traces.append(trace)
             progress(position + 1, len(names), trace)
@@ -273,16 +282,17 @@ def predict_encrypted(
     return found
 
 
-_SET_UP: dict[str, Any] = {
-    DATA_OWNER: _set_up_client,
-    MODEL_OWNER: fss.set_up_model_owner,
-    CRYPTO_PROVIDER: fss.set_up_provider,
-}
+def _set_up(protocol: Protocol) -> dict[str, Any]:
+    return {
+        DATA_OWNER: _set_up_client,
+        MODEL_OWNER: protocol.set_up,
+        CRYPTO_PROVIDER: protocol.set_up,
+    }
 
 
-def _inference(position: int) -> dict[str, Any]:
+def _inference(protocol: Protocol, position: int) -> dict[str, Any]:
     return {
         DATA_OWNER: functools.partial(_infer_client, position=position),
-        MODEL_OWNER: functools.partial(fss.infer_model_owner, streamed=True),
-        CRYPTO_PROVIDER: functools.partial(fss.infer_provider, streamed=True),
+        MODEL_OWNER: functools.partial(protocol.infer_model_owner, streamed=True),
+        CRYPTO_PROVIDER: functools.partial(protocol.infer_provider, streamed=True),
     }

@@ -244,14 +244,23 @@ def test_a_mistake_is_one_line(arguments, code, words, trained, tmp_path):
         assert word in lines[0]
 
 
-def test_real_actors(workdir, films):
+@pytest.mark.parametrize("protocol", ("ariann", "securenn"))
+def test_published_protocols_say_the_same(protocol, workdir, films):
+    config = make_config(**{"mpc.protocol": protocol, "mpc.ariann_compare_bits": 64})
+    found = primia_jax.predict_encrypted(config, workdir, films / "film.png")
+    check_predictions(found, primia_jax.predict(config, workdir, films / "film.png"))
+    check_trace(workdir / "trace.json", found.names)
+
+
+@pytest.mark.parametrize("protocol", ("fss", "securenn"))
+def test_real_actors(protocol, workdir, films):
     """By the command line, every message sealed and through Ray."""
     result = launch(
         "--mode=predict",
         "--encrypted",
         f"--input={films}",
         f"--workdir={workdir}",
-        **{"runtime.driver": "ray", "runtime.threads": 1},
+        **{"runtime.driver": "ray", "runtime.threads": 1, "mpc.protocol": protocol},
     )
     assert result.returncode == 0, result.stderr
     written = rows(workdir)

@@ -181,7 +181,17 @@ class SecureAggregationConfig:
 class MpcConfig:
     """Encrypted inference: the protocol, its ring, its comparisons and its rounding."""
 
-    ring_bits: int = setting(32, "n, of the ring Z_2^n", choices=(24, 28, 32, 64))
+    protocol: str = setting(
+        "fss",
+        "how the parties compute; the other two are published ones, to compare with",
+        choices=("fss", "ariann", "securenn"),
+    )
+    ring_bits: int = setting(32, "n, of fss's ring Z_2^n", choices=(24, 28, 32, 64))
+    ariann_compare_bits: int = setting(
+        32,
+        "that ariann compares: b of them give a wrong sign |x| / 2^b of the time",
+        choices=(32, 64),
+    )
     effective_bits: int = setting(
         16, "k, signed bits that a layer's values fit after truncation", low=4, high=32
     )
@@ -204,6 +214,35 @@ class MpcConfig:
     leaf_bits: int = setting(8, "ν, bits of a comparison that one leaf answers", low=7, high=9)
     arity: int = setting(2, "children of a node of the comparison trees", choices=(2, 4))
     separable_pooling: bool = setting(True, "pool rows, then columns (fewer comparisons)")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The latency study: which networks run encrypted, by which protocols, over which links."""
+
+    networks: tuple[str, ...] = setting(
+        ("lenet", "resnet18_64", "resnet18_224"), "networks with the side of their images"
+    )
+    protocols: tuple[str, ...] = setting(
+        ("fss", "ariann", "securenn"), "protocols that are compared"
+    )
+    pooling: str = setting("avg", "pooling of the networks", choices=("max", "avg"))
+    latencies_ms: tuple[float, ...] = setting(
+        (0.0, 10.0, 50.0, 100.0), "one-way latencies, in milliseconds", low=0, high=10000
+    )
+    bandwidths_mbps: tuple[float, ...] = setting(
+        (10000.0, 1000.0, 100.0), "bandwidths, in Mbit/s (0: unlimited)", low=0
+    )
+    repetitions: int = setting(
+        20, "images with fresh keys, each judged under every link", low=2, high=10000
+    )
+    validated: str = setting(
+        "resnet18_64", "network repeated over real actors with real delays (empty: none)"
+    )
+    validation_latencies_ms: tuple[float, ...] = setting(
+        (10.0, 100.0), "delays of these, in milliseconds", low=0, high=10000
+    )
+    validation_repetitions: int = setting(3, "images of these", low=1, high=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,5 +289,6 @@ class ExperimentConfig:
     federated: FederatedConfig = section(FederatedConfig)
     secure_aggregation: SecureAggregationConfig = section(SecureAggregationConfig)
     mpc: MpcConfig = section(MpcConfig)
+    study: StudyConfig = section(StudyConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,15 @@ from primia_jax.config import to_plain
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import bilinear, gates, ring
+from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.gates import GateSpec
 from primia_jax.mpc.linear import Evaluator, quantised, whole_factor
 from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, has_private, operands
 from primia_jax.mpc.plan import Scale as ScaleNode
-from primia_jax.mpc.scaling import Scaling, natural_unit
+from primia_jax.mpc.scaling import Overflow, Ranges, Scaling, natural_unit, weight_room
 
 VERSION = 1  # of keys and messages
+_FEWEST_BITS = 7  # of weights, below which results are coarse
 Product = tuple[Private, float]  # a private product in a unit of its result
 
 
@@ -59,22 +61,6 @@ class Segment:
     def weighted(self) -> tuple[bool, ...]:
         """Of each value, whether weights have a part in it."""
         return tuple(has_private(node) for node, _ in self.values)
-
-
-class Cost(NamedTuple):
-    """What one run costs.
-
-    Attributes:
-      round_trips: one-way messages on the critical path, halved.
-      online_bytes: between data owner and model owner, both ways.
-      key_bytes: that the crypto provider sends to each.
-      client_bytes: that the data owner sends the model owner before it has an image.
-    """
-
-    round_trips: int
-    online_bytes: int
-    key_bytes: dict[str, int]
-    client_bytes: int
 
 
 class Circuit:
@@ -123,11 +109,36 @@ class Circuit:
         text = json.dumps(told, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def image_limit(self) -> float:
+        """Magnitude that the image must stay below."""
+        return self.scaling.image_limit
+
+    def overflows(self, ranges: Ranges) -> list[Overflow]:
+        """The layers in which values of these ranges would not fit."""
+        scales = self.scaling
+        found = [
+            Overflow(gate.name, reached, scale.limit)
+            for gate, scale, reached in zip(self.plan.gates, scales.gates, ranges.gates)
+            if reached >= scale.limit
+        ]
+        half = 2.0 ** (self.n_bits - 1)
+        for unit, reached in zip(scales.outputs, ranges.outputs):
+            if reached * unit >= half:
+                found.append(Overflow("outputs", reached, half / unit))
+        return found
+
+    def coarse_products(self, ranges: Ranges) -> list[tuple[str, float]]:
+        """Private products whose weights the ring leaves few bits, with these bits."""
+        rooms = weight_room(self.plan, self.scaling, ranges, self.config)
+        named = zip((node.name for node in self.plan.products()), rooms)
+        return [(name, bits) for name, bits in named if bits < _FEWEST_BITS]
+
     def sizes(self, segment: Segment) -> list[int]:
         """Elements of each value of a segment."""
         return [math.prod(node.shape) for node, _ in segment.values]
 
-    def cost(self) -> "Cost":
+    def cost(self) -> Cost:
         """What one run costs, by shapes alone."""
         word = ring.packed_bytes(self.n_bits)
         bits = sum(-(-spec.n_elements // 8) for spec in self.specs.values() if spec.compares)
@@ -391,7 +402,7 @@ def _segments(plan: Plan, scales: Scaling, units: dict[Source, float]) -> tuple[
     return tuple(reversed(found))
 
 
-def check_image(circuit: Circuit, image: Any) -> np.ndarray:
+def check_image(circuit: Any, image: Any) -> np.ndarray:
     """`image` as float32, if the circuit takes it.
 
     Raises:
@@ -404,7 +415,7 @@ def check_image(circuit: Circuit, image: Any) -> np.ndarray:
     image = image.astype(np.float32)
     if not np.isfinite(image).all():
         raise ProtocolError("the image has values that are not finite")
-    limit = circuit.scaling.image_limit
+    limit = circuit.image_limit
     if np.abs(image).max(initial=0.0) >= limit:
         raise ProtocolError(  # which the other parties hear: nothing of the image in it
             f"the image leaves the range of ±{limit:g} that the network was calibrated for: "

@@ -13,7 +13,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,15 @@ import numpy as np
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import bilinear, ring, scaling, sessions
-from primia_jax.mpc.circuit import Circuit, check_image
-from primia_jax.mpc.linear import Evaluator, real_values
+from primia_jax.mpc import sessions
+from primia_jax.mpc.circuit import check_image
+from primia_jax.mpc.linear import real_values
 from primia_jax.mpc.plan import Plan
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
-from primia_jax.mpc.scaling import Ranges
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols.choice import PROTOCOLS
+from primia_jax.mpc.scaling import Overflow, Ranges
 from primia_jax.mpc.secure_jaxpr import lower
 from primia_jax.runtime import Link, LocalDriver, Trace
-
-
-class Overflow(NamedTuple):
-    """A layer whose values leave the range that it was calibrated for."""
-
-    layer: str
-    reached: float
-    limit: float
-
-    def __str__(self) -> str:
-        return f"{self.layer}: reaches {self.reached:.4g}, provided for {self.limit:.4g}"
 
 
 def encrypt(
@@ -86,7 +76,6 @@ def lower_network(
 
 
 _CALIBRATION_BATCH = 8
-_FEWEST_BITS = 7  # of weights, below which a warning is due
 
 
 def find_ranges(
@@ -158,18 +147,17 @@ class SecureProgram:
     ):
         self._apply_fn, self._params = apply_fn, params
         self.ranges, self.config = ranges, config
-        self.circuit = Circuit(plan, scaling.choose(plan, ranges, config), config)
-        for overflow in self._overflows(ranges):
+        self.protocol = PROTOCOLS[config.protocol]
+        self.circuit = self.protocol.circuit(plan, ranges, config)
+        for overflow in self.circuit.overflows(ranges):
             warnings.warn(f"values will overflow in layer {overflow}", stacklevel=3)
-        rooms = scaling.weight_room(plan, self.circuit.scaling, ranges, config)
-        for node, bits in zip(plan.products(), rooms):
-            if bits < _FEWEST_BITS:
-                warnings.warn(
-                    f"the ring leaves the weights of {node.name} {bits:.1f} bits beside their "
-                    "operands: results will be coarse; raise config.mpc.ring_bits or lower "
-                    "config.mpc.effective_bits",
-                    stacklevel=3,
-                )
+        for name, bits in self.circuit.coarse_products(ranges):
+            warnings.warn(
+                f"the ring leaves the weights of {name} {bits:.1f} bits beside their operands: "
+                "results will be coarse; raise config.mpc.ring_bits or lower "
+                "config.mpc.effective_bits",
+                stacklevel=3,
+            )
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self._driver: LocalDriver | None = None
@@ -212,7 +200,13 @@ class SecureProgram:
         Raises:
           ProtocolError: if the session in `folder` is one of another network or other weights.
         """
-        circuit, kept = self.circuit, pathlib.Path(folder) if folder is not None else None
+        kept = pathlib.Path(folder) if folder is not None else None
+        protocol, circuit = self.protocol, self.circuit
+        if kept is not None and not protocol.keys_on_disk:
+            raise ConfigError(
+                f"config.mpc.protocol = {protocol.name} keeps its keys in memory: set up without "
+                "a folder, or take fss"
+            )
         if kept is not None and sessions.exists(kept):
             states = sessions.resume(circuit, self._params, kept)
             self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
@@ -221,18 +215,12 @@ class SecureProgram:
             states = sessions.begin(circuit, self._params, kept)
         else:
             states = {
-                DATA_OWNER: fss.data_owner(circuit),
-                MODEL_OWNER: fss.model_owner(circuit, self._params),
-                CRYPTO_PROVIDER: fss.provider(circuit),
+                DATA_OWNER: protocol.data_owner(circuit),
+                MODEL_OWNER: protocol.model_owner(circuit, self._params),
+                CRYPTO_PROVIDER: protocol.provider(circuit),
             }
         self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
-        _, self.set_up_trace = self._driver.run(
-            {
-                DATA_OWNER: fss.set_up_data_owner,
-                MODEL_OWNER: fss.set_up_model_owner,
-                CRYPTO_PROVIDER: fss.set_up_provider,
-            }
-        )
+        _, self.set_up_trace = self._driver.run(dict.fromkeys(states, protocol.set_up))
         if kept is not None:
             sessions.save(self._driver.states, kept, self._params)
         return self.set_up_trace
@@ -243,19 +231,10 @@ class SecureProgram:
             self.set_up()
         assert self._driver is not None
         states = self._driver.states
-        first = max(
-            states[DATA_OWNER].store.made,
-            states[MODEL_OWNER].store.made,
-            states[CRYPTO_PROVIDER].ledger.next(),
-        )
+        first = max(map(self.protocol.next_number, states.values()))
         numbers = tuple(range(first, first + n_keys))
-        _, self.offline_trace = self._driver.run(
-            {
-                DATA_OWNER: lambda state: fss.prepare_data_owner(state, numbers),
-                MODEL_OWNER: lambda state: fss.prepare_model_owner(state, numbers),
-                CRYPTO_PROVIDER: lambda state: fss.prepare_provider(state, numbers),
-            }
-        )
+        program = functools.partial(self.protocol.prepare, numbers=numbers)
+        _, self.offline_trace = self._driver.run(dict.fromkeys(states, program))
         return self.offline_trace
 
     def run(
@@ -294,15 +273,16 @@ class SecureProgram:
                 seed=seed,
             )
         images = check_image(self.circuit, images)
-        if self._driver is None or not self._driver.states[DATA_OWNER].store.available():
+        states = self._driver.states if self._driver else {}
+        if not states or not self.protocol.available(states[DATA_OWNER]):
             self.prepare()
         assert self._driver is not None
         driver = self._driver.with_link(Link(latency_s, bandwidth_bps, jitter_s, seed))
         reports, trace = driver.run(
             {
-                DATA_OWNER: lambda state: fss.infer_data_owner(state, images),
-                MODEL_OWNER: fss.infer_model_owner,
-                CRYPTO_PROVIDER: fss.infer_provider,
+                DATA_OWNER: functools.partial(self.protocol.infer_data_owner, image=images),
+                MODEL_OWNER: self.protocol.infer_model_owner,
+                CRYPTO_PROVIDER: self.protocol.infer_provider,
             }
         )
         return self.as_returned(reports[DATA_OWNER]), trace
@@ -327,21 +307,7 @@ class SecureProgram:
         if not len(image):
             raise ConfigError("there is no image to check")
         plan = self.for_batch(len(image)).circuit.plan
-        return self._overflows(plan_ranges(plan, self._params, image))
-
-    def _overflows(self, ranges: Ranges) -> list[Overflow]:
-        """The layers in which values of these ranges would not fit."""
-        gates, scales = self.circuit.plan.gates, self.circuit.scaling
-        found = [
-            Overflow(gate.name, reached, scale.limit)
-            for gate, scale, reached in zip(gates, scales.gates, ranges.gates)
-            if reached >= scale.limit
-        ]
-        half = 2.0 ** (self.config.ring_bits - 1)
-        for unit, reached in zip(scales.outputs, ranges.outputs):
-            if reached * unit >= half:
-                found.append(Overflow("outputs", reached, half / unit))
-        return found
+        return list(self.circuit.overflows(plan_ranges(plan, self._params, image)))
 
     def plaintext(self, images: Any) -> Any:
         """The same program in fixed point in the clear: what `run` gives up to rounding.
@@ -352,63 +318,7 @@ class SecureProgram:
         images = np.asarray(images)
         if images.ndim and images.shape[0] != self.batch_size:
             return self.for_batch(len(images)).plaintext(images)
-        _, outputs = fixed_point_values(self.circuit, self._params, images)
-        return self.as_returned(outputs)
-
-
-def fixed_point_values(
-    circuit: Circuit, params: Any, images: Any, known: dict[Any, Any] | None = None
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Runs a circuit in the clear on its own integers.
-
-    Args:
-      circuit: the network.
-      params: its parameters.
-      images: float [n ...].
-      known: signed integers of some gates' results, taken instead of computing them.
-
-    Returns:
-      what each gate puts out, signed integers; and the outputs as reals.
-    """
-    images = check_image(circuit, images)
-    n_bits, results = circuit.n_bits, []
-    with ring.x64():
-        weights = dict(
-            zip(circuit.products, circuit.weight_words(circuit.quantised_weights(params)))
-        )
-        constants = circuit.constant_words(params)
-        word = ring.word_type(n_bits)
-        pixels = np.round(images.astype(np.float64) * circuit.scaling.image).astype(np.int64)
-        sources = {circuit.plan.image: jnp.asarray(pixels.astype(np.uint64).astype(word))}
-        products: dict[Any, Any] = {}
-        outputs = []
-        for segment, added in zip(circuit.segments, constants):
-            by_node = dict(zip(segment.constants, added))
-
-            def multiply(node: Any, unit: float, x: Any) -> Any:
-                plan = circuit.mask_plan((node, unit))
-                return bilinear.multiply(node.product, x, jnp.asarray(weights[node, unit]), plan)
-
-            def constant(node: Any, unit: float, by_node: Any = by_node) -> Any:
-                return jnp.broadcast_to(by_node[node, unit], node.shape)
-
-            evaluator = Evaluator(n_bits, circuit.units, sources, multiply, constant, products)
-            for i, (node, unit) in enumerate(segment.values):
-                value = ring.signed(circuit.sum_of(evaluator.value(node, unit), node), n_bits)
-                if not segment.gates:
-                    outputs.append(np.asarray(value, np.float64) / unit)
-                    continue
-                gate = segment.gates[i]
-                dropped = circuit.specs[gate].truncated_bits
-                value = (value + ((1 << dropped) >> 1)) >> dropped  # to the nearest
-                if gate.kind == "relu":
-                    value = jnp.maximum(value, 0)
-                if known and gate in known:
-                    value = jnp.asarray(known[gate])
-                results.append(np.asarray(value))
-                sources[gate.out] = value.astype(word)
-            products.update(evaluator.products)
-    return results, outputs
+        return self.as_returned(self.protocol.in_the_clear(self.circuit, self._params, images))
 
 
 def calibrate(program: SecureProgram, images: Any) -> SecureProgram:

@@ -47,6 +47,17 @@ _ROUNDING = 1e-3
 _ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
 
 
+class Overflow(NamedTuple):
+    """A layer whose values leave the range that it was calibrated for."""
+
+    layer: str
+    reached: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.layer}: reaches {self.reached:.4g}, provided for {self.limit:.4g}"
+
+
 class Ranges(NamedTuple):
     """Magnitudes seen in the clear: the largest ones, and root mean squares."""
 

@@ -19,7 +19,8 @@ from scipy import stats
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime.party import Program, Send, Steps, message_bytes, receivers
 
-# What a label may name after its bar, and whether the bytes must then look uniform.
+# What a label may name after its bar, and whether the bytes must then look uniform; a number is the
+# modulus below which bytes that travel alone do.
 MASKS = {
     "for its reader": True,  # a fresh seed, which the reader shall know
     "public": False,
@@ -31,6 +32,14 @@ MASKS = {
     "masked by u, shared": True,
     "masked by ρ, shared": True,
     "masked by the dealer": True,
+    "share for its reader": True,
+    "masked by A, shared": True,
+    "masked by B, shared": True,
+    "masked by α, shared": True,
+    "masked by the triple, shared": True,
+    "masked by x": True,
+    "masked by u, modulo 67": 67,
+    "masked by the dealer, modulo 67": 67,
 }
 _FEWEST_BYTES = 512  # below, the test could see nothing
 _FALSE_ALARM = 1e-9
@@ -89,24 +98,35 @@ class Transcript:
                 raise ProtocolError(f"nothing hides a message: {entry}")
             if MASKS[entry.mask]:
                 for leaf in jax.tree.leaves(entry.message):
-                    if not looks_uniform(np.asarray(leaf)):
+                    words, modulus = np.asarray(leaf), int(MASKS[entry.mask])
+                    residues = modulus > 1 and words.dtype == np.uint8
+                    if not looks_uniform(words, modulus if residues else 256):
                         raise ProtocolError(f"the bytes of a message do not look masked: {entry}")
         return [str(entry) for entry in self.entries]
 
 
-def looks_uniform(words: np.ndarray) -> bool:
+def looks_uniform(words: np.ndarray, modulus: int = 256) -> bool:
     """Whether the bytes of `words` could be random; errs once in 10^9 where they are.
 
     Words that travel in more bytes than they have bits show zeros at their top: these are left out.
+
+    Args:
+      words: of an unsigned type.
+      modulus: that the bytes lie below.
     """
     if words.nbytes < _FEWEST_BYTES:
         return True
     width = words.dtype.itemsize
     columns = np.ascontiguousarray(words).view(np.uint8).reshape(-1, width).T
-    return all(_byte_looks_uniform(column) for column in columns)
+    return all(_byte_looks_uniform(column, modulus) for column in columns)
 
 
-def _byte_looks_uniform(column: np.ndarray) -> bool:
+def _byte_looks_uniform(column: np.ndarray, modulus: int) -> bool:
+    if modulus < 256:
+        if column.max() >= modulus:
+            return False
+        counts = np.bincount(column, minlength=modulus)
+        return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)
     highest = int(column.max()).bit_length()
     if highest < 8 and len(column) > 64:  # a byte of fewer bits: the top of a narrow word
         if highest == 0:

@@ -1,0 +1,86 @@
+"""What a protocol of encrypted inference is: the one interface of `fss`, `ariann` and `securenn`.
+
+A protocol object holds no state; the parties' states are its methods' first arguments, and the
+programs run under any driver. States are made, set up once, and then serve runs: each run has a
+number, and what was dealt for it is used once.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+from primia_jax.config.sections import MpcConfig
+from primia_jax.mpc.cost import Cost
+from primia_jax.mpc.plan import Plan
+from primia_jax.mpc.scaling import Ranges
+from primia_jax.runtime.party import Steps
+
+
+class Protocol(abc.ABC):
+    """How three parties evaluate a plan.
+
+    Attributes:
+      name: in the configuration.
+      keys_on_disk: whether a session can be kept in a folder (`mpc.sessions`).
+    """
+
+    name: str
+    keys_on_disk: bool
+
+    @abc.abstractmethod
+    def circuit(self, plan: Plan, ranges: Ranges, config: MpcConfig) -> Any:
+        """The network's public description, which all parties hold.
+
+        It has `plan`, `image_limit`, `overflows(ranges)` and `coarse_products(ranges)`.
+        """
+
+    @abc.abstractmethod
+    def cost(self, circuit: Any) -> Cost:
+        """What one run costs, by shapes alone."""
+
+    @abc.abstractmethod
+    def data_owner(self, circuit: Any) -> Any:
+        """A data owner with fresh seeds."""
+
+    @abc.abstractmethod
+    def model_owner(self, circuit: Any, params: Any) -> Any:
+        """A model owner with fresh seeds."""
+
+    @abc.abstractmethod
+    def provider(self, circuit: Any) -> Any:
+        """A crypto provider with fresh seeds."""
+
+    @abc.abstractmethod
+    def set_up(self, state: Any) -> Steps:
+        """The program by which any of the three begins a session."""
+
+    @abc.abstractmethod
+    def next_number(self, state: Any) -> int:
+        """The lowest number of which nothing was dealt to this party."""
+
+    @abc.abstractmethod
+    def available(self, state: Any) -> int:
+        """For how many runs this party has what was dealt."""
+
+    @abc.abstractmethod
+    def prepare(self, state: Any, numbers: Sequence[int]) -> Steps:
+        """The program by which any of the three gets ready for runs of these numbers."""
+
+    @abc.abstractmethod
+    def infer_data_owner(self, state: Any, image: Any, streamed: bool = False) -> Steps:
+        """The data owner's program for one image or batch; reports the outputs.
+
+        With `streamed`, what the run needs is dealt in the run itself.
+        """
+
+    @abc.abstractmethod
+    def infer_model_owner(self, state: Any, streamed: bool = False) -> Steps:
+        """The model owner's program for one run."""
+
+    @abc.abstractmethod
+    def infer_provider(self, state: Any, streamed: bool = False) -> Steps:
+        """The crypto provider's program for one run."""
+
+    @abc.abstractmethod
+    def in_the_clear(self, circuit: Any, params: Any, images: Any) -> list[Any]:
+        """The outputs of the same fixed-point program without any secret."""
