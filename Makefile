@@ -33,6 +33,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.federated_round
+	$(BIN)/python -m benchmarks.protocols --quick
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import encrypted, experiment
+from primia_jax import encrypted, experiment, latency_study
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import make_test_plan
 from primia_jax.evaluation.console import format_bytes
@@ -110,6 +110,35 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
         f"encrypted and in the clear: {same} of {len(chosen)} classes the same, probabilities "
         f"within {largest:.4f}"
     )
+
+
+def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
+    """--mode=benchmark: the latency study."""
+    latency_study.check(config.study)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(network: str, done: int, total: int) -> None:
+            if network not in tasks:
+                tasks[network] = bar.add_task(network, total=total)
+            bar.update(tasks[network], completed=done)
+
+        study = latency_study.run(config, workdir, progress=progress, **arguments)
+    for session in study.sessions:
+        for warning in session.warnings:
+            print(f"warning: {session.network}, {session.protocol}: {warning}")
+    for cell in study.cells:
+        if cell.bandwidth_mbps == study.reference_mbps:
+            reduction = study.compared(cell).reduction_percent
+            against = "" if reduction is None else f"   {-reduction:+.0f} % against securenn"
+            print(
+                f"{cell.network:13} {cell.protocol:9} {cell.latency_ms:4g} ms: {cell.mean:8.3f} ± "
+                f"{cell.deviation:.3f} s{against}"
+            )
+    print(f"report: {pathlib.Path(workdir) / 'report.html'}")
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The command line: flags in, one call out.
 
 python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
-    --mode=train|evaluate|predict|demo --workdir=DIR [--input=FILE|FOLDER] [--encrypted] [--resume]
-    [--ray_address=HOST:PORT]
+    --mode=train|evaluate|predict|demo|benchmark --workdir=DIR [--input=FILE|FOLDER] [--encrypted]
+    [--resume] [--ray_address=HOST:PORT]
 """
 
 import os
@@ -19,13 +19,19 @@ from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.errors import ConfigError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
-_MODE = flags.DEFINE_enum("mode", "train", ("train", "evaluate", "predict", "demo"), "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ("train", "evaluate", "predict", "demo", "benchmark"), "What to do."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
 _ENCRYPTED = flags.DEFINE_bool(
     "encrypted", False, "predict: neither the model's owner sees the images, nor theirs the model."
 )
-_RESUME = flags.DEFINE_bool("resume", False, "train: go on from the last complete round.")
+_RESUME = flags.DEFINE_bool(
+    "resume",
+    False,
+    "train: go on from the last complete round. benchmark: keep what was measured.",
+)
 _RAY = flags.DEFINE_string(
     "ray_address",
     None,
@@ -68,6 +74,7 @@ def main(_: Sequence[str]) -> None:
     modes: dict[str, Callable[[], Any]] = {
         "train": lambda: commands.train(config, **run_arguments),
         "demo": lambda: commands.demo(config, **run_arguments),
+        "benchmark": lambda: commands.benchmark(config, **run_arguments),
         "evaluate": lambda: commands.evaluate(config, workdir),
         "predict": lambda: (
             commands.predict_encrypted(config, workdir, input_path, ray_address)

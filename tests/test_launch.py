@@ -31,6 +31,9 @@ def launch(*arguments, **options):
         (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),
+        (["--mode=benchmark", "--config.study.networks=lent"], 2, ["'lent'", "mean 'lenet'"]),
+        (["--mode=benchmark", "--config.study.protocols=aby"], 2, ["'aby'", "fss | ariann"]),
+        (["--mode=benchmark", "--config.study.repetitions=1"], 2, ["repetitions = 1", "[2, "]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
@@ -49,6 +52,7 @@ def test_a_mistake_is_one_line(tmp_path, arguments, code, words):
         (["--workdir=x"], "--config"),
         (["--config=configs/smoke.py"], "--workdir"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (["--config=configs/latency_study.py:fast", "--workdir=x"], "full and quick"),
     ],
 )
 def test_missing_flags_are_named(arguments, words):

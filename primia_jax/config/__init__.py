@@ -13,6 +13,7 @@ from primia_jax.config.sections import (
     PhantomConfig,
     RuntimeConfig,
     SecureAggregationConfig,
+    StudyConfig,
     TrainingConfig,
 )
 from primia_jax.config.settle import settled
@@ -29,6 +30,7 @@ __all__ = [
     "PhantomConfig",
     "RuntimeConfig",
     "SecureAggregationConfig",
+    "StudyConfig",
     "TrainingConfig",
     "from_config_dict",
     "settled",

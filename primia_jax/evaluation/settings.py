@@ -37,7 +37,7 @@ def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{name}.")
         else:
-            yield path + name, value
+            yield path + name, list(value) if isinstance(value, tuple) else value
 
 
 def _defaults(section: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, str]]]:
@@ -46,7 +46,8 @@ def _defaults(section: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, st
         if dataclasses.is_dataclass(value):
             yield from _defaults(value, f"{path}{field.name}.")
         else:
-            yield path + field.name, (value, field.metadata.get("doc", ""))
+            plain = list(value) if isinstance(value, tuple) else value  # as JSON gives it
+            yield path + field.name, (plain, field.metadata.get("doc", ""))
 
 
 def _text(value: Any) -> str:

@@ -4,9 +4,11 @@ from primia_jax.runtime.cost import count
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.local_driver import LocalDriver, run_local
 from primia_jax.runtime.party import Driver, Locally, Program, Receive, Send, Stage, Steps
-from primia_jax.runtime.trace import MessageRecord, PartyTrace, Span, Trace
+from primia_jax.runtime.replay import replay
+from primia_jax.runtime.trace import Action, MessageRecord, PartyTrace, Span, Trace
 
 __all__ = [
+    "Action",
     "Driver",
     "Link",
     "LocalDriver",
@@ -21,5 +23,6 @@ __all__ = [
     "Steps",
     "Trace",
     "count",
+    "replay",
     "run_local",
 ]

@@ -3,7 +3,8 @@
 A party's clock advances by the measured time of its own computing; a message arrives at
 `max(send time, end of the line's last transfer) + bytes / bandwidth + latency`. So one machine
 shows the seconds that several would take at any latency, without sleeping. Messages are handed
-over, not copied; checking and delivering them is nobody's time.
+over, not copied; checking and delivering them is nobody's time. Every run is recorded, so that
+`replay` can judge it under other links.
 
 JAX computes asynchronously. At every stage, before a party waits and at its end, the driver
 finishes what is still being computed and charges it to that party, so that no other is charged for
@@ -20,8 +21,9 @@ from typing import Any
 import jax
 
 from primia_jax.errors import ProtocolError
-from primia_jax.runtime.link import Line, Link
+from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import (
+    Event,
     Message,
     Program,
     Receive,
@@ -33,9 +35,8 @@ from primia_jax.runtime.party import (
     name_party,
     receivers,
 )
-from primia_jax.runtime.trace import MessageRecord, PartyTrace, SpanRecorder, Trace
-
-_BEGIN, _END = object(), object()
+from primia_jax.runtime.replay import Clocks
+from primia_jax.runtime.trace import Action, Trace
 
 
 class LocalDriver:
@@ -77,11 +78,7 @@ def run_local(parties: Mapping[str, Steps], link: Link = Link()) -> tuple[dict[s
     """
     run = _LocalRun(parties, link)
     run.until_all_end()
-    spans = [span for recorder in run.recorders.values() for span in recorder.spans]
-    spans.sort(key=lambda span: span.start_s)
-    run.records.sort(key=lambda record: record.sent_s)
-    results = {name: run.results[name] for name in parties}
-    return results, Trace(run.traces, tuple(run.records), tuple(spans))
+    return {name: run.results[name] for name in parties}, run.clocks.trace()
 
 
 class _LocalRun:
@@ -89,23 +86,22 @@ class _LocalRun:
 
     def __init__(self, parties: Mapping[str, Steps], link: Link):
         self.steps = dict(parties)
-        self.link = link
-        self.traces = {name: PartyTrace() for name in parties}
-        self.recorders = {name: SpanRecorder(name) for name in parties}
-        self.records: list[MessageRecord] = []
+        self.clocks = Clocks(parties, link)
         self.results: dict[str, Any] = {}
-        self.waiting: dict[str, Any] = dict.fromkeys(parties, _BEGIN)  # name -> Receive or start
+        # A party that has not begun waits for nothing.
+        self.waiting: dict[str, Action | None] = dict.fromkeys(parties)
         self.inbox: dict[tuple[str, str], collections.deque] = collections.defaultdict(
             collections.deque
         )
-        self.lines: dict[tuple[str, str], Line] = {}
 
     def until_all_end(self) -> None:
         _finish(jax.live_arrays())  # what was begun before the run is nobody's
         while self.waiting:
-            ready = [name for name, event in self.waiting.items() if self._can_go_on(name, event)]
+            ready = [name for name, wait in self.waiting.items() if self._can_go_on(name, wait)]
             if not ready:
-                waits = ", ".join(f"{n} waits for {e.sender}" for n, e in self.waiting.items())
+                waits = ", ".join(
+                    f"{n} waits for {w.others[0]}" for n, w in self.waiting.items() if w
+                )
                 raise ProtocolError(f"deadlock: {waits}")
             for name in ready:
                 self._advance(name)
@@ -113,36 +109,40 @@ class _LocalRun:
         if unread:
             raise ProtocolError(f"messages were sent but never received: {', '.join(unread)}")
 
-    def _can_go_on(self, name: str, event: Any) -> bool:
-        return event is _BEGIN or bool(self.inbox[name, event.sender])
+    def _can_go_on(self, name: str, wait: Action | None) -> bool:
+        return wait is None or bool(self.inbox[name, wait.others[0]])
 
     def _advance(self, name: str) -> None:
         """Runs `name` until it waits for a message that is not there, or ends."""
-        event = self.waiting.pop(name)
-        message = None if event is _BEGIN else self._take(name, event)
-        while (event := self._step(name, message)) is not _END:
+        wait = self.waiting.pop(name)
+        while self._can_go_on(name, wait):
             message = None
-            if isinstance(event, Send):
-                self._put(name, event)
-            elif isinstance(event, Stage):
-                self.recorders[name].stage = event.label
-            elif self._can_go_on(name, event):
-                message = self._take(name, event)
-            else:
-                self.waiting[name] = event
+            if wait is not None:
+                self.clocks.act(wait)
+                message = self.inbox[name, wait.others[0]].popleft()
+            action, event = self._step(name, message)
+            wait = action if action.kind == "receive" else None
+            if wait is None:
+                self.clocks.act(action)
+            for to in action.others if isinstance(event, Send) else ():
+                self.inbox[to, name].append(event.message)
+            if action.kind == "end":
                 return
+        self.waiting[name] = wait
 
-    def _step(self, name: str, message: Message) -> Any:
-        """The next event of `name`, or _END; advances its clock by what it computed until then."""
+    def _step(self, name: str, message: Message) -> tuple[Action, Any]:
+        """What `name` does next, with the seconds it computed until then, and its event."""
         begin = time.perf_counter()
+        event: Any = None
         try:
             try:
-                event: Any = self.steps[name].send(message)
+                event = self.steps[name].send(message)
+                ended = False
             except StopIteration as stop:
-                event, self.results[name] = _END, stop.value
+                self.results[name], ended = stop.value, True
             seconds = time.perf_counter() - begin
-            if event is not _END:
-                event = checked_event(name, event, self.traces)
+            if not ended:
+                event = checked_event(name, event, self.steps)
             # A message leaves when it is ready, whatever else its sender has begun meanwhile.
             sent = isinstance(event, Send)
             if _finish(jax.tree.leaves(event.message) if sent else jax.live_arrays()):
@@ -150,33 +150,18 @@ class _LocalRun:
         except Exception as error:
             name_party(error, name)
             raise
-        trace = self.traces[name]
-        start = trace.seconds
-        trace.compute_seconds += seconds
-        trace.seconds += seconds
-        self.recorders[name].computed(start, trace.seconds)
-        return event
+        return _action(name, seconds, event), event
 
-    def _put(self, name: str, event: Send) -> None:
-        trace, n_bytes = self.traces[name], message_bytes(event.message)
-        for to in receivers(event):
-            if (name, to) not in self.lines:
-                self.lines[name, to] = Line(self.link, name, to)
-            arrives = self.lines[name, to].arrival(trace.seconds, n_bytes)
-            trace.bytes_sent += n_bytes
-            trace.messages_sent += 1
-            stage = self.recorders[name].stage
-            self.records.append(
-                MessageRecord(name, to, event.label, n_bytes, trace.seconds, arrives, stage)
-            )
-            self.inbox[to, name].append((event.message, arrives, trace.depth + 1))
 
-    def _take(self, name: str, event: Receive) -> Message:
-        message, arrives, depth = self.inbox[name, event.sender].popleft()
-        trace = self.traces[name]
-        trace.seconds = max(trace.seconds, arrives)
-        trace.depth = max(trace.depth, depth)
-        return message
+def _action(name: str, seconds: float, event: Event | None) -> Action:
+    if isinstance(event, Send):
+        n_bytes = message_bytes(event.message)
+        return Action(name, seconds, "send", tuple(receivers(event)), event.label, n_bytes)
+    if isinstance(event, Receive):
+        return Action(name, seconds, "receive", (event.sender,))
+    if isinstance(event, Stage):
+        return Action(name, seconds, "stage", label=event.label)
+    return Action(name, seconds, "end")
 
 
 def _finish(arrays: Iterable[Any]) -> bool:

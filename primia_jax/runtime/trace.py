@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 
 @dataclasses.dataclass
@@ -53,6 +53,17 @@ class Span:
         return self.start_s + self.seconds
 
 
+class Action(NamedTuple):
+    """What a party of a recorded run did next, and how long it computed before."""
+
+    party: str
+    seconds: float
+    kind: Literal["send", "receive", "stage", "end"]
+    others: tuple[str, ...] = ()  # whom it sent to, or received from
+    label: str = ""  # of the message sent, or of the stage
+    n_bytes: int = 0  # of the message sent, to each
+
+
 class SpanRecorder:
     """Puts one party's spans together while it runs.
 
@@ -85,11 +96,14 @@ class Trace:
       parties: each party's share.
       messages: every message, in its order of sending.
       spans: every party's computing, in order of beginning.
+      recording: of a run in one process, all that `replay` needs, in an order in which everything
+        was sent before it was received; otherwise empty.
     """
 
     parties: dict[str, PartyTrace]
     messages: tuple[MessageRecord, ...] = ()
     spans: tuple[Span, ...] = ()
+    recording: tuple[Action, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def bytes_sent(self) -> int:

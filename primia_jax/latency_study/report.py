@@ -1,0 +1,104 @@
+"""The page of a latency study, with its tables and pictures."""
+
+import base64
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from primia_jax.errors import StorageError
+from primia_jax.latency_study import pictures, tables
+from primia_jax.latency_study.results import BASELINE, Study
+
+
+def write_report(study: Study, folder: pathlib.Path, titles: Mapping[str, str]) -> None:
+    """Writes tables/*.csv, study_*.png and report.html, which holds the pictures within itself.
+
+    Args:
+      study: what was found; nothing is run.
+      folder: where to.
+      titles: of the networks, for readers.
+
+    Raises:
+      StorageError: if they cannot be written.
+    """
+    path = folder / "report.html"
+    try:
+        tables.write_csv(study, folder / "tables", titles)
+        drawn = pictures.draw_all(study, folder, titles)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(_render(study, titles, drawn), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(
+            f"cannot write the report {path}: {reason}; free some space or choose another workdir"
+        ) from error
+
+
+def _render(study: Study, titles: Mapping[str, str], drawn: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("primia_jax.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    reference = study.reference_mbps
+    others = [mbps for mbps in study.bandwidths_mbps if mbps != reference]
+    repetitions = len(study.cells[0].seconds) if study.cells else 0
+    return environment.get_template("latency.html.jinja").render(
+        study=study,
+        titles=titles,
+        repetitions=repetitions,
+        tiles=_tiles(study, titles),
+        bandwidth=rate(reference),
+        paper=tables.paper_table(study, reference, titles),
+        others=[(rate(mbps), tables.paper_table(study, mbps, titles)) for mbps in others],
+        traffic=tables.traffic_table(study, titles),
+        layers=[
+            (titles.get(n, n), _data_uri(drawn["layers"][n]), tables.layer_table(study, n))
+            for n in study.networks
+        ],
+        validation=tables.validation_table(study, titles),
+        roles=tables.role_table(study),
+        warnings=[
+            f"{titles.get(s.network, s.network)}, {s.protocol}: {warning}"
+            for s in study.sessions
+            for warning in s.warnings
+        ],
+        latency_picture=_data_uri(drawn["latency"]),
+        traffic_picture=_data_uri(drawn["traffic"]),
+    )
+
+
+def rate(mbps: float) -> str:
+    """A bandwidth for readers."""
+    if not mbps:
+        return "unlimited bandwidth"
+    return f"{mbps / 1000:g} Gbit/s" if mbps >= 1000 else f"{mbps:g} Mbit/s"
+
+
+def _tiles(study: Study, titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """This project's protocol against the baseline, on the largest network, as the paper tells."""
+    found = []
+    network = study.networks[-1]
+    for latency in study.latencies_ms:
+        cell = study.cell(network, "fss", latency, study.reference_mbps)
+        if cell is None or BASELINE not in study.protocols or latency not in tables.PUBLISHED:
+            continue
+        change, _, test = tables.comparison(study.compared(cell)).partition(", ")
+        found.append(
+            {
+                "label": f"fss against {BASELINE} at {latency:g} ms",
+                "number": change,
+                "note": f"{titles.get(network, network)}; {test}; published: "
+                f"−{tables.PUBLISHED[latency]:g} %",
+            }
+        )
+    return found
+
+
+def _data_uri(path: pathlib.Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

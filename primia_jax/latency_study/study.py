@@ -1,0 +1,200 @@
+"""The verb of the command line's mode `benchmark`."""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from primia_jax.config import ExperimentConfig, StudyConfig, to_plain
+from primia_jax.errors import ConfigError, StorageError
+from primia_jax.latency_study.measuring import Progress, measure
+from primia_jax.latency_study.networks import NETWORKS, Network
+from primia_jax.latency_study.report import write_report
+from primia_jax.latency_study.results import Study, Validation
+from primia_jax.latency_study.validation import over_actors
+from primia_jax.mpc.protocols.choice import PROTOCOLS
+
+STUDY = "study.json"
+
+
+def check(study: StudyConfig, networks: Mapping[str, Network] = NETWORKS) -> None:
+    """That the study names what there is.
+
+    Raises:
+      ConfigError: naming what there is not.
+    """
+    _check_names("networks", study.networks, networks)
+    _check_names("protocols", study.protocols, PROTOCOLS)
+    if study.validated:
+        _check_names("validated", (study.validated,), networks)
+        missing = set(study.validation_latencies_ms) - set(study.latencies_ms)
+        if missing:
+            raise ConfigError(
+                f"config.study.validation_latencies_ms: {min(missing):g} is none of "
+                f"config.study.latencies_ms = {study.latencies_ms!r}; add it there"
+            )
+    for name in ("latencies_ms", "bandwidths_mbps", "validation_latencies_ms"):
+        _check_distinct(name, getattr(study, name))
+
+
+def _check_names(name: str, given: Sequence[str], known: Mapping[str, Any]) -> None:
+    for value in given:
+        if value not in known:
+            near = difflib.get_close_matches(value, list(known), n=1)
+            extra = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ConfigError(
+                f"config.study.{name}: '{value}' is none of {' | '.join(known)}{extra}"
+            )
+    _check_distinct(name, given)
+
+
+def _check_distinct(name: str, given: Sequence[Any]) -> None:
+    if not given or len(set(given)) < len(given):
+        raise ConfigError(
+            f"config.study.{name} = {given!r}: name at least one, and each of them once"
+        )
+
+
+def run(
+    config: ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    ray_address: str | None = None,
+    command: str = "",
+    networks: Mapping[str, Network] = NETWORKS,
+    progress: Progress = lambda network, done, total: None,
+    found: Callable[[Study, str], None] = lambda study, network: None,
+) -> Study:
+    """Runs the study of `config.study` and leaves study.json, tables, pictures and report.html.
+
+    Args:
+      config: of the experiment; `config.mpc` holds for all protocols.
+      workdir: folder for what the study leaves; an earlier study there is moved to `previous/`.
+      resume: take up the study in `workdir`: networks that it has are not measured again. So the
+        report alone is made anew.
+      ray_address: a running Ray cluster for the validation; else one is started.
+      command: the command line, for the report.
+      networks: those that may be named.
+      progress: see `Progress`.
+      found: called with the study so far and the network just measured.
+
+    Raises:
+      ConfigError: for a network or a protocol that there is not, or if `workdir` holds a study with
+        other settings.
+      DataError: if the study in `workdir` cannot be read.
+      StorageError: if `workdir` cannot be written.
+      ClusterError: if the cluster cannot be reached, or an actor is lost.
+    """
+    check(config.study, networks)
+    folder = pathlib.Path(workdir).absolute()
+    study = _begin(config, folder, command, resume)
+    validated, actors = config.study.validated, []
+    if validated in config.study.networks and not study.validations:
+        actors = over_actors(validated, networks[validated], config, ray_address, progress)
+    if not study.machine:
+        study = dataclasses.replace(study, machine=_machine())
+    for name in config.study.networks:
+        if name not in study.networks:
+            measured = measure(name, networks[name], config, progress)
+            study = dataclasses.replace(
+                study,
+                cells=study.cells + measured.cells,
+                layers=study.layers + measured.layers,
+                sessions=study.sessions + measured.sessions,
+            )
+        if name == validated and actors:
+            study = dataclasses.replace(study, validations=_beside(actors, study))
+        study.write(folder / STUDY)
+        found(study, name)
+    write_report(study, folder, {name: network.title for name, network in networks.items()})
+    return study
+
+
+def _beside(actors: Sequence[Validation], study: Study) -> tuple[Validation, ...]:
+    """The actors' runs beside what the virtual clocks said of the same links."""
+    found = []
+    for run_ in actors:
+        cell = study.cell(run_.network, run_.protocol, run_.latency_ms, run_.bandwidth_mbps)
+        assert cell is not None
+        found.append(dataclasses.replace(run_, virtual_seconds=cell.seconds))
+    return tuple(found)
+
+
+def _begin(config: ExperimentConfig, folder: pathlib.Path, command: str, resume: bool) -> Study:
+    """An empty study, or the one that is to be taken up."""
+    settings = {
+        "seed": config.seed,
+        "mpc": {k: v for k, v in to_plain(config.mpc).items() if k != "protocol"},
+        "study": {k: v for k, v in to_plain(config.study).items() if k != "networks"},
+    }
+    settings = _as_json(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume and (folder / STUDY).exists():
+            stored = Study.read(folder / STUDY)
+            if stored.settings != settings:
+                raise ConfigError(
+                    f"--resume: the study in {folder} was made with other settings "
+                    f"({', '.join(_changed(stored.settings, settings))}); use the same ones or "
+                    "another --workdir"
+                )
+            return stored
+        _move_aside(folder)
+    except OSError as error:
+        raise StorageError(f"workdir {folder} cannot be used: {error}") from error
+    return Study(settings, {}, command)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _changed(stored: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:
+    names = []
+    for key in sorted({*stored, *asked}):
+        old, new = stored.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _changed(old, new, f"{path}{key}.")
+        elif old != new:
+            names.append(f"config.{path}{key}")
+    return names
+
+
+def _move_aside(folder: pathlib.Path) -> None:
+    """An earlier study is never overwritten."""
+    own = [folder / STUDY, folder / "tables", folder / "report.html", *folder.glob("study_*.png")]
+    there = [path for path in own if path.exists()]
+    if there:
+        numbers = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()]
+        target = folder / "previous" / str(max(numbers, default=0) + 1)
+        target.mkdir(parents=True)
+        for path in there:
+            shutil.move(path, target / path.name)
+
+
+def _machine() -> dict[str, str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = {line.partition(":")[2].strip() for line in file if "model name" in line}
+    except OSError:
+        names = set()
+    packages = ("primia_jax", "jax", "flax", "numpy", "scipy")
+    return {
+        "processor": ", ".join(sorted(names)) or platform.processor() or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "backend": jax.default_backend(),
+        "begun": time.strftime("%Y-%m-%d %H:%M"),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+    }
