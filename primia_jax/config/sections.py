@@ -179,7 +179,11 @@ class SecureAggregationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MpcConfig:
-    """Encrypted inference: the protocol, its ring, its comparisons and its rounding."""
+    """Encrypted inference: the protocol, its ring, its comparisons and its rounding.
+
+    `frac_bits`, `margin`, `prg_rounds` and `separable_pooling` are for all protocols; of the rest,
+    what names a protocol is for that one, and all else for fss.
+    """
 
     protocol: str = setting(
         "fss",
@@ -205,7 +209,10 @@ class MpcConfig:
         high=1,
     )
     frac_bits: int = setting(
-        0, "fractional bits of every layer's values (0: as the layer's range allows)", high=24
+        0,
+        "fractional bits of every layer's values (0: as the layer's range allows; 13 in ariann and "
+        "securenn)",
+        high=24,
     )
     margin: float = setting(
         1.5, "range provided for, over the largest one seen in calibration", low=1, high=64
