@@ -181,8 +181,8 @@ class SecureAggregationConfig:
 class MpcConfig:
     """Encrypted inference: the protocol, its ring, its comparisons and its rounding.
 
-    `frac_bits`, `margin`, `prg_rounds` and `separable_pooling` are for all protocols; of the rest,
-    what names a protocol is for that one, and all else for fss.
+    `frac_bits`, `margin` and `separable_pooling` are for all protocols, `prg_rounds` for fss and
+    ariann; of the rest, what names a protocol is for that one, and all else for fss.
     """
 
     protocol: str = setting(

@@ -128,11 +128,15 @@ class Circuit:
                 found.append(Overflow("outputs", reached, half / unit))
         return found
 
-    def coarse_products(self, ranges: Ranges) -> list[tuple[str, float]]:
-        """Private products whose weights the ring leaves few bits, with these bits."""
+    def coarse_products(self, ranges: Ranges, params: Any) -> list[str]:
+        """Private products whose weights the ring leaves few bits."""
         rooms = weight_room(self.plan, self.scaling, ranges, self.config)
-        named = zip((node.name for node in self.plan.products()), rooms)
-        return [(name, bits) for name, bits in named if bits < _FEWEST_BITS]
+        return [
+            f"the ring leaves the weights of {node.name} {bits:.1f} bits beside their operands: "
+            "results will be coarse; raise config.mpc.ring_bits or lower config.mpc.effective_bits"
+            for node, bits in zip(self.plan.products(), rooms)
+            if bits < _FEWEST_BITS
+        ]
 
     def sizes(self, segment: Segment) -> list[int]:
         """Elements of each value of a segment."""

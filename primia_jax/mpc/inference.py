@@ -147,17 +147,15 @@ class SecureProgram:
     ):
         self._apply_fn, self._params = apply_fn, params
         self.ranges, self.config = ranges, config
+        if config.protocol not in PROTOCOLS:
+            known = " | ".join(PROTOCOLS)
+            raise ConfigError(f"config.mpc.protocol: '{config.protocol}' is none of {known}")
         self.protocol = PROTOCOLS[config.protocol]
         self.circuit = self.protocol.circuit(plan, ranges, config)
         for overflow in self.circuit.overflows(ranges):
             warnings.warn(f"values will overflow in layer {overflow}", stacklevel=3)
-        for name, bits in self.circuit.coarse_products(ranges):
-            warnings.warn(
-                f"the ring leaves the weights of {name} {bits:.1f} bits beside their operands: "
-                "results will be coarse; raise config.mpc.ring_bits or lower "
-                "config.mpc.effective_bits",
-                stacklevel=3,
-            )
+        for told in self.circuit.coarse_products(ranges, params):
+            warnings.warn(told, stacklevel=3)
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self._driver: LocalDriver | None = None

@@ -258,8 +258,8 @@ def _choose(
 
 def _slack_bits(scale: GateScale, spread: float, config: MpcConfig) -> int:
     """s, such that a sign is sure further from 0 than half a `sign_tolerance` of the RMS."""
-    if config.sign_slack_bits >= 0:
-        return min(config.sign_slack_bits, scale.width - 2)
+    if config.sign_slack_bits >= 0:  # of a value of full width: the window stays the same
+        return max(0, config.sign_slack_bits - (config.effective_bits - scale.width))
     window = config.sign_tolerance * spread * scale.out_unit
     return min(max(0, math.floor(math.log2(max(window, 1.0)))), scale.width - 2)
 

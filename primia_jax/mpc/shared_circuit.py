@@ -34,7 +34,8 @@ from primia_jax.mpc.plan import (
 from primia_jax.mpc.scaling import Overflow, Ranges
 
 _FRAC_BITS = 13  # where the configuration leaves it open; SecureNN's
-_FACTOR_BITS = 15  # of a public factor, at least
+_FACTOR_BITS = 15  # of a public factor
+_FEWEST_BITS = 7  # of the largest word of a product's factors, below which results are coarse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +99,12 @@ class SharedCircuit:
 
     @property
     def limit(self) -> float:
-        """Largest magnitude of a value, before it is truncated and when it is compared."""
-        bits = min(ring.N_BITS - 2 * self.frac_bits, self.compared_bits - self.frac_bits)
-        return 2.0 ** (bits - 2)
+        """Largest magnitude of a value, before it is truncated and when it is compared.
+
+        There truncation fails once in 2^14 values, and a comparison once in 2^10.
+        """
+        truncated = ring.N_BITS - 14 - 2 * self.frac_bits
+        return 2.0 ** min(truncated, self.compared_bits - 10 - self.frac_bits)
 
     @property
     def image_limit(self) -> float:
@@ -113,9 +117,20 @@ class SharedCircuit:
         reached = [*ranges.gates, *ranges.outputs]
         return [Overflow(n, r, self.limit) for n, r in zip(names, reached) if r >= self.limit]
 
-    def coarse_products(self, ranges: Ranges) -> list[tuple[str, float]]:
-        """None: weights have f fractional bits."""
-        return []
+    def coarse_products(self, ranges: Ranges, params: Any) -> list[str]:
+        """Private products whose operand or weights have few bits at f fractional ones."""
+        found = []
+        for node, operand in zip(self.plan.products(), ranges.products):
+            weight = float(np.abs(node.weight.value(params)).max(initial=0.0))
+            for what, reached in (("operand", operand), ("weights", weight)):
+                bits = math.log2(reached) + self.frac_bits if reached else math.inf
+                if bits < _FEWEST_BITS:
+                    found.append(
+                        f"the {what} of {node.name} have {max(bits, 0):.1f} bits with "
+                        f"{self.frac_bits} fractional ones: results will be coarse; raise "
+                        "config.mpc.frac_bits or scale the layer"
+                    )
+        return found
 
     # --- words
 
@@ -144,8 +159,8 @@ class SharedCircuit:
         found = []
         for node in self.constants():
             value = np.asarray(node.weight.value(params), np.float64)
-            at = (slice(None if i in node.weight.axes else 1) for i in range(value.ndim))
-            found.append(self.encoded(value[tuple(at)]))
+            at = tuple(slice(size) for size in varying_shape(node))
+            found.append(self.encoded(value[at]))
         return found
 
     # --- what is compiled
@@ -222,8 +237,7 @@ class SharedCircuit:
         """Words times a public real."""
         if abs(factor) == 1:
             return words if factor > 0 else -words
-        bits = min(_FACTOR_BITS, self.frac_bits)
-        shift = max(0, bits - math.ceil(math.log2(abs(factor))))
+        shift = max(0, _FACTOR_BITS - math.ceil(math.log2(abs(factor))))
         whole = round(abs(factor) * 2.0**shift)
         scaled = truncated(words * words.dtype.type(whole), shift, party)
         return scaled if factor > 0 else -scaled
@@ -234,12 +248,18 @@ class SharedCircuit:
         return self._compiled[key]
 
 
+def varying_shape(node: Constant) -> tuple[int, ...]:
+    """The shape of an addend, with 1 where it is known to be constant."""
+    sizes = enumerate(node.weight.shape)
+    return tuple(size if i in node.weight.axes else 1 for i, size in sizes)
+
+
 def truncated(words: Any, bits: int, party: int | None) -> Any:
-    """Words without their lowest `bits`: a server's share of them, or (None) signed words."""
+    """Words without their lowest `bits`: a server's share, or (None) all of it, to the nearest."""
     if not bits:
         return words
     if party is None:
-        return ring.from_signed(ring.to_signed(words) >> bits)
+        return ring.from_signed((ring.to_signed(words) + (1 << (bits - 1))) >> bits)
     shift = words.dtype.type(bits)
     return words >> shift if party == 0 else -((-words) >> shift)
 

@@ -5,6 +5,7 @@ every message, and uses what was dealt once. Then what is peculiar to one: AriaN
 """
 
 import functools
+import itertools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -225,6 +226,40 @@ class Contract:
         assert before == [2, 2] and after == [1, 1]
         driver.run(programs)
 
+    @pytest.mark.parametrize("party", PARTIES)
+    @pytest.mark.parametrize("n_events", (1, 7))
+    def test_a_streamed_run_that_fails_blocks_nothing(self, party, n_events):
+        driver, _ = self.started(n_keys=0)
+        programs = self.inference(pictures(1), streamed=True)
+
+        def dies(state):
+            steps, message = programs[party](state), None
+            for _ in range(n_events):
+                message = yield steps.send(message)
+            raise RuntimeError("power cut")
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            driver.run(programs | {party: dies})
+        driver.run(programs)
+
+    def test_half_a_preparation_is_told(self):
+        driver, numbers = self.started(n_keys=0)
+        assert numbers == ()
+        first = self.programs.next_number(driver.states[DATA_OWNER])
+        prepare = functools.partial(self.programs.prepare, numbers=(first,))
+        steps = {party: prepare for party in PARTIES}
+
+        def dies(state):
+            yield from itertools.islice(prepare(state), 1)
+            raise RuntimeError("power cut")
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            driver.run(steps | {MODEL_OWNER: dies})
+        if self.programs.available(driver.states[DATA_OWNER]):
+            with pytest.raises(ProtocolError, match=f"key {first}|no key is left"):
+                driver.run(self.inference(pictures(1)))
+        driver.run(self.inference(pictures(1), streamed=True))
+
     def test_sessions_begin_once_and_first(self):
         driver, _ = self.started(n_keys=1)
         with pytest.raises(ProtocolError, match="set up already"):
@@ -272,6 +307,27 @@ def test_keys_of_the_published_protocols_stay_in_memory(protocol, tmp_path):
         make_program(protocol).set_up(tmp_path)
 
 
+@pytest.mark.parametrize("protocol", ("ariann", "securenn"))
+def test_words_too_short_are_said(protocol):
+    """Weights of 1e-6 are no words at all: the result would be 0."""
+    params = {"a": np.full((4, 4), 1e-6, np.float32), "b": np.full((4, 2), 1e6, np.float32)}
+    images = np.ones((2, 4), np.float32)
+    with pytest.warns(UserWarning, match="results will be coarse") as told:
+        inference.encrypt(
+            lambda p, x: nn.relu(x @ p["a"]) @ p["b"],
+            params,
+            images,
+            calibration=images,
+            config=MpcConfig(protocol=protocol),
+        )
+    assert {"weights", "operand"} <= {str(w.message).split()[1] for w in told}
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ConfigError, match=r"'aria' is none of fss \| ariann \| securenn"):
+        make_program("aria")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_two_images_make_the_same_messages(protocol):
     """Sizes and number of messages say nothing about the image."""
@@ -307,13 +363,14 @@ def test_ariann_takes_a_wrong_sign_as_often_as_theory_says(value):
     """x + α wraps with probability |x| / 2^32: 1 in 16 here, told to a tenth of that."""
     n, frac_bits = 20000, 13
     images = np.full((1, n), value / 2.0**frac_bits, np.float32)
-    program = inference.encrypt(
-        lambda _, x: nn.relu(x),
-        {},
-        images,
-        calibration=images,
-        config=MpcConfig(protocol="ariann", frac_bits=frac_bits),
-    )
+    with pytest.warns(UserWarning, match="will overflow"):
+        program = inference.encrypt(
+            lambda _, x: nn.relu(x),
+            {},
+            images,
+            calibration=images,
+            config=MpcConfig(protocol="ariann", frac_bits=frac_bits),
+        )
     found = program.run(images)[0][0] * 2.0**frac_bits
     expected = abs(value) / 2**32
     wrong = (found != max(value, 0)).mean()

@@ -31,7 +31,7 @@ class Protocol(abc.ABC):
     def circuit(self, plan: Plan, ranges: Ranges, config: MpcConfig) -> Any:
         """The network's public description, which all parties hold.
 
-        It has `plan`, `image_limit`, `overflows(ranges)` and `coarse_products(ranges)`.
+        It has `plan`, `image_limit`, `overflows(ranges)` and `coarse_products(ranges, params)`.
         """
 
     @abc.abstractmethod

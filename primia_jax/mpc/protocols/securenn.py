@@ -1,9 +1,14 @@
 """SecureNN: image and model shared between two servers over Z_2^64, the third party assists.
 
-S. Wagh, D. Gupta, N. Chandran (PoPETs 2019), as published: products by triples that are fresh in
-every run, x and W opened under them; signs by share conversion and private comparison over Z_67.
-The sub-protocols stand in `securenn_steps`. Nothing is dealt beforehand. A maximum is a tournament
-of ReLUs, as in the plan, instead of the paper's chain of comparisons: fewer rounds.
+S. Wagh, D. Gupta, N. Chandran (PoPETs 2019): products by triples that are fresh in every run, x and
+W opened under them; signs by share conversion and private comparison over Z_67. The sub-protocols
+stand in `securenn_steps`. Nothing is dealt beforehand. It differs from the paper in that
+
+- a maximum is a tournament of ReLUs, as in the plan, instead of a chain of comparisons: fewer
+  rounds;
+- the values compared get random shares of zero, without which the assistant reads r from quotients
+  (`securenn_compare`): no message more, a seventh of a ReLU's computing;
+- they are rotated at random instead of permuted, and r = 0 converts rightly.
 """
 
 import math

@@ -3,8 +3,8 @@
 | party | is | learns |
 | --- | --- | --- |
 | data owner | server 0; shares the image | the outputs |
-| model owner | server 1; shares the weights | nothing but shapes |
-| crypto provider | the dealer, or the assistant | nothing but shapes |
+| model owner | server 1; shares the weights | that an image comes, and its shape |
+| crypto provider | the dealer, or the assistant | nothing but shapes and the layers' ranges |
 
 Semi-honest, without collusion. A protocol is made by two sub-protocols, the products of a step and
 the ReLUs of a step, and by what is dealt beforehand; everything else is here. Shares of what one
@@ -30,7 +30,7 @@ from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.mpc.protocols.parties import ASSISTANT, Party, SharedStream
 from primia_jax.mpc.protocols.protocol import Protocol
 from primia_jax.mpc.scaling import Ranges
-from primia_jax.mpc.shared_circuit import SharedCircuit, Step
+from primia_jax.mpc.shared_circuit import SharedCircuit, Step, varying_shape
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
 NAMES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
@@ -220,16 +220,11 @@ class TwoServers(Protocol):
             weights, added = state.words or ([None] * len(circuit.products), None)
             shapes = [node.weight.shape for node in circuit.products]
             shares = [_share(stream, s, w, circuit.word) for s, w in zip(shapes, weights)]
-            if me.index == 1:
-                assert added is not None
-                yield Send(
-                    DATA_OWNER, [np.asarray(w.shape, np.int64) for w in added], "shapes | public"
-                )
-                shapes = [w.shape for w in added]
-            else:
-                shapes = [tuple(shape) for shape in (yield Receive(MODEL_OWNER))]
-                added = [None] * len(shapes)
-            constants = [_share(stream, s, w, circuit.word) for s, w in zip(shapes, added)]
+            shapes = [varying_shape(node) for node in circuit.constants()]
+            constants = [
+                _share(stream, s, w, circuit.word)
+                for s, w in zip(shapes, added or [None] * len(shapes))
+            ]
         weights = yield from self.share_weights(state, me, shares)
         return dataclasses.replace(
             state,
@@ -249,16 +244,12 @@ class TwoServers(Protocol):
     @ring.x64_steps
     def prepare(self, state: State, numbers: Sequence[int]) -> Steps:
         """See `Protocol.prepare`."""
+        _check_session(state)
         for number in numbers:
-            yield from self._prepare(state, number)
+            if number in state.keys or number < max(state.ledger.next(), 1):
+                raise ProtocolError(f"key {number} was made before")
+            state.keys[number] = yield from self.deal(state, number)
         return state, None
-
-    def _prepare(self, state: State, number: int) -> Steps:
-        if state.weights is None:
-            raise ProtocolError(f"the {_title(state)} has no session yet: run the set-up first")
-        if number in state.keys or number < max(state.ledger.next(), 1):
-            raise ProtocolError(f"key {number} was made before")
-        state.keys[number] = yield from self.deal(state, number)
 
     @ring.x64_steps
     def infer_data_owner(self, state: State, image: Any, streamed: bool = False) -> Steps:
@@ -266,10 +257,15 @@ class TwoServers(Protocol):
         circuit = state.circuit
         image = check_image(circuit, image)
         yield Stage("image")
-        number = self.next_number(state) if streamed or not state.keys else min(state.keys)
+        _check_session(state)
+        if not streamed and not state.keys:
+            raise ProtocolError("no key is left: prepare some")
+        number = self.next_number(state) if streamed else min(state.keys)
+        key = _taken(state, number, streamed)
         opening = {"number": np.uint64(number)}
         yield Send((MODEL_OWNER, CRYPTO_PROVIDER), opening, "key number | public")
-        key = yield from self._take(state, number)
+        if streamed:
+            key = yield from self.deal(state, number)
         me = state.party(number)
         share = _share(me.shared_with(1), image.shape, circuit.encoded(image), circuit.word)
         outputs = yield from self._serve(state, me, share, key)
@@ -280,8 +276,11 @@ class TwoServers(Protocol):
     def infer_model_owner(self, state: State, streamed: bool = False) -> Steps:
         """See `Protocol.infer_model_owner`."""
         yield Stage("image")
+        _check_session(state)
         number = int((yield Receive(DATA_OWNER))["number"])
-        key = yield from self._take(state, number)
+        key = _taken(state, number, streamed)
+        if streamed:
+            key = yield from self.deal(state, number)
         me = state.party(number)
         share = _share(me.shared_with(0), state.circuit.plan.image.shape, None, state.circuit.word)
         outputs = yield from self._serve(state, me, share, key)
@@ -292,20 +291,13 @@ class TwoServers(Protocol):
     def infer_provider(self, state: State, streamed: bool = False) -> Steps:
         """See `Protocol.infer_provider`."""
         yield Stage("image")
+        _check_session(state)
         number = int((yield Receive(DATA_OWNER))["number"])
-        yield from self._take(state, number)
+        _taken(state, number, streamed)
+        if streamed:
+            yield from self.deal(state, number)
         yield from self.assist(state, state.party(number))
         return state, None
-
-    def _take(self, state: State, number: int) -> Steps:
-        """Burns a number and gives its key, which is dealt now if it was not before."""
-        if state.weights is None:
-            raise ProtocolError(f"the {_title(state)} has no session yet: run the set-up first")
-        if number not in state.keys:
-            yield from self._prepare(state, number)
-        key = state.keys.pop(number)
-        state.ledger.burn(number)
-        return key
 
     def _serve(self, state: State, me: Party, image: Any, key: Any) -> Steps:
         """A server's part of a run: its shares of the outputs."""
@@ -361,6 +353,31 @@ def _exchange_seeds(state: State) -> Steps:
         if other < state.index:
             seeds[other] = (yield Receive(NAMES[other]))["seed"]
     return dataclasses.replace(state, seeds=seeds)
+
+
+def _check_session(state: State) -> None:
+    if state.weights is None:
+        raise ProtocolError(f"the {_title(state)} has no session yet: run the set-up first")
+
+
+def _taken(state: State, number: int, streamed: bool) -> Any:
+    """Burns a number before anything is sent under it; gives what was dealt for it beforehand.
+
+    Keys of lower numbers can serve no run any more and are dropped.
+
+    Raises:
+      ProtocolError: if the number was burned before, or its key is not there.
+    """
+    state.ledger.burn(number)
+    there = number in state.keys
+    key = state.keys.pop(number, None)
+    for passed in [other for other in state.keys if other < number]:
+        del state.keys[passed]
+    if not (streamed or there):
+        raise ProtocolError(
+            f"the {_title(state)} has no key {number}: a preparation was broken off"
+        )
+    return key
 
 
 def _title(state: State) -> str:
