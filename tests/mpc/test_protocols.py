@@ -5,7 +5,6 @@ every message, and uses what was dealt once. Then what is peculiar to one: AriaN
 """
 
 import functools
-import itertools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -250,7 +249,9 @@ class Contract:
         steps = {party: prepare for party in PARTIES}
 
         def dies(state):
-            yield from itertools.islice(prepare(state), 1)
+            event = next(prepare(state), None)
+            if event is not None:  # securenn prepares without messages
+                yield event
             raise RuntimeError("power cut")
 
         with pytest.raises(RuntimeError, match="power cut"):
