@@ -249,7 +249,7 @@ class StudyConfig:
     validation_latencies_ms: tuple[float, ...] = setting(
         (10.0, 100.0), "delays of these, in milliseconds", low=0, high=10000
     )
-    validation_repetitions: int = setting(3, "images of these", low=1, high=1000)
+    validation_repetitions: int = setting(3, "repetitions of these, of one image", low=1, high=1000)
 
 
 @dataclasses.dataclass(frozen=True)
