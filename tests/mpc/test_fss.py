@@ -11,6 +11,7 @@ import pytest
 from primia_jax.config import MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import inference, ring
+from primia_jax.mpc.in_the_clear import fixed_point_values
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss, masks
 from primia_jax.mpc.transcript import Transcript, looks_uniform
 from primia_jax.runtime import LocalDriver
@@ -108,7 +109,7 @@ def test_every_layer_is_the_fixed_point_evaluation(name, monkeypatch):
     assert set(opened) == set(circuit.plan.gates)
     for gate in circuit.plan.gates:
         others = {other: value for other, value in opened.items() if other is not gate}
-        results, _ = inference.fixed_point_values(
+        results, _ = fixed_point_values(
             circuit, network(SETTINGS[name].get("pooling", "avg"))[1], images, known=others
         )
         wanted = results[circuit.index[gate]]
