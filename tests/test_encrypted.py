@@ -252,7 +252,7 @@ def test_published_protocols_say_the_same(protocol, workdir, films):
     check_trace(workdir / "trace.json", found.names)
 
 
-@pytest.mark.parametrize("protocol", ("fss", "securenn"))
+@pytest.mark.parametrize("protocol", ("fss", pytest.param("securenn", marks=pytest.mark.slow)))
 def test_real_actors(protocol, workdir, films):
     """By the command line, every message sealed and through Ray."""
     result = launch(

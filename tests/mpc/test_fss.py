@@ -458,6 +458,7 @@ def test_the_provider_never_hears_of_image_or_weights():
     assert heard[0] == heard[1]
 
 
+@pytest.mark.slow
 def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
     """Not in a level of more than 256 gates either: a mask used twice gives a difference away."""
     images = pictures(2, seed=3)[:, :4, :4]

@@ -123,7 +123,9 @@ class Contract:
             CRYPTO_PROVIDER: functools.partial(protocol.infer_provider, **options),
         }
 
-    @pytest.mark.parametrize("name", NETWORKS)
+    @pytest.mark.parametrize(
+        "name", (pytest.param("lenet", marks=pytest.mark.slow), "residual", "branches")
+    )
     def test_gives_what_the_network_gives(self, name):
         apply_fn, params = module_and_params(name)
         program, images = self.program(name, batch=2), pictures(2, seed=7)
