@@ -12,12 +12,11 @@ import numpy as np
 from benchmarks.peers import network
 from primia_jax.config import MpcConfig
 from primia_jax.mpc import inference
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols import DATA_OWNER, PARTIES
 from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.scaling import Ranges
 from primia_jax.runtime import Locally, ray_driver
 
-_PARTIES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
 _TIMEOUT_S = 1800.0
 
 
@@ -34,9 +33,7 @@ class _Public(NamedTuple):
         image = np.empty((1, size, size, 3), np.float32)
         plan = inference.lower_network(network.apply_fn, network.shapes(size), image, self.config)
         circuit = protocol.circuit(plan, self.ranges, self.config)
-        if party == MODEL_OWNER:
-            return protocol.model_owner(circuit, network.variables(size))
-        return (protocol.data_owner if party == DATA_OWNER else protocol.provider)(circuit)
+        return protocol.state(party, circuit, lambda: network.variables(size))
 
 
 @contextlib.contextmanager
@@ -53,13 +50,13 @@ def actors(name: str, image: np.ndarray) -> Iterator[Callable[[], dict[str, Any]
     public = _Public(size, config, ranges)
     threads = ray_driver.Placement(threads=len(os.sched_getaffinity(0)))
     driver = ray_driver.RayDriver(
-        {party: functools.partial(public.make, party) for party in _PARTIES},
-        placements=dict.fromkeys(_PARTIES, threads),
+        {party: functools.partial(public.make, party) for party in PARTIES},
+        placements=dict.fromkeys(PARTIES, threads),
         timeout_s=_TIMEOUT_S,
         sealed=True,
     )
     try:
-        driver.run(dict.fromkeys(_PARTIES, PROTOCOLS[name].set_up))
+        driver.run(dict.fromkeys(PARTIES, PROTOCOLS[name].set_up))
         yield functools.partial(_run, driver, name, image)
     finally:
         driver.close()
@@ -67,21 +64,13 @@ def actors(name: str, image: np.ndarray) -> Iterator[Callable[[], dict[str, Any]
 
 def _run(driver: ray_driver.RayDriver, name: str, image: np.ndarray) -> dict[str, Any]:
     protocol = PROTOCOLS[name]
-    numbers, _ = driver.run(dict.fromkeys(_PARTIES, Locally(functools.partial(_next, name))))
-    prepare = functools.partial(protocol.prepare, numbers=(max(numbers.values()),))
-    _, offline = driver.run(dict.fromkeys(_PARTIES, prepare))
-    received = dict.fromkeys(_PARTIES, 0)
+    offline = protocol.deal_one(driver)
+    received = dict.fromkeys(PARTIES, 0)
     for message in offline.messages:
         received[message.receiver] += message.n_bytes
     before = _cpu_seconds(driver)
     start = time.perf_counter()
-    reports, online = driver.run(
-        {
-            DATA_OWNER: functools.partial(protocol.infer_data_owner, image=image),
-            MODEL_OWNER: protocol.infer_model_owner,
-            CRYPTO_PROVIDER: protocol.infer_provider,
-        }
-    )
+    reports, online = driver.run(protocol.programs(image))
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
@@ -96,11 +85,7 @@ def _run(driver: ray_driver.RayDriver, name: str, image: np.ndarray) -> dict[str
 
 def _cpu_seconds(driver: ray_driver.RayDriver) -> float:
     """Of all threads of the three processes so far."""
-    return sum(driver.run(dict.fromkeys(_PARTIES, Locally(_process_time)))[0].values())
-
-
-def _next(name: str, state: Any) -> tuple[Any, int]:
-    return state, PROTOCOLS[name].next_number(state)
+    return sum(driver.run(dict.fromkeys(PARTIES, Locally(_process_time)))[0].values())
 
 
 def _process_time(state: Any) -> tuple[Any, float]:

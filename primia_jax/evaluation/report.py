@@ -7,15 +7,12 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
-from primia_jax.errors import StorageError
-from primia_jax.evaluation import plots
+from primia_jax.evaluation import page, plots
 from primia_jax.evaluation.console import ALL, format_bytes, format_duration
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.settings import settings_table
@@ -54,29 +51,13 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> None:
       StorageError: the file cannot be written.
       ValueError: the arrays of the test records do not fit together.
     """
-    page = render(run)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(
-            f"cannot write the report {path}: {reason}; free some space or choose another workdir"
-        ) from error
+    page.write_page(path, render(run))
 
 
 def render(run: RunRecord) -> str:
     """The page of `run` as text; see `write_report`."""
     _check_arrays(run)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("primia_jax.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment()
     environment.filters.update(
         score=_score,
         interval=_interval,

@@ -5,9 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-
-from primia_jax.errors import StorageError
+from primia_jax.evaluation import page
 from primia_jax.latency_study import pictures, tables
 from primia_jax.latency_study.results import BASELINE, Study
 
@@ -27,49 +25,41 @@ def write_report(study: Study, folder: pathlib.Path, titles: Mapping[str, str]) 
     try:
         tables.write_csv(study, folder / "tables", titles)
         drawn = pictures.draw_all(study, folder, titles)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(_render(study, titles, drawn), encoding="utf-8")
-        partial.replace(path)
     except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(
-            f"cannot write the report {path}: {reason}; free some space or choose another workdir"
-        ) from error
+        raise page.not_written(path, error) from error
+    page.write_page(path, _render(study, titles, drawn))
 
 
 def _render(study: Study, titles: Mapping[str, str], drawn: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("primia_jax.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     reference = study.reference_mbps
     others = [mbps for mbps in study.bandwidths_mbps if mbps != reference]
     repetitions = len(study.cells[0].seconds) if study.cells else 0
-    return environment.get_template("latency.html.jinja").render(
-        study=study,
-        titles=titles,
-        repetitions=repetitions,
-        tiles=_tiles(study, titles),
-        bandwidth=rate(reference),
-        paper=tables.paper_table(study, reference, titles),
-        others=[(rate(mbps), tables.paper_table(study, mbps, titles)) for mbps in others],
-        traffic=tables.traffic_table(study, titles),
-        layers=[
-            (titles.get(n, n), _data_uri(drawn["layers"][n]), tables.layer_table(study, n))
-            for n in study.networks
-        ],
-        validation=tables.validation_table(study, titles),
-        roles=tables.role_table(study),
-        warnings=[
-            f"{titles.get(s.network, s.network)}, {s.protocol}: {warning}"
-            for s in study.sessions
-            for warning in s.warnings
-        ],
-        latency_picture=_data_uri(drawn["latency"]),
-        traffic_picture=_data_uri(drawn["traffic"]),
+    return (
+        page.environment()
+        .get_template("latency.html.jinja")
+        .render(
+            study=study,
+            titles=titles,
+            repetitions=repetitions,
+            tiles=_tiles(study, titles),
+            bandwidth=rate(reference),
+            paper=tables.paper_table(study, reference, titles),
+            others=[(rate(mbps), tables.paper_table(study, mbps, titles)) for mbps in others],
+            traffic=tables.traffic_table(study, titles),
+            layers=[
+                (titles.get(n, n), _data_uri(drawn["layers"][n]), tables.layer_table(study, n))
+                for n in study.networks
+            ],
+            validation=tables.validation_table(study, titles),
+            roles=tables.role_table(study),
+            warnings=[
+                f"{titles.get(s.network, s.network)}, {s.protocol}: {warning}"
+                for s in study.sessions
+                for warning in s.warnings
+            ],
+            latency_picture=_data_uri(drawn["latency"]),
+            traffic_picture=_data_uri(drawn["traffic"]),
+        )
     )
 
 

@@ -13,12 +13,10 @@ from primia_jax.latency_study.measuring import Progress, link
 from primia_jax.latency_study.networks import Network, films
 from primia_jax.latency_study.results import Validation, reference
 from primia_jax.mpc import inference
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols import PARTIES
 from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.scaling import Ranges
-from primia_jax.runtime import Link, Locally
-
-_PARTIES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
+from primia_jax.runtime import Link
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,8 @@ class _Public:
         example = jax.ShapeDtypeStruct((1, network.image_size, network.image_size, 1), np.float32)
         plan = inference.lower_network(network.apply_fn(self.pooling), shapes, example, self.mpc)
         circuit = protocol.circuit(plan, self.ranges, self.mpc)
-        if party == MODEL_OWNER:
-            return protocol.model_owner(circuit, network.params(self.pooling, self.seed))
-        return (protocol.data_owner if party == DATA_OWNER else protocol.provider)(circuit)
+        weights = functools.partial(network.params, self.pooling, self.seed)
+        return protocol.state(party, circuit, weights)
 
 
 def over_actors(
@@ -94,15 +91,15 @@ def in_cluster(
     public = _Public(network, study.pooling, config.seed, mpc, ranges)
     mbps, found = reference(study.bandwidths_mbps), []
     driver = ray_driver.RayDriver(
-        {party: functools.partial(public.make, party) for party in _PARTIES},
+        {party: functools.partial(public.make, party) for party in PARTIES},
         placements=dict.fromkeys(
-            _PARTIES, ray_driver.Placement(threads=len(os.sched_getaffinity(0)))
+            PARTIES, ray_driver.Placement(threads=len(os.sched_getaffinity(0)))
         ),
         timeout_s=config.runtime.message_timeout_s,
         sealed=True,
     )
     try:
-        driver.run(dict.fromkeys(_PARTIES, PROTOCOLS[protocol].set_up))
+        driver.run(dict.fromkeys(PARTIES, PROTOCOLS[protocol].set_up))
         _one_run(driver, protocol, images, Link())
         for latency in study.validation_latencies_ms:
             here = link(latency, mbps)
@@ -119,18 +116,6 @@ def in_cluster(
 def _one_run(driver: Any, name: str, image: np.ndarray, here: Link) -> float:
     """Makes keys, then runs the network; seconds of the latter."""
     protocol = PROTOCOLS[name]
-    reports, _ = driver.run(dict.fromkeys(_PARTIES, Locally(functools.partial(_next, name))))
-    numbers = (max(reports.values()),)
-    driver.run(dict.fromkeys(_PARTIES, functools.partial(protocol.prepare, numbers=numbers)))
-    _, trace = driver.with_link(here).run(
-        {
-            DATA_OWNER: functools.partial(protocol.infer_data_owner, image=image),
-            MODEL_OWNER: protocol.infer_model_owner,
-            CRYPTO_PROVIDER: protocol.infer_provider,
-        }
-    )
+    protocol.deal_one(driver)
+    _, trace = driver.with_link(here).run(protocol.programs(image))
     return float(trace.seconds)
-
-
-def _next(protocol: str, state: Any) -> tuple[Any, int]:
-    return state, PROTOCOLS[protocol].next_number(state)

@@ -25,7 +25,7 @@ from primia_jax.mpc import sessions
 from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.linear import real_values
 from primia_jax.mpc.plan import Plan
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols import DATA_OWNER, PARTIES
 from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.scaling import Overflow, Ranges
 from primia_jax.mpc.secure_jaxpr import lower
@@ -212,11 +212,7 @@ class SecureProgram:
         if kept is not None:
             states = sessions.begin(circuit, self._params, kept)
         else:
-            states = {
-                DATA_OWNER: protocol.data_owner(circuit),
-                MODEL_OWNER: protocol.model_owner(circuit, self._params),
-                CRYPTO_PROVIDER: protocol.provider(circuit),
-            }
+            states = {p: protocol.state(p, circuit, lambda: self._params) for p in PARTIES}
         self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
         _, self.set_up_trace = self._driver.run(dict.fromkeys(states, protocol.set_up))
         if kept is not None:
@@ -276,13 +272,7 @@ class SecureProgram:
             self.prepare()
         assert self._driver is not None
         driver = self._driver.with_link(Link(latency_s, bandwidth_bps, jitter_s, seed))
-        reports, trace = driver.run(
-            {
-                DATA_OWNER: functools.partial(self.protocol.infer_data_owner, image=images),
-                MODEL_OWNER: self.protocol.infer_model_owner,
-                CRYPTO_PROVIDER: self.protocol.infer_provider,
-            }
-        )
+        reports, trace = driver.run(self.protocol.programs(images))
         return self.as_returned(reports[DATA_OWNER]), trace
 
     def as_returned(self, outputs: Sequence[Any]) -> Any:

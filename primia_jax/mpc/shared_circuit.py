@@ -90,11 +90,6 @@ class SharedCircuit:
         self.products = tuple(node for step in self.steps for node in step.products)
         self._compiled: dict[Any, Any] = {}
 
-    @property
-    def word(self) -> Any:
-        """Type of the words."""
-        return np.uint64
-
     # --- ranges
 
     @property
@@ -137,7 +132,7 @@ class SharedCircuit:
     def encoded(self, values: Any) -> np.ndarray:
         """Reals as words."""
         scaled = np.round(np.asarray(values, np.float64) * 2.0**self.frac_bits)
-        return scaled.astype(np.int64).astype(np.uint64).astype(self.word)
+        return scaled.astype(np.int64).astype(np.uint64)
 
     def decoded(self, words: Any) -> np.ndarray:
         """Words as reals."""

@@ -36,13 +36,7 @@ ROUNDING = 0.003
 NOISE = 0.02
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """What runs once need not run fast: most of this module's time is XLA's."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def pictures(shape, seed=0):

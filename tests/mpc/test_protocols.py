@@ -26,13 +26,7 @@ SIDE = 8
 PARTIES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """What runs once need not run fast."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def lenet(x):

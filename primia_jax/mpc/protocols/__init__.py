@@ -3,3 +3,4 @@
 DATA_OWNER = "data_owner"
 MODEL_OWNER = "model_owner"
 CRYPTO_PROVIDER = "crypto_provider"
+PARTIES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)

@@ -80,7 +80,7 @@ class _Drawn(NamedTuple):
 def _draw(circuit: SharedCircuit, level: int, stream: SharedStream, server: int) -> _Drawn:
     step, count = circuit.steps[level], circuit.steps[level].n_relus
 
-    def words(*shape: int, kind: Any = circuit.word) -> Any:
+    def words(*shape: int, kind: Any = np.uint64) -> Any:
         return jnp.asarray(stream.words(math.prod(shape), kind).reshape(shape))
 
     masks = [words(*node.operand.shape) for node in step.products]
@@ -121,7 +121,7 @@ class Ariann(TwoServers):
         def matrices(other: int) -> list[Any]:
             stream = me.shared_with(other)
             shapes = [node.weight.shape for node in circuit.products]
-            return [stream.words(math.prod(s), circuit.word).reshape(s) for s in shapes]
+            return [stream.words(math.prod(s)).reshape(s) for s in shapes]
 
         if me.is_assistant:
             whole = [b0 + b1 for b0, b1 in zip(matrices(0), matrices(1))]
@@ -212,7 +212,7 @@ def _deal_step(
     label = "keys | masked by the dealer"
     compare: Any = ()
     if step.relus:
-        alpha, ones = first.alpha + second.alpha, jnp.ones(step.n_relus, circuit.word)
+        alpha, ones = first.alpha + second.alpha, jnp.ones(step.n_relus, np.uint64)
         corrections = dcf.keygen(
             alpha, ones, first.root, second.root, _params(circuit), (level, number)
         )

@@ -23,26 +23,19 @@ data owner itself holds r, so that nobody else can open them.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, devices, gates, prg, ring, scaling
+from primia_jax.mpc import bilinear, devices, gates, prg, ring
 from primia_jax.mpc.circuit import Circuit, Segment, check_image
-from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.gates import Streams
-from primia_jax.mpc.in_the_clear import fixed_point_values
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
-from primia_jax.mpc.plan import Plan
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, masks
-from primia_jax.mpc.protocols.protocol import Protocol
-from primia_jax.mpc.scaling import Ranges
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
 _READY = 2  # keys that the data owner holds expanded; one of a ResNet-18 takes some 120 MB
@@ -527,66 +520,6 @@ def infer_provider(state: Provider, streamed: bool = False) -> Steps:
         number = int((yield Receive(DATA_OWNER))["number"])
         yield from _deal(state, number)
     return state, None
-
-
-# --- the interface
-
-_SET_UP: dict[type, Any] = {
-    DataOwner: set_up_data_owner,
-    ModelOwner: set_up_model_owner,
-    Provider: set_up_provider,
-}
-_PREPARE: dict[type, Any] = {
-    DataOwner: prepare_data_owner,
-    ModelOwner: prepare_model_owner,
-    Provider: prepare_provider,
-}
-
-
-class FunctionSecretSharing(Protocol):
-    """This module as one of the protocols; see `Protocol` for its methods."""
-
-    name = "fss"
-    keys_on_disk = True
-
-    def circuit(self, plan: Plan, ranges: Ranges, config: MpcConfig) -> Circuit:  # noqa: D102
-        return Circuit(plan, scaling.choose(plan, ranges, config), config)
-
-    def cost(self, circuit: Circuit) -> Cost:  # noqa: D102
-        return circuit.cost()
-
-    def data_owner(self, circuit: Circuit) -> DataOwner:  # noqa: D102
-        return data_owner(circuit)
-
-    def model_owner(self, circuit: Circuit, params: Any) -> ModelOwner:  # noqa: D102
-        return model_owner(circuit, params)
-
-    def provider(self, circuit: Circuit) -> Provider:  # noqa: D102
-        return provider(circuit)
-
-    def set_up(self, state: Any) -> Steps:  # noqa: D102
-        return _SET_UP[type(state)](state)
-
-    def next_number(self, state: Any) -> int:  # noqa: D102
-        return state.ledger.next() if isinstance(state, Provider) else state.store.made
-
-    def available(self, state: Any) -> int:  # noqa: D102
-        return int(state.store.available())
-
-    def prepare(self, state: Any, numbers: Sequence[int]) -> Steps:  # noqa: D102
-        return _PREPARE[type(state)](state, tuple(numbers))
-
-    def infer_data_owner(self, state: Any, image: Any, streamed: bool = False) -> Steps:  # noqa: D102
-        return infer_data_owner(state, image, streamed)
-
-    def infer_model_owner(self, state: Any, streamed: bool = False) -> Steps:  # noqa: D102
-        return infer_model_owner(state, streamed)
-
-    def infer_provider(self, state: Any, streamed: bool = False) -> Steps:  # noqa: D102
-        return infer_provider(state, streamed)
-
-    def in_the_clear(self, circuit: Circuit, params: Any, images: Any) -> list[Any]:  # noqa: D102
-        return list(fixed_point_values(circuit, params, images)[1])
 
 
 @functools.partial(jax.jit, static_argnums=0)

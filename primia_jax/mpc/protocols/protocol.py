@@ -6,14 +6,17 @@ number, and what was dealt for it is used once.
 """
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.plan import Plan
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES
 from primia_jax.mpc.scaling import Ranges
-from primia_jax.runtime.party import Steps
+from primia_jax.runtime.party import Driver, Locally, Program, Steps
+from primia_jax.runtime.trace import Trace
 
 
 class Protocol(abc.ABC):
@@ -49,6 +52,29 @@ class Protocol(abc.ABC):
     @abc.abstractmethod
     def provider(self, circuit: Any) -> Any:
         """A crypto provider with fresh seeds."""
+
+    def state(self, party: str, circuit: Any, params: Callable[[], Any]) -> Any:
+        """The state of the party of this name; only the model owner calls `params`."""
+        if party == MODEL_OWNER:
+            return self.model_owner(circuit, params())
+        return (self.data_owner if party == DATA_OWNER else self.provider)(circuit)
+
+    def programs(self, image: Any) -> dict[str, Program]:
+        """Each party's program for one image or batch under the key that was dealt first."""
+        return {
+            DATA_OWNER: functools.partial(self.infer_data_owner, image=image),
+            MODEL_OWNER: self.infer_model_owner,
+            CRYPTO_PROVIDER: self.infer_provider,
+        }
+
+    def deal_one(self, driver: Driver) -> Trace:
+        """Gets the parties of a driver ready for one more run; returns what that cost."""
+        numbers, _ = driver.run(dict.fromkeys(PARTIES, Locally(self._told_number)))
+        prepare = functools.partial(self.prepare, numbers=(max(numbers.values()),))
+        return driver.run(dict.fromkeys(PARTIES, prepare))[1]
+
+    def _told_number(self, state: Any) -> tuple[Any, int]:
+        return state, self.next_number(state)
 
     @abc.abstractmethod
     def set_up(self, state: Any) -> Steps:

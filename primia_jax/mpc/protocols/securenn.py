@@ -88,7 +88,7 @@ def _multiply(
     circuit: SharedCircuit, me: Party, step: Step, xs: Sequence[Any] = (), ws: Sequence[Any] = ()
 ) -> Steps:
     """All products of a step by one triple: together they are bilinear too."""
-    nodes, zero = step.products, circuit.word(0)
+    nodes, zero = step.products, np.uint64(0)
     x_shapes = [node.operand.shape for node in nodes]
     w_shapes = [node.weight.shape for node in nodes]
 

@@ -26,18 +26,17 @@ from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.plan import Plan
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES
 from primia_jax.mpc.protocols.parties import ASSISTANT, Party, SharedStream
 from primia_jax.mpc.protocols.protocol import Protocol
 from primia_jax.mpc.scaling import Ranges
 from primia_jax.mpc.shared_circuit import SharedCircuit, Step, varying_shape
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
-NAMES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
 _SET_UP = 0  # the number of the set-up's streams; runs count from 1
 _NUMBER_BYTES = 8
 WORD_BYTES = 8
-_OWN = 3  # place of a party's own seed
+_OWN = 3  # place of the provider's own seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class State:
     Attributes:
       circuit: the network's public description.
       index: 0, 1 or 2.
-      seeds: uint8 [32], by the other party's index; at `_OWN` the party's own.
+      seeds: uint8 [32], by the other party's index; at `_OWN` the provider's own.
       ledger: the numbers of runs that began; changes in place, so that a failed run burns its own.
       words: weights and constants, of the model owner until set-up.
       weights: what the party holds of each weight, after set-up; of the protocol's own making.
@@ -67,7 +66,8 @@ class State:
     def party(self, number: int) -> Party:
         """The party as one run sees it."""
         streams = {i: SharedStream(s, number) for i, s in self.seeds.items() if i != _OWN}
-        return Party(self.index, NAMES, streams, SharedStream(self.seeds[_OWN], number))
+        own = SharedStream(self.seeds[_OWN], number) if _OWN in self.seeds else None
+        return Party(self.index, PARTIES, streams, own)
 
 
 Hop = tuple[tuple[int, ...], tuple[int, ...]]  # who sends to whom at one time
@@ -155,7 +155,7 @@ class TwoServers(Protocol):
                 inputs = [sources[source] for source in step.sources]
                 operands = circuit.operands(level, None)(inputs)
                 products = [
-                    circuit.multiply(node)(x, circuit.digits(node)(weights[node]), circuit.word(0))
+                    circuit.multiply(node)(x, circuit.digits(node)(weights[node]), np.uint64(0))
                     for node, x in zip(step.products, operands)
                 ]
                 values, kept = circuit.values(level, None)(
@@ -192,14 +192,13 @@ class TwoServers(Protocol):
 
     def data_owner(self, circuit: SharedCircuit) -> State:
         """See `Protocol.data_owner`."""
-        seeds = {i: prg.new_seed() for i in (1, ASSISTANT, _OWN)}
+        seeds = {i: prg.new_seed() for i in (1, ASSISTANT)}
         return State(circuit, 0, seeds, Ledger(None))
 
     def model_owner(self, circuit: SharedCircuit, params: Any) -> State:
         """See `Protocol.model_owner`."""
         words = (circuit.weight_words(params), circuit.constant_words(params))
-        seeds = {i: prg.new_seed() for i in (ASSISTANT, _OWN)}
-        return State(circuit, 1, seeds, Ledger(None), words)
+        return State(circuit, 1, {ASSISTANT: prg.new_seed()}, Ledger(None), words)
 
     def provider(self, circuit: SharedCircuit) -> State:
         """See `Protocol.provider`."""
@@ -219,11 +218,10 @@ class TwoServers(Protocol):
             stream = me.shared_with(1 - me.index)
             weights, added = state.words or ([None] * len(circuit.products), None)
             shapes = [node.weight.shape for node in circuit.products]
-            shares = [_share(stream, s, w, circuit.word) for s, w in zip(shapes, weights)]
+            shares = [_share(stream, s, w) for s, w in zip(shapes, weights)]
             shapes = [varying_shape(node) for node in circuit.constants()]
             constants = [
-                _share(stream, s, w, circuit.word)
-                for s, w in zip(shapes, added or [None] * len(shapes))
+                _share(stream, s, w) for s, w in zip(shapes, added or [None] * len(shapes))
             ]
         weights = yield from self.share_weights(state, me, shares)
         return dataclasses.replace(
@@ -267,7 +265,7 @@ class TwoServers(Protocol):
         if streamed:
             key = yield from self.deal(state, number)
         me = state.party(number)
-        share = _share(me.shared_with(1), image.shape, circuit.encoded(image), circuit.word)
+        share = _share(me.shared_with(1), image.shape, circuit.encoded(image))
         outputs = yield from self._serve(state, me, share, key)
         theirs = yield Receive(MODEL_OWNER)
         return state, tuple(circuit.decoded(own + other) for own, other in zip(outputs, theirs))
@@ -282,7 +280,7 @@ class TwoServers(Protocol):
         if streamed:
             key = yield from self.deal(state, number)
         me = state.party(number)
-        share = _share(me.shared_with(0), state.circuit.plan.image.shape, None, state.circuit.word)
+        share = _share(me.shared_with(0), state.circuit.plan.image.shape, None)
         outputs = yield from self._serve(state, me, share, key)
         yield Send(DATA_OWNER, tuple(outputs), "outputs | share for its reader")
         return state, None
@@ -336,9 +334,9 @@ def _split(step: Step, words: Any) -> dict[Any, Any]:
     return found
 
 
-def _share(stream: SharedStream, shape: Sequence[int], secret: Any, word: Any) -> Any:
+def _share(stream: SharedStream, shape: Sequence[int], secret: Any) -> Any:
     """The share of who knows `secret`, or (None) of the other, which the stream gives."""
-    drawn = stream.words(math.prod(shape), word).reshape(shape)
+    drawn = stream.words(math.prod(shape)).reshape(shape)
     return drawn if secret is None else secret - drawn
 
 
@@ -348,10 +346,10 @@ def _exchange_seeds(state: State) -> Steps:
     for other in range(3):
         if other > state.index:
             label = "seed | for its reader"
-            yield Send(NAMES[other], {"seed": seeds[other]}, label)
+            yield Send(PARTIES[other], {"seed": seeds[other]}, label)
     for other in range(3):
         if other < state.index:
-            seeds[other] = (yield Receive(NAMES[other]))["seed"]
+            seeds[other] = (yield Receive(PARTIES[other]))["seed"]
     return dataclasses.replace(state, seeds=seeds)
 
 
@@ -381,4 +379,4 @@ def _taken(state: State, number: int, streamed: bool) -> Any:
 
 
 def _title(state: State) -> str:
-    return NAMES[state.index].replace("_", " ")
+    return PARTIES[state.index].replace("_", " ")
