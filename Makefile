@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
+# Tests run in this many processes, each with one thread for XLA.
+WORKERS ?= 2
 
 .PHONY: demo test test-all lint bench clean
 
@@ -19,10 +21,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m primia_jax.launch --config=configs/demo.py --mode=demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow'
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
