@@ -19,10 +19,10 @@ def get_config(variant: str = "full") -> ConfigDict:
     config = to_config_dict(ExperimentConfig())
     config.name = "Latency of encrypted inference"
     if variant == "quick":
-        config.study.networks = ("lenet", "resnet18_64")
-        config.study.latencies_ms = (0.0, 10.0, 100.0)
-        config.study.repetitions = 3
-        config.study.validated = "lenet"
+        config.latency_study.networks = ("lenet", "resnet18_64")
+        config.latency_study.latencies_ms = (0.0, 10.0, 100.0)
+        config.latency_study.repetitions = 3
+        config.latency_study.validated = "lenet"
     elif variant != "full":
         raise ConfigError(f"configs/latency_study.py:{variant}: there are full and quick")
     return config

@@ -114,7 +114,7 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
 
 def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     """--mode=benchmark: the latency study."""
-    latency_study.check(config.study)
+    latency_study.check(config.latency_study)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip

@@ -22,7 +22,7 @@ _OWN = (
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
     "data.json", "encrypted.json", "trace.json", "trace.png",
 )  # fmt: skip
-_FREE = ("name", "study", "evaluation", "runtime")  # sections that a resumed run may change
+_FREE = ("name", "latency_study", "evaluation", "runtime")  # sections that a resumed run may change
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from primia_jax.config import ExperimentConfig, StudyConfig, from_config_dict
+from primia_jax.config import ExperimentConfig, LatencyStudyConfig, from_config_dict
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.latency_study import Network, Study, check, run, tables
 from primia_jax.latency_study import study as study_module
@@ -38,7 +38,7 @@ def made_study():
     layers = [Layer("net", p, stage, {"data_owner": 0.001, "model_owner": 0.002}, 500, 2)
               for p in own for stage in ("", "image", "relu", "outputs")]  # fmt: skip
     return Study(
-        {"seed": 0, "study": {"pooling": "avg"}, "mpc": {"ring_bits": 32}},
+        {"seed": 0, "latency_study": {"pooling": "avg"}, "mpc": {"ring_bits": 32}},
         {"processor": "made up", "cores": "2", "backend": "cpu", "begun": "never"},
         "a command",
         tuple(cells),
@@ -143,12 +143,12 @@ def test_the_report_is_made_from_the_file_alone_and_escapes_names(tmp_path):
         ({"protocols": ()}, "at least one"),
         ({"protocols": ("fs",)}, "did you mean 'fss'"),
         ({"latencies_ms": (10.0, 10.0)}, "latencies_ms"),
-        ({"validated": "vgg"}, "config.study.validated: 'vgg'"),
+        ({"validated": "vgg"}, "config.latency_study.validated: 'vgg'"),
         ({"latencies_ms": (0.0, 100.0)}, "validation_latencies_ms: 10 is none of"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(tmp_path, changes, words):
-    config = ExperimentConfig(study=dataclasses.replace(StudyConfig(), **changes))
+    config = ExperimentConfig(latency_study=dataclasses.replace(LatencyStudyConfig(), **changes))
     with pytest.raises(ConfigError, match=words):
         run(config, tmp_path / "never")
     assert not (tmp_path / "never").exists()
@@ -158,7 +158,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, changes, words):
 def test_the_shipped_study_names_what_there_is(variant):
     path = pathlib.Path(__file__).parents[1] / "configs" / "latency_study.py"
     config = runpy.run_path(str(path))["get_config"](variant)
-    check(from_config_dict(ExperimentConfig, config).study)
+    check(from_config_dict(ExperimentConfig, config).latency_study)
 
 
 def test_lenet_is_the_published_one():
@@ -189,7 +189,9 @@ def _tiny(pooling):
 
 NETWORK = {"tiny": Network("Tiny", 16, _tiny)}
 CONFIG = ExperimentConfig(
-    study=StudyConfig(networks=("tiny",), latencies_ms=(0.0, 100.0), repetitions=2, validated="")
+    latency_study=LatencyStudyConfig(
+        networks=("tiny",), latencies_ms=(0.0, 100.0), repetitions=2, validated=""
+    )
 )
 
 
@@ -237,8 +239,10 @@ def test_with_resume_only_the_report_is_made_anew(tiny, monkeypatch):
     (folder / "report.html").unlink()
     assert run(CONFIG, folder, networks=NETWORK, resume=True) == study
     assert (folder / "report.html").exists()
-    other = dataclasses.replace(CONFIG, study=dataclasses.replace(CONFIG.study, repetitions=3))
-    with pytest.raises(ConfigError, match=r"other settings \(config.study.repetitions\)"):
+    other = dataclasses.replace(
+        CONFIG, latency_study=dataclasses.replace(CONFIG.latency_study, repetitions=3)
+    )
+    with pytest.raises(ConfigError, match=r"other settings \(config.latency_study.repetitions\)"):
         run(other, folder, networks=NETWORK, resume=True)
 
 
@@ -257,8 +261,8 @@ def test_an_earlier_study_is_moved_aside(tmp_path, monkeypatch):
 
 def test_actors_run_what_was_measured(ray_cluster):
     """The smallest network by one protocol over real processes; their messages really wait."""
-    study = StudyConfig(validation_latencies_ms=(0.0, 20.0), validation_repetitions=1)
-    config = ExperimentConfig(study=study)
+    study = LatencyStudyConfig(validation_latencies_ms=(0.0, 20.0), validation_repetitions=1)
+    config = ExperimentConfig(latency_study=study)
     near, far = in_cluster("lenet", NETWORKS["lenet"], config, "securenn")
     assert (near.latency_ms, far.latency_ms, far.bandwidth_mbps) == (0.0, 20.0, 1000.0)
     assert far.wall_seconds[0] >= 43 * 0.02  # its one-way messages, which sleep so long

@@ -31,9 +31,21 @@ def launch(*arguments, **options):
         (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),
-        (["--mode=benchmark", "--config.study.networks=lent"], 2, ["'lent'", "mean 'lenet'"]),
-        (["--mode=benchmark", "--config.study.protocols=aby"], 2, ["'aby'", "fss | ariann"]),
-        (["--mode=benchmark", "--config.study.repetitions=1"], 2, ["repetitions = 1", "[2, "]),
+        (
+            ["--mode=benchmark", "--config.latency_study.networks=lent"],
+            2,
+            ["'lent'", "mean 'lenet'"],
+        ),
+        (
+            ["--mode=benchmark", "--config.latency_study.protocols=aby"],
+            2,
+            ["'aby'", "fss | ariann"],
+        ),
+        (
+            ["--mode=benchmark", "--config.latency_study.repetitions=1"],
+            2,
+            ["repetitions = 1", "[2, "],
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

@@ -224,7 +224,7 @@ class MpcConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
+class LatencyStudyConfig:
     """The latency study: which networks run encrypted, by which protocols, over which links."""
 
     networks: tuple[str, ...] = setting(
@@ -296,6 +296,6 @@ class ExperimentConfig:
     federated: FederatedConfig = section(FederatedConfig)
     secure_aggregation: SecureAggregationConfig = section(SecureAggregationConfig)
     mpc: MpcConfig = section(MpcConfig)
-    study: StudyConfig = section(StudyConfig)
+    latency_study: LatencyStudyConfig = section(LatencyStudyConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)

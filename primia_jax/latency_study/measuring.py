@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from primia_jax.config import ExperimentConfig, StudyConfig
+from primia_jax.config import ExperimentConfig, LatencyStudyConfig
 from primia_jax.latency_study.networks import Network, films
 from primia_jax.latency_study.results import Cell, Layer, Session
 from primia_jax.mpc import inference
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
 
 def measure(name: str, network: Network, config: ExperimentConfig, progress: Progress) -> Measured:
     """Runs all protocols of the study in turns, and judges every run under every link."""
-    study = config.study
+    study = config.latency_study
     params = network.params(study.pooling, config.seed)
     calibration, images = films(network.image_size, study.repetitions + 1, config.seed)
     steps = _counted(name, len(study.protocols) * len(images), progress)
@@ -90,7 +90,7 @@ class _Runs:
         error = float(np.abs(outputs - expected).max() / np.abs(expected).max())
         self.error = max(self.error, error)
 
-    def cells(self, network: str, study: StudyConfig) -> list[Cell]:
+    def cells(self, network: str, study: LatencyStudyConfig) -> list[Cell]:
         """Every repetition under every link."""
         received: dict[str, int] = {}
         for message in self.offline[0].messages:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from primia_jax.config import ExperimentConfig, StudyConfig, to_plain
+from primia_jax.config import ExperimentConfig, LatencyStudyConfig, to_plain
 from primia_jax.errors import ConfigError, StorageError
 from primia_jax.latency_study.measuring import Progress, measure
 from primia_jax.latency_study.networks import NETWORKS, Network
@@ -25,7 +25,7 @@ from primia_jax.mpc.protocols.choice import PROTOCOLS
 STUDY = "study.json"
 
 
-def check(study: StudyConfig, networks: Mapping[str, Network] = NETWORKS) -> None:
+def check(study: LatencyStudyConfig, networks: Mapping[str, Network] = NETWORKS) -> None:
     """That the study names what there is.
 
     Raises:
@@ -38,8 +38,8 @@ def check(study: StudyConfig, networks: Mapping[str, Network] = NETWORKS) -> Non
         missing = set(study.validation_latencies_ms) - set(study.latencies_ms)
         if missing:
             raise ConfigError(
-                f"config.study.validation_latencies_ms: {min(missing):g} is none of "
-                f"config.study.latencies_ms = {study.latencies_ms!r}; add it there"
+                f"config.latency_study.validation_latencies_ms: {min(missing):g} is none of "
+                f"config.latency_study.latencies_ms = {study.latencies_ms!r}; add it there"
             )
     for name in ("latencies_ms", "bandwidths_mbps", "validation_latencies_ms"):
         _check_distinct(name, getattr(study, name))
@@ -51,7 +51,7 @@ def _check_names(name: str, given: Sequence[str], known: Mapping[str, Any]) -> N
             near = difflib.get_close_matches(value, list(known), n=1)
             extra = f" (did you mean '{near[0]}'?)" if near else ""
             raise ConfigError(
-                f"config.study.{name}: '{value}' is none of {' | '.join(known)}{extra}"
+                f"config.latency_study.{name}: '{value}' is none of {' | '.join(known)}{extra}"
             )
     _check_distinct(name, given)
 
@@ -59,7 +59,7 @@ def _check_names(name: str, given: Sequence[str], known: Mapping[str, Any]) -> N
 def _check_distinct(name: str, given: Sequence[Any]) -> None:
     if not given or len(set(given)) < len(given):
         raise ConfigError(
-            f"config.study.{name} = {given!r}: name at least one, and each of them once"
+            f"config.latency_study.{name} = {given!r}: name at least one, and each of them once"
         )
 
 
@@ -74,7 +74,7 @@ def run(
     progress: Progress = lambda network, done, total: None,
     found: Callable[[Study, str], None] = lambda study, network: None,
 ) -> Study:
-    """Runs the study of `config.study` and leaves study.json, tables, pictures and report.html.
+    """Runs `config.latency_study`; leaves study.json, tables, pictures and report.html.
 
     Args:
       config: of the experiment; `config.mpc` holds for all protocols.
@@ -94,15 +94,15 @@ def run(
       StorageError: if `workdir` cannot be written.
       ClusterError: if the cluster cannot be reached, or an actor is lost.
     """
-    check(config.study, networks)
+    check(config.latency_study, networks)
     folder = pathlib.Path(workdir).absolute()
     study = _begin(config, folder, command, resume)
-    validated, actors = config.study.validated, []
-    if validated in config.study.networks and not study.validations:
+    validated, actors = config.latency_study.validated, []
+    if validated in config.latency_study.networks and not study.validations:
         actors = over_actors(validated, networks[validated], config, ray_address, progress)
     if not study.machine:
         study = dataclasses.replace(study, machine=_machine())
-    for name in config.study.networks:
+    for name in config.latency_study.networks:
         if name not in study.networks:
             measured = measure(name, networks[name], config, progress)
             study = dataclasses.replace(
@@ -134,7 +134,9 @@ def _begin(config: ExperimentConfig, folder: pathlib.Path, command: str, resume:
     settings = {
         "seed": config.seed,
         "mpc": {k: v for k, v in to_plain(config.mpc).items() if k != "protocol"},
-        "study": {k: v for k, v in to_plain(config.study).items() if k != "networks"},
+        "latency_study": {
+            k: v for k, v in to_plain(config.latency_study).items() if k != "networks"
+        },
     }
     settings = _as_json(settings)
     try:

@@ -69,7 +69,7 @@ def over_actors(
 
     with ray_driver.cluster(ray_address):
         found: list[Validation] = []
-        protocols = config.study.protocols
+        protocols = config.latency_study.protocols
         for done, protocol in enumerate(protocols):
             progress(f"{name} over actors", done, len(protocols))
             found += in_cluster(name, network, config, protocol)
@@ -83,7 +83,7 @@ def in_cluster(
     """`over_actors` for one protocol, inside a cluster. Its first run compiles and is left out."""
     from primia_jax.runtime import ray_driver
 
-    study = config.study
+    study = config.latency_study
     mpc = dataclasses.replace(config.mpc, protocol=protocol)
     calibration, images = films(network.image_size, 1, config.seed)
     params = network.params(study.pooling, config.seed)
