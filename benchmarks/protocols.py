@@ -46,16 +46,17 @@ QUICK = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--networks", default="")
-    parser.add_argument("--protocols", default="")
+    parser.add_argument("--networks")
+    parser.add_argument("--protocols")
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--out", default="")
     parser.add_argument("--without_ray", action="store_true")
     arguments = parser.parse_args()
     changes: dict[str, Any] = dict(QUICK) if arguments.quick else {}
     for name in ("networks", "protocols"):
-        if getattr(arguments, name):
-            changes[name] = tuple(getattr(arguments, name).split(","))
+        given = getattr(arguments, name)
+        if given is not None:
+            changes[name] = tuple(given.split(",")) if given else ()
     if arguments.repetitions is not None:
         changes["repetitions"] = arguments.repetitions
     if arguments.without_ray:
@@ -67,7 +68,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            config = settled(from_config_dict(ExperimentConfig, {"study": changes}))
+            config = settled(from_config_dict(ExperimentConfig, {"latency_study": changes}))
             out = arguments.out or folder
             command = shlex.join(["python", "-m", "benchmarks.protocols", *sys.argv[1:]])
             latency_study.run(config, out, command=command, found=show)

@@ -18,8 +18,8 @@ JSON lines, one a system:
 - `max_error`: largest difference from the logits in the clear, over the largest of those.
 - `error`, instead of all figures, of a system that failed; the exit code is then 1.
 
-The last line has `fss_over_best_peer`, seconds of the fastest peer over those of ours from in
-between (over 1: ours is faster), and `fss_with_offline_over_best_peer`, our dealing included.
+The last line has `best_peer_over_fss`, seconds of the fastest peer over those of ours from in
+between (over 1: ours is faster), and `best_peer_over_fss_with_offline`, our dealing included.
 """
 
 import argparse
@@ -201,7 +201,7 @@ class Benchmark:
         self._show(**self._row(OURS[FSS], self._fss_runs))
         best = min(self._ratios, key=lambda name: self._ratios[name][0], default=None)
         ratios = self._ratios[best] if best else (None, None)
-        names = ("fss_over_best_peer", "fss_with_offline_over_best_peer")
+        names = ("best_peer_over_fss", "best_peer_over_fss_with_offline")
         rounded = {name: ratio and round(ratio, 2) for name, ratio in zip(names, ratios)}
         self._show(best_peer=best, **rounded)
 

@@ -220,7 +220,13 @@ class SecureProgram:
         return self.set_up_trace
 
     def prepare(self, n_keys: int = 1) -> Trace:
-        """Makes keys for `n_keys` runs, and returns what that cost."""
+        """Makes keys for `n_keys` runs, at least one, and returns what that cost.
+
+        Raises:
+          ProtocolError: for fewer than one.
+        """
+        if n_keys < 1:
+            raise ProtocolError(f"n_keys = {n_keys}: prepare at least one key")
         if self._driver is None:
             self.set_up()
         assert self._driver is not None

@@ -172,8 +172,11 @@ class Plan:
 
     def products(self) -> list[Private]:
         """The private products, in the order in which gates and outputs read them."""
-        roots = [*(gate.operand for gate in self.gates), *self.outputs]
-        return [node for node in reachable(roots) if isinstance(node, Private)]
+        return [node for node in reachable(self.roots()) if isinstance(node, Private)]
+
+    def roots(self) -> list[Node]:
+        """What the gates and the outputs are made of."""
+        return [*(gate.operand for gate in self.gates), *self.outputs]
 
 
 def operands(node: Node) -> tuple[Node, ...]:

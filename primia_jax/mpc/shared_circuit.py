@@ -35,6 +35,7 @@ from primia_jax.mpc.scaling import Overflow, Ranges
 
 _FRAC_BITS = 13  # where the configuration leaves it open; SecureNN's
 _FACTOR_BITS = 15  # of a public factor
+_LARGEST_FACTOR = 2.0**31
 _FEWEST_BITS = 7  # of the largest word of a product's factors, below which results are coarse
 
 
@@ -89,6 +90,14 @@ class SharedCircuit:
         self.steps = _steps(plan)
         self.products = tuple(node for step in self.steps for node in step.products)
         self._compiled: dict[Any, Any] = {}
+        factors = [node.factor for node in reachable(plan.roots()) if isinstance(node, Scale)]
+        largest = max(map(abs, factors), default=0.0)
+        if not largest <= _LARGEST_FACTOR:
+            raise ProtocolError(
+                f"the network multiplies values by {largest:g}, beyond what words of "
+                f"{ring.N_BITS} bits with {self.frac_bits} fractional ones hold "
+                f"({_LARGEST_FACTOR:g}); scale its weights instead"
+            )
 
     # --- ranges
 
@@ -229,9 +238,14 @@ class SharedCircuit:
         return [words[root] for root in roots]
 
     def _scaled(self, words: Any, factor: float, party: int | None) -> Any:
-        """Words times a public real."""
+        """Words times a public real.
+
+        The words, with the factor's 15 bits, must stay below 2^63: sums of values near `limit` do.
+        """
         if abs(factor) == 1:
             return words if factor > 0 else -words
+        if abs(factor) < 2.0 ** (_FACTOR_BITS - ring.N_BITS + 1):  # any word becomes less than one
+            return jnp.zeros_like(words)
         shift = max(0, _FACTOR_BITS - math.ceil(math.log2(abs(factor))))
         whole = round(abs(factor) * 2.0**shift)
         scaled = truncated(words * words.dtype.type(whole), shift, party)

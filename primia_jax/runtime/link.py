@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 
+from primia_jax.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class Link:
@@ -15,12 +17,20 @@ class Link:
       bandwidth_bps: bits per second; 0 means unlimited. Messages on one link queue.
       jitter_s: standard deviation of a half-normal addition to the latency, in seconds.
       seed: of the jitter.
+
+    Raises:
+      ConfigError: if one of them is negative or not finite.
     """
 
     latency_s: float = 0.0
     bandwidth_bps: float = 0.0
     jitter_s: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("latency_s", "bandwidth_bps", "jitter_s"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ConfigError(f"{field} of a link = {getattr(self, field)}: take 0 or more")
 
     def transfer_seconds(self, n_bytes: int) -> float:
         """Time that the line is busy with a message."""

@@ -198,5 +198,5 @@ def test_rows(capsys):
     assert rows[0]["max_error"] == 0.05 and rows[0]["key_bytes"] is None
     assert rows[4]["key_bytes"] == 7 and len(rows[4]["seconds_of_runs"]) == 6
     assert rows[5]["best_peer"] == "spu_aby3"
-    assert rows[5]["fss_over_best_peer"] == 6.0
-    assert rows[5]["fss_with_offline_over_best_peer"] == 1.5
+    assert rows[5]["best_peer_over_fss"] == 6.0
+    assert rows[5]["best_peer_over_fss_with_offline"] == 1.5

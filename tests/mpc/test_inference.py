@@ -305,6 +305,11 @@ def test_images_of_another_shape_are_refused(shape, program):
             of(np.zeros(shape, np.float32))
 
 
+def test_preparing_nothing_is_refused(program):
+    with pytest.raises(ProtocolError, match="n_keys = 0"):
+        program.prepare(0)
+
+
 def test_a_refused_image_costs_no_key(program):
     program.run(pictures(SHAPE))
     program.prepare(2)

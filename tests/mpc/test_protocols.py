@@ -320,6 +320,26 @@ def test_words_too_short_are_said(protocol):
     assert {"weights", "operand"} <= {str(w.message).split()[1] for w in told}
 
 
+@pytest.mark.parametrize("factor", (1e-20, 0.0, 1e-3, 100.0, 2.0**40))
+def test_public_factors_of_any_size(factor):
+    """Of the two servers' fixed point: too small gives 0, too large is said."""
+    params, images = np.eye(3, dtype=np.float32), np.full((1, 3), 0.5, np.float32)
+
+    def network(weights, x):
+        return jnp.maximum(x @ weights, 0) * factor
+
+    def encrypted():
+        config = MpcConfig(protocol="ariann")
+        return inference.encrypt(network, params, images, calibration=images, config=config)
+
+    if factor > 2.0**31:
+        with pytest.raises(ProtocolError, match="multiplies values by 1"):
+            encrypted()
+        return
+    found, _ = encrypted().run(images)
+    np.testing.assert_allclose(found, factor * images, atol=factor * 2.0**-11 + 2.0**-12)
+
+
 def test_an_unknown_protocol_is_named():
     with pytest.raises(ConfigError, match=r"'aria' is none of fss \| ariann \| securenn"):
         make_program("aria")
