@@ -24,7 +24,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow'
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --faults=docs/faults.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -33,8 +33,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from primia_jax import models  # noqa: E402
-from primia_jax.audit import LocalTraining, Observed, inverting_gradients, observe  # noqa: E402
 from primia_jax.config import ModelConfig  # noqa: E402
+from primia_jax.inversion import LocalTraining, Observed, inverting_gradients, observe  # noqa: E402
 
 CLASSES = 3
 REPETITIONS = 12

@@ -5,6 +5,9 @@ result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from config
 scores = primia_jax.evaluate(config, workdir)
 found = primia_jax.predict(config, workdir, "films/")
 found = primia_jax.predict_encrypted(config, workdir, "films/")     # neither side sees the other's
+told = primia_jax.audit(config, workdir)        # what can be stolen from model updates
+best = primia_jax.tune(config, workdir)         # a search, e.g. of configs/tune.py
+done = primia_jax.study(config, workdir)        # the paper's tables, e.g. of configs/study.py
 
 Any Flax network: primia_jax.mpc.encrypt(apply_fn, params, example, calibration=images).
 """
@@ -17,15 +20,21 @@ __version__ = "0.1.0"
 _MODULES = {
     "experiment": ("Predictions", "Result", "evaluate", "predict", "train"),
     "encrypted": ("EncryptedPredictions", "predict_encrypted"),
+    "leakage": ("audit",),
+    "tuning": ("tune",),
+    "paper_study": ("study",),
 }
 __all__ = [
     "EncryptedPredictions",
     "Predictions",
     "Result",
+    "audit",
     "evaluate",
     "predict",
     "predict_encrypted",
+    "study",
     "train",
+    "tune",
 ]
 
 

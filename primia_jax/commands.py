@@ -2,15 +2,17 @@
 
 import pathlib
 import statistics
+import time
 from typing import Any
 
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import encrypted, experiment, latency_study
+from primia_jax import encrypted, experiment, latency_study, leakage, paper_study, tuning
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import make_test_plan
 from primia_jax.evaluation.console import format_bytes
+from primia_jax.federated import privacy_statement
 from primia_jax.runtime import Trace
 
 _SHOWN = 20  # predictions printed
@@ -26,6 +28,10 @@ def train(config: ExperimentConfig, workdir: str, **arguments: Any) -> experimen
     print(f"kept the model of round {metrics['best_round']} of {metrics['rounds']}")
     if metrics["test"]:
         _print_scores(metrics["test"])
+    if metrics.get("privacy"):
+        print(privacy_statement.headline(metrics["privacy"]))
+        for text in metrics["privacy"]["not_covered"]:
+            print(f"  not covered: {text}")
     print(f"report: {result.workdir / 'report.html'}")
     return result
 
@@ -139,6 +145,81 @@ def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 f"{cell.deviation:.3f} s{against}"
             )
     print(f"report: {pathlib.Path(workdir) / 'report.html'}")
+
+
+def audit(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
+    """--mode=audit."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        found = leakage.audit(config, workdir, progress=progress, **arguments)
+    for row in found["settings"]:
+        psnr, share = row["psnr"], row["identified"]["share"]
+        chance = row["identified"]["chance"]
+        worth = f", MCC {row['utility']['mcc']:.2f}" if row["utility"] else ""
+        print(
+            f"{row['setting']}: PSNR {psnr['mean']:.1f} dB over {row['n']} images (worst "
+            f"{psnr['worst']:.1f}), {share:.0%} identified (chance {chance:.0%}){worth}"
+        )
+    for text in found["verdicts"]:
+        print(text)
+    print(f"report: {found['report']}")
+
+
+def tune(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
+    """--mode=tune: a line a trial; on a terminal bars show the rounds of those that run."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn()) as bar:
+        tasks: dict[int, Any] = {}
+
+        def progress(event: tuning.Event) -> None:
+            if event.what == "end":
+                if event.number in tasks:
+                    bar.remove_task(tasks.pop(event.number))
+                score = "" if event.mcc is None else f", validation MCC {event.mcc:.3f}"
+                ended = sum(event.counts.values()) - event.counts["running"]
+                bar.console.print(
+                    f"trial {event.number}: {event.text}{score} ({ended} of "
+                    f"{config.tuning.trials})",
+                    highlight=False, markup=False, soft_wrap=True,
+                )  # fmt: skip
+                return
+            title = f"trial {event.number}"
+            if event.number not in tasks:
+                tasks[event.number] = bar.add_task(title, total=config.federated.rounds)
+            if event.mcc is not None:
+                title += f", validation MCC {event.mcc:.3f}"
+            bar.update(tasks[event.number], completed=event.round, description=title)
+
+        found = tuning.tune(config, workdir, progress=progress, **arguments)
+    if found.spent:
+        print(f"warning: the search ended early: {found.spent}")
+    print(f"best: trial {found.best}, federated validation MCC {found.mcc:.3f}, with")
+    for name, value in found.settings.items():
+        print(f"  {name} = {value!r}")
+    print(f"train with it: --config={found.workdir / 'best_config.py'} --mode=train")
+    print(f"report: {found.workdir / 'report.html'}")
+
+
+def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
+    """--mode=study: the paper's tables."""
+    started = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s, {done} of {total} done] {what}", flush=True)
+
+    found = paper_study.run(config, workdir, progress=progress, **arguments)
+    print()
+    print((found.workdir / "tables.md").read_text(encoding="utf-8"))
+    print(f"report: {found.workdir / 'report.html'}")
 
 
 def _print_scores(scores: dict[str, Any]) -> None:

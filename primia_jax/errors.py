@@ -8,6 +8,7 @@ class UserError(Exception):
     """A mistake of the user's or of the user's data: shown as one line, without a traceback."""
 
     exit_code = 1
+    party = ""  # of the computation, in whose program it was raised
 
 
 class ConfigError(UserError):
@@ -34,6 +35,18 @@ class ClusterError(UserError):
     exit_code = 5
 
 
+class PartyLost(ClusterError):
+    """Parties whose actors died or were ended because they took too long; others may go on."""
+
+    def __init__(self, message: str, parties: tuple[str, ...] = ()):
+        super().__init__(message, parties)
+        self.parties = parties
+
+    def __str__(self) -> str:
+        """The line without the names."""
+        return str(self.args[0])
+
+
 class StorageError(UserError):
     """The working directory cannot be written to (full disk, permissions)."""
 
@@ -50,3 +63,9 @@ class TrainingError(UserError):
     """The training went wrong, for instance diverged."""
 
     exit_code = 8
+
+
+class BudgetError(UserError):
+    """What was asked for would spend more privacy than the budget allows."""
+
+    exit_code = 9

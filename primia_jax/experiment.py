@@ -11,26 +11,33 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
-from primia_jax.errors import ConfigError, DataError, StorageError
-from primia_jax.evaluation.console import Console
+from primia_jax.errors import (
+    ConfigError,
+    DataError,
+    PartyLost,
+    StorageError,
+    TrainingError,
+    UserError,
+)
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
-from primia_jax.federated import aggregation, checkpoints
+from primia_jax.federated import aggregation, checkpoints, privacy_statement
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.runtime import Driver, Link, LocalDriver, Trace
+from primia_jax.watch.watch import Watch
 from primia_jax.workdir import Workdir, write_scalars
 
 _SAMPLES = 12  # test images shown in the report
@@ -52,6 +59,9 @@ def train(
     resume: bool = False,
     ray_address: str | None = None,
     command: str = "",
+    on_round: Callable[[Mapping[str, Any]], bool] | None = None,
+    judge: bool = True,
+    stream: TextIO | None = None,
 ) -> Result:
     """Trains over the hospitals of `config` and judges the best model on the test set, once.
 
@@ -61,6 +71,11 @@ def train(
       resume: go on from the last complete round of the run in `workdir`.
       ray_address: a running Ray cluster (HOST:PORT or "auto"); else one is started for the run.
       command: the command line, for the report.
+      on_round: called after every complete round with the line of rounds.jsonl that is of all
+        sites; the training ends there if it gives False, and can be resumed.
+      judge: whether the test set is used and report.html written; not where a model is only one of
+        many that are chosen from.
+      stream: where progress is shown; standard output by default.
 
     Raises:
       UserError: one line that says what is wrong, where and how to mend it; finished rounds stay.
@@ -68,6 +83,21 @@ def train(
     config = checked(config)
     aggregation.make(config, ("",) * config.federated.hospitals)  # refuses sums that could overflow
     directory = Workdir(pathlib.Path(workdir).absolute())
+    with Watch(config, directory.path, stream) as watch:
+        return _train(config, directory, watch, resume, ray_address, command, on_round, judge)
+
+
+def _train(
+    config: ExperimentConfig,
+    directory: Workdir,
+    watch: Watch,
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    on_round: Callable[[Mapping[str, Any]], bool] | None,
+    judge: bool,
+) -> Result:
+    """See `train`."""
     clock = _Phases()
     with clock("reading the data"):
         plan = make_plan(config)
@@ -79,7 +109,7 @@ def train(
     hospitals = tuple(site.site for site in plan.sites)
     warnings = [f"{len(plan.skipped)} unreadable files were left out"] if plan.skipped else []
     with (
-        Console(config.federated.rounds, hospitals) as console,
+        watch.open(hospitals, progress.round) as console,
         contextlib.ExitStack() as stack,
     ):
         if progress.round:
@@ -91,16 +121,19 @@ def train(
             with clock("starting the parties"):
                 driver = stack.enter_context(_driver(config, plan, ray_address))
             federation = Federation(driver, config, hospitals, directory.path)
-            progress = _train_rounds(federation, directory, console, clock, progress)
+            progress = _train_rounds(federation, directory, console, clock, progress, on_round)
             driver.close()
-        console.stage("testing")
-        with clock("testing"):
-            tested = _test(config, directory, plan) if len(plan.test) else None
+        tested = None
+        if judge and len(plan.test):
+            console.stage("testing")
+            with clock("testing"):
+                tested = _test(config, directory, plan)
     if tested is None:
         warnings.append("there is no test set: the model was not judged on images unseen so far")
     elif absent := _absent_classes(tested.data):
         warnings.append(absent)
     lines = [line for line in directory.rounds() if line["site"] == "all"]
+    warnings += _absences(lines)
     metrics = {
         "mode": config.federated.mode,
         "model": config.model.name,
@@ -111,8 +144,15 @@ def train(
         ),
         "test": tested.scores if tested else None,
     }
+    private = privacy_statement.statement(config, directory.rounds())
+    if private:
+        metrics["privacy"] = private
     checkpoints.write_json(directory.path / "metrics.json", metrics)
     checkpoints.write_json(directory.path / "timing.json", clock.phases)
+    files = ("config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html")
+    if not judge:
+        watch.results(metrics, [directory.path / name for name in files[:-1]])
+        return Result(metrics, directory.path)
     record = RunRecord(
         config=checkpoints.read_json(directory.path / "config.json"),
         mode=config.federated.mode,
@@ -121,6 +161,7 @@ def train(
         skipped=plan.skipped,
         rounds=directory.rounds(),
         phases=clock.phases,
+        privacy=private,
         warnings=warnings,
         versions=_versions(),
         command=command,
@@ -129,6 +170,7 @@ def train(
     if tested:
         record = _with_test(record, tested)
     write_report(directory.path / "report.html", record)
+    watch.results(metrics, [directory.path / name for name in files])
     return Result(metrics, directory.path, tuple(warnings))
 
 
@@ -262,36 +304,38 @@ def open_driver(
         name: ray_driver.Placement(threads=run.threads, **fields)
         for name, fields in placements.items()
     }
-    with ray_driver.cluster(ray_address):
-        yield ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed=sealed)
+    with (
+        ray_driver.cluster(ray_address),
+        contextlib.closing(
+            ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed=sealed)
+        ) as driver,
+    ):
+        yield driver
 
 
 def _train_rounds(
     federation: Federation,
     directory: Workdir,
-    console: Console,
+    console: Watch,
     clock: "_Phases",
     progress: Progress,
+    on_round: Callable[[Mapping[str, Any]], bool] | None,
 ) -> Progress:
-    """Trains from where `progress` is to the end."""
+    """Trains from where `progress` is to the end, or until `on_round` gives False."""
     console.stage("set-up")
     with clock("set-up"):
-        _, trace = federation.set_up(progress.round)
+        reports, trace = federation.set_up(progress.round)
     clock.add_bytes("set-up", trace)
+    for text in privacy_statement.opening(federation.config, reports):
+        console.message(text)
     with directory.tensorboard(progress.round + 1) as writer:
         for number in range(progress.round + 1, federation.config.federated.rounds + 1):
-            console.stage("training")
-            with clock("rounds"):
-                start = time.perf_counter()
-                reports, trace = federation.train_round(number)
-                seconds = time.perf_counter() - start
+            reports, trace, seconds = _round(federation, console, clock, number)
             clock.add_bytes("rounds", trace)
             owner = reports[OWNER]
             progress = Progress(number, owner["best_round"], owner["finished"])
-            lines = _round_lines(number, federation.hospitals, reports, trace, seconds)
-            console.stage("saving")
+            lines = _round_lines(number, federation, reports, trace, seconds)
             with clock("checkpoints"):
-                federation.save(number)
                 directory.append_rounds(lines)
                 checkpoints.commit(federation.owner_folder, progress)
             write_scalars(writer, lines)
@@ -299,19 +343,61 @@ def _train_rounds(
             if progress.finished:
                 console.message(f"too few sites go on training; it ends after round {number}")
                 break
+            if on_round is not None and not on_round(lines[-1]):
+                console.message(f"ended after round {number}, as was asked for")
+                break
     return progress
+
+
+def _round(
+    federation: Federation, console: Watch, clock: "_Phases", number: int
+) -> tuple[dict[str, Any], Trace, float]:
+    """Trains round `number` and has it saved; begins it again where parties are lost on the way.
+
+    Returns:
+      the reports, the trace, and the seconds of the training that succeeded.
+
+    Raises:
+      UserError: what ended the round, if too few hospitals are left or it fails too often.
+    """
+    mended = federation.readmit(number - 1)
+    if mended:
+        console.message(f"round {number}: {mended}")
+    failure: UserError | None = None
+    attempts = federation.config.runtime.retries + 1
+    while True:
+        attempts -= 1
+        try:
+            if failure is not None:
+                mended = federation.recover(failure, number - 1)
+                console.message(f"round {number} is begun again: {mended}")
+            console.stage("training")
+            with clock("rounds"):
+                start = time.perf_counter()
+                reports, trace = federation.train_round(number)
+                seconds = time.perf_counter() - start
+            console.stage("saving")
+            with clock("checkpoints"):
+                federation.save(number)
+            return reports, trace, seconds
+        except (PartyLost, TrainingError) as error:
+            if error is failure or not attempts:
+                raise
+            failure = error
 
 
 def _round_lines(
     number: int,
-    hospitals: tuple[str, ...],
+    federation: Federation,
     reports: dict[str, Any],
     trace: Trace,
     seconds: float,
 ) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl: one a site, and one for all."""
     lines = []
-    for name in hospitals:
+    for name in federation.hospitals:
+        if name not in reports:  # took no part
+            continue
         cost = trace.parties[name]
         lines.append(
             {
@@ -335,9 +421,24 @@ def _round_lines(
             "compute_seconds": trace.compute_seconds,
             "bytes_sent": trace.bytes_sent,
             "round_trips": trace.round_trips,
+            "absent": {**federation.absent, **trace.lost},
         }
     )
     return lines
+
+
+def _absences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Warnings that name the hospitals without which rounds went on."""
+    rounds: dict[str, list[int]] = {}
+    reasons: dict[str, str] = {}
+    for line in lines:
+        for name, reason in line.get("absent", {}).items():
+            rounds.setdefault(name, []).append(line["round"])
+            reasons[name] = reason
+    return [
+        f"{name} took no part in {len(numbers)} rounds, from {numbers[0]} on: {reasons[name]}"
+        for name, numbers in rounds.items()
+    ]
 
 
 class _Tested(NamedTuple):

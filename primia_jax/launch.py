@@ -1,26 +1,32 @@
 """The command line: flags in, one call out.
 
 python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
-    --mode=train|evaluate|predict|demo|benchmark --workdir=DIR [--input=FILE|FOLDER] [--encrypted]
-    [--resume] [--ray_address=HOST:PORT]
+    --mode=train|evaluate|predict|demo|benchmark|tune|audit|study --workdir=DIR
+    [--input=FILE|FOLDER] [--encrypted] [--resume] [--ray_address=HOST:PORT]
+python -m primia_jax.launch --mode=status --workdir=DIR
 """
 
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from primia_jax import environment
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
 from primia_jax.errors import ConfigError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ("train", "evaluate", "predict", "demo", "benchmark"), "What to do."
+    "mode",
+    "train",
+    ("train", "evaluate", "predict", "demo", "benchmark", "tune", "audit", "study", "status"),
+    "What to do.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or a folder of them.")
@@ -30,7 +36,7 @@ _ENCRYPTED = flags.DEFINE_bool(
 _RESUME = flags.DEFINE_bool(
     "resume",
     False,
-    "train: go on from the last complete round. benchmark: keep what was measured.",
+    "train: go on from the last complete round. Other modes: keep what was found or trained.",
 )
 _RAY = flags.DEFINE_string(
     "ray_address",
@@ -39,6 +45,7 @@ _RAY = flags.DEFINE_string(
 )
 
 _INTERRUPTED = 130
+_PIPE_WIDTH = 160
 
 
 def main(_: Sequence[str]) -> None:
@@ -46,6 +53,9 @@ def main(_: Sequence[str]) -> None:
     if logging.get_verbosity() == logging.INFO:  # absl's default
         logging.set_verbosity(logging.FATAL)  # orbax logs, with tracebacks, what it raises as well
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
+    if _MODE.value == "status" and workdir:
+        _show_status(workdir)
+        return
     if _CONFIG.value is None or not workdir:
         raise ConfigError(
             "--config and --workdir are needed, e.g. --config=configs/smoke.py --workdir=runs/1"
@@ -55,11 +65,14 @@ def main(_: Sequence[str]) -> None:
     if _ENCRYPTED.value and _MODE.value != "predict":
         raise ConfigError(f"--encrypted goes with --mode=predict, not --mode={_MODE.value}")
     try:
-        config = settled(from_config_dict(ExperimentConfig, _CONFIG.value))
+        asked = from_config_dict(ExperimentConfig, _CONFIG.value)
+        config = settled(asked)
     except OSError as error:  # config_flags reports a file that it could not load only now
         raise ConfigError(
             f"--config: {_one_line(error).rpartition('config_config ')[2]}"
         ) from error
+    for remark in remarks(asked):
+        print(f"warning: {remark}", flush=True)
     in_process = config.runtime.driver == "local"
     environment.set_up_process(config.runtime.threads if in_process else None)
     from primia_jax import commands  # brings JAX in, which must find its environment set
@@ -75,6 +88,9 @@ def main(_: Sequence[str]) -> None:
         "train": lambda: commands.train(config, **run_arguments),
         "demo": lambda: commands.demo(config, **run_arguments),
         "benchmark": lambda: commands.benchmark(config, **run_arguments),
+        "tune": lambda: commands.tune(config, **run_arguments),
+        "audit": lambda: commands.audit(config, **run_arguments),
+        "study": lambda: commands.study(config, **run_arguments),
         "evaluate": lambda: commands.evaluate(config, workdir),
         "predict": lambda: (
             commands.predict_encrypted(config, workdir, input_path, ray_address)
@@ -83,6 +99,20 @@ def main(_: Sequence[str]) -> None:
         ),
     }
     modes[_MODE.value]()
+
+
+def _show_status(workdir: str) -> None:
+    """--mode=status: ends with exit code 1 if the run ended otherwise than well."""
+    from primia_jax.watch import status  # neither JAX nor the configuration is needed
+
+    found = status.read(pathlib.Path(workdir).absolute())
+    print("\n".join(found.lines()))
+    table = found.table()
+    if table is not None:
+        wide = None if sys.stdout.isatty() else _PIPE_WIDTH
+        rich.console.Console(width=wide).print(table)
+    if not found.well:
+        sys.exit(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

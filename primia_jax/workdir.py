@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -14,15 +14,18 @@ from tensorboardX import SummaryWriter
 from primia_jax.config import ExperimentConfig, to_plain
 from primia_jax.data import DataPlan
 from primia_jax.errors import ConfigError, DataError, StorageError
+from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.federated import checkpoints
 from primia_jax.federated.checkpoints import Progress
 
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
-    "data.json", "encrypted.json", "trace.json", "trace.png",
+    "data.json", "encrypted.json", "trace.json", "trace.png", "status.json", "mlflow.json",
+    "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
 )  # fmt: skip
-_FREE = ("name", "latency_study", "evaluation", "runtime")  # sections that a resumed run may change
+# Sections that a resumed run may change.
+_FREE = ("name", "latency_study", "audit", "tuning", "study", "evaluation", "runtime")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,7 @@ class Workdir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any((self.path / name).exists() for name in _OWN):
-                self._move_aside()
+            move_aside(self.path)
         except OSError as error:
             raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
         checkpoints.write_json(self.path / "config.json", to_plain(config))
@@ -69,14 +71,6 @@ class Workdir:
                 "config.seed and files, or name other images by config.data.test_path"
             )
 
-    def _move_aside(self) -> None:
-        numbers = [int(p.name) for p in (self.path / "previous").glob("*") if p.name.isdigit()]
-        target = self.path / "previous" / str(max(numbers, default=0) + 1)
-        target.mkdir(parents=True)
-        for name in _OWN:
-            if (self.path / name).exists():
-                shutil.move(self.path / name, target / name)
-
     def resume(self, config: ExperimentConfig, plan: DataPlan) -> Progress:
         """How far the run in the folder came; drops what was logged of later rounds.
 
@@ -89,8 +83,24 @@ class Workdir:
         if not (self.path / "config.json").exists():
             self.begin(config, plan)
             return Progress()
+        self.check_same(config, plan)
+        if not (self.checkpoints / checkpoints.LATEST).exists():
+            self._write_rounds((), "w")
+            return Progress()
+        progress = checkpoints.latest(self.checkpoints)
+        lines = [line for line in self.rounds() if line["round"] <= progress.round]
+        self._write_rounds(lines, "w")
+        return progress
+
+    def check_same(self, config: ExperimentConfig, plan: DataPlan) -> None:
+        """That the run in the folder was begun with these settings and images.
+
+        Raises:
+          ConfigError: naming the settings that are others.
+          DataError: if the images or their split are no longer the same.
+        """
         stored = checkpoints.read_json(self.path / "config.json")
-        changed = sorted(_differences(stored, to_plain(config)))
+        changed = sorted(differences(stored, to_plain(config)))
         if changed:
             raise ConfigError(
                 f"--resume: the run in {self.path} was begun with other settings: "
@@ -102,24 +112,10 @@ class Workdir:
                 "with, and test images could be trained on; restore them or begin in another "
                 "--workdir"
             )
-        if not (self.checkpoints / checkpoints.LATEST).exists():
-            self._write_rounds((), "w")
-            return Progress()
-        progress = checkpoints.latest(self.checkpoints)
-        lines = [line for line in self.rounds() if line["round"] <= progress.round]
-        self._write_rounds(lines, "w")
-        return progress
 
     def rounds(self) -> list[dict[str, Any]]:
         """The lines of rounds.jsonl; a last line that a crash cut short is left out."""
-        path = self.path / "rounds.jsonl"
-        lines = []
-        for text in path.read_text().splitlines() if path.exists() else ():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-        return lines
+        return read_rounds(self.path / ROUNDS)
 
     def append_rounds(self, lines: Iterable[dict[str, Any]]) -> None:
         """Adds lines to rounds.jsonl, on disk before this returns.
@@ -131,14 +127,12 @@ class Workdir:
 
     def _write_rounds(self, lines: Iterable[dict[str, Any]], mode: str) -> None:
         try:
-            with open(self.path / "rounds.jsonl", mode) as file:
+            with open(self.path / ROUNDS, mode) as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(
-                f"{self.path / 'rounds.jsonl'} cannot be written: {error}"
-            ) from error
+            raise StorageError(f"{self.path / ROUNDS} cannot be written: {error}") from error
 
     @contextlib.contextmanager
     def tensorboard(self, first_round: int) -> Iterator[SummaryWriter]:
@@ -162,27 +156,44 @@ def write_scalars(writer: SummaryWriter, lines: Iterable[dict[str, Any]]) -> Non
     """
     try:
         for line in lines:
-            for key, value in _numbers(line):
+            for key, value in numbers(line):
                 writer.add_scalar(f"{key}/{line['site']}", value, line["round"])
         writer.flush()
     except OSError as error:
         raise StorageError(f"tensorboard/ cannot be written: {error}") from error
 
 
-def _numbers(line: dict[str, Any]) -> Iterable[tuple[str, float]]:
+def numbers(line: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """Every number in a line of rounds.jsonl, those of the validation too, with its name."""
     validation = line.get("validation") or {}
     for key, value in {**line, **{f"validation_{k}": v for k, v in validation.items()}}.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
             yield key, value
 
 
-def _differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
+def move_aside(folder: pathlib.Path, names: Iterable[str] = _OWN) -> None:
+    """Moves what an earlier run left in `folder` under `names`, if anything, to `previous/N`.
+
+    Raises:
+      OSError: if it cannot be moved.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        numbered = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()]
+        target = folder / "previous" / str(max(numbered, default=0) + 1)
+        target.mkdir(parents=True)
+        for name in there:
+            shutil.move(folder / name, target / name)
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
+    """The settings that a resumed run may not change and that differ, each with both values."""
     for key in sorted({*stored, *asked}):
         if not path and key in _FREE:
             continue
         old, new = stored.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{path}{key}.")
+            yield from differences(old, new, f"{path}{key}.")
         elif isinstance(old, dict) or isinstance(new, dict):
             yield f"{path}{key}"
         elif old != (list(new) if isinstance(new, tuple) else new):

@@ -88,6 +88,9 @@ def test_the_same_run_twice_moves_the_first_aside(local_run, tmp_path):
     assert json.loads((tmp_path / "previous" / "1" / "metrics.json").read_text()) == first
 
 
+@pytest.mark.fault(
+    "the command itself is killed, in and between rounds", "--resume goes on; the same figures"
+)
 def test_killed_at_any_moment_a_run_ends_with_the_same_metrics(tmp_path):
     """kill -9 once after a finished round and once in the middle of one."""
     flags = ["--config=configs/smoke.py", "--config.federated.mode=federated",

@@ -31,6 +31,7 @@ def launch(*arguments, **options):
         (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),
+        (["--mode=audit"], 4, ["no run to attack", "--config.federated.record_updates=true"]),
         (
             ["--mode=benchmark", "--config.latency_study.networks=lent"],
             2,
@@ -62,6 +63,7 @@ def test_a_mistake_is_one_line(tmp_path, arguments, code, words):
     ("arguments", "words"),
     [
         (["--workdir=x"], "--config"),
+        (["--config=configs/audit.py:slow", "--workdir=x"], "full and quick"),
         (["--config=configs/smoke.py"], "--workdir"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
         (["--config=configs/latency_study.py:fast", "--workdir=x"], "full and quick"),

@@ -2,6 +2,7 @@
 
 from primia_jax.config.schema import from_config_dict, to_config_dict, to_plain
 from primia_jax.config.sections import (
+    AuditConfig,
     AugmentationConfig,
     DataConfig,
     EarlyStoppingConfig,
@@ -12,13 +13,17 @@ from primia_jax.config.sections import (
     ModelConfig,
     MpcConfig,
     PhantomConfig,
+    PrivacyConfig,
     RuntimeConfig,
     SecureAggregationConfig,
+    StudyConfig,
     TrainingConfig,
+    TuningConfig,
 )
-from primia_jax.config.settle import settled
+from primia_jax.config.settle import remarks, settled
 
 __all__ = [
+    "AuditConfig",
     "AugmentationConfig",
     "DataConfig",
     "EarlyStoppingConfig",
@@ -29,10 +34,14 @@ __all__ = [
     "ModelConfig",
     "MpcConfig",
     "PhantomConfig",
+    "PrivacyConfig",
     "RuntimeConfig",
     "SecureAggregationConfig",
+    "StudyConfig",
     "TrainingConfig",
+    "TuningConfig",
     "from_config_dict",
+    "remarks",
     "settled",
     "to_config_dict",
     "to_plain",

@@ -42,6 +42,9 @@ class DataConfig:
         "how patients are spread over hospitals",
         choices=("given", "iid", "dirichlet", "size"),
     )
+    seed: int = setting(
+        -1, "of phantoms, splits and partition (-1: config.seed)", low=-1, high=2**31 - 1
+    )
     dirichlet_alpha: float = setting(0.5, "label skew: small is skewed", low=0.01, high=1000)
     size_ratio: float = setting(4.0, "largest hospital over smallest one", low=1, high=100)
     phantom: PhantomConfig = section(PhantomConfig)
@@ -147,11 +150,26 @@ class FederatedConfig:
     )
     hospitals: int = setting(3, "number of hospitals", low=1, high=1000)
     rounds: int = setting(20, "times the models are averaged", low=1)
+    participation: float = setting(
+        1.0, "fraction of the hospitals that is drawn for a round", low=0.001, high=1
+    )
+    sampling: str = setting(
+        "fixed", "how they are drawn: so many, or each by chance", choices=("fixed", "poisson")
+    )
+    quorum: float = setting(
+        0.5, "fraction of the hospitals that must be there for a round to go on", low=0, high=1
+    )
     sync_every: int = setting(1, "local steps or epochs a round", low=1)
     sync_unit: str = setting("epochs", "unit of `sync_every`", choices=("steps", "epochs"))
     rule: str = setting(
         "fedavg", "aggregation rule", choices=("fedavg", "fedprox", "fedadam", "fedyogi")
     )
+    robust: str = setting(
+        "none",
+        "average that bad updates cannot pull away, in the clear (none: by samples)",
+        choices=("none", "trimmed_mean", "median", "krum"),
+    )
+    bad_hospitals: int = setting(1, "robust averages: bad ones provided for", low=0, high=499)
     proximal_mu: float = setting(0.01, "FedProx: weight of the proximal term", low=0, high=100)
     server_learning_rate: float = setting(0.01, "FedAdam, FedYogi", low=0, high=10)
     server_tau: float = setting(1e-3, "FedAdam, FedYogi: degree of adaptivity", low=1e-8, high=1)
@@ -163,13 +181,51 @@ class FederatedConfig:
     optimizer_state: str = setting(
         "keep", "local optimiser state over a synchronisation", choices=("keep", "reset", "average")
     )
+    update_clip: float = setting(
+        0.0, "longest change of the weights that a hospital gives away (0: any)", low=0
+    )
+    update_noise: float = setting(
+        0.0,
+        "deviation of the noise that it adds to the change, over update_clip; proves no privacy",
+        low=0,
+        high=1000,
+    )
+    record_updates: bool = setting(
+        False, "keep what an audit needs: costs disk, and shows a hospital's images to its own disk"
+    )
+    record_rounds: tuple[int, ...] = setting((), "rounds that are recorded (empty: all)", low=1)
     early_stopping: EarlyStoppingConfig = section(EarlyStoppingConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class SecureAggregationConfig:
-    """Fixed point in Z_2^64; the sum is proven not to overflow, or refused."""
+    """Fixed point in Z_2^64; the sum is proven not to overflow, or refused.
 
+    `secagg` goes on when hospitals drop out; who masks with whom, and how many must stay, follows
+    from the five settings after `scheme` (see `primia_jax.federated.secagg_graph`).
+    """
+
+    scheme: str = setting(
+        "auto",
+        "additive shares, or pairwise masks that survive dropouts (auto: beyond 5 hospitals)",
+        choices=("auto", "additive", "secagg"),
+    )
+    dropouts: float = setting(0.3, "secagg: part of the hospitals that may drop out", low=0, high=1)
+    colluders: float = setting(
+        0.1, "secagg: part of the hospitals, at least 1, that may help the owner", low=0, high=1
+    )
+    security_bits: int = setting(
+        40, "secagg: σ, more help or a sum over fewer has a chance of 2^-σ", low=10, high=128
+    )
+    correctness_bits: int = setting(
+        30, "secagg: η, a round with such dropouts fails with a chance of 2^-η", low=5, high=128
+    )
+    owner_may_lie: bool = setting(
+        False, "secagg: thresholds high enough that lies about dropouts open no hospital's keys"
+    )
+    stage_deadline_s: float = setting(
+        300.0, "secagg: longest wait for a hospital in a stage after the first", low=0.001
+    )
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
     clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
     max_samples: int = setting(
@@ -253,6 +309,182 @@ class LatencyStudyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """The search for good settings (see `primia_jax.tuning`); one trial is a whole training."""
+
+    space: tuple[str, ...] = setting(
+        (),
+        "what is searched: 'SETTING log|uniform LOW HIGH' or 'SETTING choice VALUE VALUE …'",
+    )
+    trials: int = setting(30, "trainings with settings of their own", low=1, high=100000)
+    parallel: int = setting(1, "trials at a time, each with parties of its own", low=1, high=256)
+    startup_trials: int = setting(
+        8,
+        "trials drawn at random, before the sampler and the pruner judge by what they gave",
+        low=1,
+    )
+    pruning: bool = setting(True, "end a trial whose best MCC is below the median at its round")
+    warmup_rounds: int = setting(3, "rounds that every trial is given", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """The audit: which runs' updates are attacked, by what, and what the attacker knows.
+
+    A run's settings stand behind its name as in "large batches: training.batch_size=16".
+    """
+
+    settings: tuple[str, ...] = setting(
+        (
+            "local: federated.mode=local training.batch_size=3",
+            "federated: federated.mode=federated",
+            "federated_secure: federated.mode=federated_secure",
+        ),
+        "runs that are attacked and tested against one another",
+    )
+    defences: tuple[str, ...] = setting((), "further runs, each held against the reference")
+    reference: str = setting("federated", "the setting that defences are held against")
+    overrides: tuple[str, ...] = setting(
+        (
+            "data.image_size=32",
+            "model.name=simple",
+            "model.norm=none",
+            "model.pooling=max",
+            "model.pretrained=",
+            "training.optimizer=sgd",
+            "training.beta1=0.0",
+            "training.weight_decay=0.0",
+            "training.batch_size=1",
+            "training.learning_rate=0.05",
+            "training.schedule=constant",
+            "federated.sync_unit=steps",
+            "federated.sync_every=1",
+            "federated.rule=fedadam",
+            "federated.server_learning_rate=0.001",
+            "federated.server_tau=1e-6",
+            "federated.optimizer_state=reset",
+            "federated.batch_norm=pooled",
+            "federated.early_stopping.enabled=false",
+            "federated.rounds=30",
+            "federated.record_rounds=(1,2,3,4,5,6,7,8,9,10)",
+            "runtime.driver=local",
+        ),
+        "of the runs that a study trains for its table of inversions",
+    )
+    attack: str = setting(
+        "inverting_gradients",
+        "Geiping et al. 2020, or Zhu et al. 2019",
+        choices=("inverting_gradients", "deep_leakage"),
+    )
+    steps: int = setting(120, "of an attack on one update", low=1)
+    restarts: int = setting(1, "starts of an attack; the best match counts", low=1, high=1000)
+    learning_rate: float = setting(0.1, "inverting gradients: of its first steps", low=0, high=10)
+    total_variation: float = setting(0.02, "inverting gradients: weight", low=0, high=1000)
+    images: int = setting(30, "attacked in each setting, at least", low=1)
+    defence_images: int = setting(30, "attacked under each defence, at least", low=1)
+    largest_update: int = setting(64, "most images behind an update that is attacked", low=1)
+    checkpoint: str = setting(
+        "start", "rounds attacked: of which third of the run", choices=("start", "middle", "end")
+    )
+    labels_known: bool = setting(False, "whether the attacker knows the labels, else infers them")
+    moments_known: bool = setting(False, "whether moments of batch norm that came back are used")
+    norm_mode: str = setting(
+        "train", "moments that batch norm is taken to use in local steps", choices=("train", "eval")
+    )
+    sizes_known: bool = setting(True, "whether each hospital's number of images is known")
+    gallery: int = setting(
+        50, "a hospital's own images, at most, among which a reconstruction is sought", low=2
+    )
+    features: str = setting(
+        "", "for FID and KID: a run's folder, or torchvision weights of a ResNet-18 (empty: random)"
+    )
+    splits: int = setting(20, "halvings behind the floor and the ceiling", low=2, high=10000)
+    bootstrap: int = setting(200, "resamples behind intervals of FID and KID", low=10, high=100000)
+    control_steps: int = setting(400, "of the control attack (0: no control)", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """The study: models of each mode from the same start, over seeds, judged beside readers."""
+
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2),
+        "of the trainings (first model, order, augmentation); the images are those of data.seed",
+        low=0,
+        high=2**31 - 1,
+    )
+    modes: tuple[str, ...] = setting(
+        ("federated_secure", "federated", "local"),
+        "what is compared; federated_secure and local are always among them",
+    )
+    pooled_batch: bool = setting(
+        True, "mode local takes the batches of all hospitals together as its own"
+    )
+    readers: str = setting(
+        "", "CSV file of human readings of Test Set 1 (image,reader,label); empty: none"
+    )
+    min_readers: int = setting(
+        2, "readers that the file must have; 1 goes without agreement between readers", low=1
+    )
+    second_test_path: str = setting(
+        "", "images of Test Set 2; phantoms have their own, others do without if it is empty"
+    )
+    second_scanner: int = setting(
+        100, "phantoms: first scanner of Test Set 2, see data.phantom.scanner", low=0
+    )
+    second_n_test: int = setting(352, "phantoms: films of Test Set 2", low=3)
+    min_per_class: int = setting(
+        5, "images that every set must have of each class, to be judged at all", low=2
+    )
+    margin: float = setting(
+        0.02, "difference in MCC that counts as none (equivalence margin)", low=1e-6, high=1
+    )
+    inversion: bool = setting(True, "attack the three modes too, as config.audit says")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy (see `primia_jax.federated.privacy` and docs/privacy.md)."""
+
+    mode: str = setting(
+        "none",
+        "protects single images of a hospital (record), or whole hospitals in the sum (client)",
+        choices=("none", "record", "client"),
+    )
+    epsilon: float = setting(8.0, "that the run's noise is made for", low=0.01, high=1000)
+    delta: float = setting(1e-5, "chance beyond ε; far below 1 / images", low=1e-12, high=0.1)
+    noise_multiplier: float = setting(
+        0.0, "deviation of the noise over the clip (0: found from epsilon)", low=0, high=500
+    )
+    clip_norm: float = setting(
+        1.0, "longest gradient of an image (record), or update of a hospital (client)", low=1e-6
+    )
+    budget: float = setting(
+        0.0, "largest ε of everything in a hospital's ledger (0: epsilon)", low=0, high=1000
+    )
+    ledger: str = setting(
+        "", "folder of the hospitals' ledgers, where several runs share them (empty: sites/)"
+    )
+    statistics_noise: float = setting(
+        4.0,
+        "record: noise multiplier of pixel statistics and class counts (0: constants, no release)",
+        low=0,
+        high=500,
+    )
+    validation: str = setting(
+        "noised",
+        "confusion matrices go out with noise, not at all (the last model is kept), or as they are",
+        choices=("noised", "none", "exact"),
+    )
+    missing_hospitals: int = setting(
+        1, "client: hospitals whose noise may be lacking: gone, or curious and taking it off", low=0
+    )
+    microbatch_size: int = setting(
+        0, "record: images whose gradients are computed at a time (0: by network)", low=0, high=1024
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How the final model is judged."""
 
@@ -276,11 +508,21 @@ class RuntimeConfig:
     )
     gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
     message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)
+    round_deadline_s: float = setting(
+        0.0,
+        "ray: whoever still computes then is ended and started again (0: none)",
+        low=0,
+    )
+    revive_timeout_s: float = setting(
+        60.0, "how long a round waits for a lost party that was started again", low=0
+    )
+    retries: int = setting(5, "times that one round is begun again after losses", low=0)
     latency_s: float = setting(
         0.0, "one-way latency of every link (virtual or injected)", low=0, high=10
     )
     bandwidth_bps: float = setting(0.0, "bandwidth of every link in bit/s (0: unlimited)", low=0)
     jitter_s: float = setting(0.0, "standard deviation added to the latency", low=0, high=10)
+    mlflow: str = setting("", "MLflow server or folder that a training is logged to (empty: none)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +537,11 @@ class ExperimentConfig:
     training: TrainingConfig = section(TrainingConfig)
     federated: FederatedConfig = section(FederatedConfig)
     secure_aggregation: SecureAggregationConfig = section(SecureAggregationConfig)
+    privacy: PrivacyConfig = section(PrivacyConfig)
     mpc: MpcConfig = section(MpcConfig)
     latency_study: LatencyStudyConfig = section(LatencyStudyConfig)
+    audit: AuditConfig = section(AuditConfig)
+    tuning: TuningConfig = section(TuningConfig)
+    study: StudyConfig = section(StudyConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)

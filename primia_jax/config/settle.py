@@ -6,6 +6,17 @@ import os
 from primia_jax.config.sections import ExperimentConfig
 from primia_jax.errors import ConfigError
 
+_GROUP_NORM = (
+    "config.model.norm = 'group' in place of 'batch': batch norm mixes the images of a batch, and "
+    "no differential privacy could be proven"
+)
+
+
+def remarks(asked: ExperimentConfig) -> tuple[str, ...]:
+    """What `settled` will change in `asked` that its user should know, one line each."""
+    turned = asked.privacy.mode != "none" and asked.model.norm == "batch"
+    return (_GROUP_NORM,) if turned else ()
+
 
 def settled(config: ExperimentConfig) -> ExperimentConfig:
     """The configuration, consistent as a whole and with its open choices made.
@@ -24,6 +35,21 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             "config.federated.batch_norm = 'fedbn' needs config.model.norm = 'batch', not "
             f"{config.model.norm!r}"
         )
+    if fed.update_noise and not fed.update_clip:
+        raise ConfigError(
+            f"config.federated.update_noise = {fed.update_noise:g} is relative to "
+            "config.federated.update_clip, which is 0: set both"
+        )
+    if config.runtime.round_deadline_s and config.runtime.driver == "local":
+        raise ConfigError(
+            "config.runtime.round_deadline_s needs config.runtime.driver = 'ray': in one process "
+            "nobody can be ended"
+        )
+    if fed.mode == "local" and fed.participation < 1:
+        raise ConfigError(
+            f"config.federated.participation = {fed.participation:g} needs hospitals to draw from; "
+            "mode 'local' has none"
+        )
     if data.source != "phantom" and not data.path:
         raise ConfigError(f"config.data.source = {data.source!r} needs config.data.path")
     if data.validation_fraction + data.test_fraction >= 1:
@@ -31,8 +57,55 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             "config.data.validation_fraction + config.data.test_fraction must stay below 1, not "
             f"{data.validation_fraction + data.test_fraction:g}"
         )
+    if config.privacy.mode != "none":
+        config = _settled_privacy(config)
     if runtime.threads == 0:
         parties = 1 if fed.mode == "local" else fed.hospitals
         threads = max(1, len(os.sched_getaffinity(0)) // parties)
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=threads))
     return config
+
+
+def _settled_privacy(config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with group norm for batch norm; refuses what no guarantee could be given for."""
+    fed, mode = config.federated, config.privacy.mode
+    refused = (
+        (fed.early_stopping.enabled, "federated.early_stopping.enabled", "tells of single images"),
+        (fed.update_clip > 0, "federated.update_clip", "would clip a second time"),
+        (fed.batch_norm == "fedbn", "federated.batch_norm = fedbn", "needs batch norm"),
+        (
+            mode == "record" and config.augmentation.mixup_p > 0,
+            "augmentation.mixup_p",
+            "mixes images, whose gradients cannot be clipped one by one then",
+        ),
+        (
+            mode == "client" and fed.optimizer_state == "average",
+            "federated.optimizer_state = average",
+            "sends out more than the noised update",
+        ),
+    )
+    for is_set, name, why in refused:
+        if is_set:
+            raise ConfigError(
+                f"config.{name} does not go with config.privacy.mode = {mode!r}: it {why}; leave "
+                "one of the two out"
+            )
+    if mode == "client":
+        if fed.mode != "federated_secure":
+            raise ConfigError(
+                "config.privacy.mode = 'client' noises the secure sum: it needs "
+                f"config.federated.mode = 'federated_secure', not {fed.mode!r}"
+            )
+        if config.privacy.missing_hospitals >= fed.hospitals:
+            raise ConfigError(
+                f"config.privacy.missing_hospitals = {config.privacy.missing_hospitals}: of "
+                f"{fed.hospitals} hospitals none would be left to add noise"
+            )
+    if config.model.norm != "batch":
+        return config
+    if config.model.pretrained:
+        raise ConfigError(
+            f"config.model.norm = 'batch' does not go with config.privacy.mode = {mode!r}; take "
+            "config.model.norm = 'frozen', which keeps the pretrained moments, or 'group'"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm="group"))

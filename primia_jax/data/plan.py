@@ -85,7 +85,7 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
     catalogue, splits = _open_and_split(config)
     held = np.flatnonzero(splits != TEST)
     names = hospital_names(catalogue, hospitals, data.partition)
-    parts = partition(catalogue, held, hospitals, data, config.seed, splits=splits)
+    parts = partition(catalogue, held, hospitals, data, _seed(config), splits=splits)
     if config.federated.mode == "local":
         names, parts = (POOLED,), [held]
     sites, summary, skipped = [], [], list(catalogue.skipped)
@@ -98,7 +98,7 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
                     "config.data.validation_fraction or config.federated.hospitals"
                 )
             summary.append(_summary(name, split, catalogue, records))
-        sites.append(SiteData(name, data, config.seed, catalogue, train, validation))
+        sites.append(SiteData(name, data, _seed(config), catalogue, train, validation))
     test_catalogue, test = catalogue, np.flatnonzero(splits == TEST)
     if data.test_path:
         test_catalogue, test = _own_test_set(config, catalogue.class_names)
@@ -150,9 +150,15 @@ def _fingerprint(*parts: tuple[Catalogue, np.ndarray | None]) -> str:
 def _open_and_split(config: ExperimentConfig) -> tuple[Catalogue, np.ndarray]:
     """The source and what each of its records is for."""
     data = config.data
-    catalogue = open_catalogue(data, config.federated.hospitals, config.seed)
+    catalogue = open_catalogue(data, config.federated.hospitals, _seed(config))
     test_fraction = 0.0 if data.test_path else data.test_fraction
-    return catalogue, assign_splits(catalogue, data.validation_fraction, test_fraction, config.seed)
+    splits = assign_splits(catalogue, data.validation_fraction, test_fraction, _seed(config))
+    return catalogue, splits
+
+
+def _seed(config: ExperimentConfig) -> int:
+    """What phantoms, splits and partition are drawn from."""
+    return config.seed if config.data.seed < 0 else config.data.seed
 
 
 def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
@@ -164,7 +170,7 @@ def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
         )
     catalogue, test = _own_test_set(config, None)
     sites = tuple(
-        SiteData(f"hospital_{i}", config.data, config.seed, None, None, None)
+        SiteData(f"hospital_{i}", config.data, _seed(config), None, None, None)
         for i in range(config.federated.hospitals)
     )
     summary = (_summary("model owner", TEST, catalogue, test),)
@@ -184,7 +190,7 @@ def _own_test_set(
 ) -> tuple[Catalogue, np.ndarray]:
     """The records of `data.test_path`: its test split where it has one, else all of them."""
     path = config.data.test_path
-    catalogue = open_catalogue(config.data, 1, config.seed, path=path)
+    catalogue = open_catalogue(config.data, 1, _seed(config), path=path)
     if class_names is not None and catalogue.class_names != class_names:
         raise DataError(
             f"config.data.test_path has classes {', '.join(catalogue.class_names)}; the training "

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -118,6 +118,9 @@ class Console:
             f"ETA {self._eta()}",
             f"sent {format_bytes(summary.get('bytes_sent'))}",
         ]
+        spent = _values(list(self._latest.values()), "epsilon")
+        if spent:
+            parts.append(f"ε {max(spent):.2f}")
         if summary.get("best"):
             parts.append("best")
         return "  ".join(parts)
@@ -143,6 +146,10 @@ class Console:
             f"ETA {self._eta()}",
             f"sent in all {format_bytes(self._total_sent)}",
         ]
+        memory = total_memory(self._latest.values())
+        if memory is not None:
+            footer.append(f"RSS in all {format_bytes(memory)}")
+        private = any(line.get("epsilon") is not None for line in self._latest.values())
         table = Table(
             title=Text("   ".join(title), style="bold"),
             caption=Text("   ".join(footer)),
@@ -151,7 +158,8 @@ class Console:
         )
         for name in ("site", "stage"):
             table.add_column(name, no_wrap=True)
-        for name in ("loss", "val. loss", "val. acc.", "samples", "sent"):
+        heads = ["loss", "val. loss", "val. acc.", "samples", "sent", "RSS", *["ε"] * private]
+        for name in heads:
             table.add_column(name, justify="right", no_wrap=True)
         for site in self._sites[:_MAX_ROWS]:
             line = self._latest.get(site, {})
@@ -164,9 +172,11 @@ class Console:
                 _number(line.get("validation_accuracy"), 3),
                 "-" if samples is None else f"{samples:,}",
                 format_bytes(self._sent[site]),
+                format_bytes(line.get("rss_bytes")),
+                *[_number(line.get("epsilon"), 3)] * private,
             )
         if len(self._sites) > _MAX_ROWS:
-            table.add_row(f"and {len(self._sites) - _MAX_ROWS} more", *[""] * 6)
+            table.add_row(f"and {len(self._sites) - _MAX_ROWS} more", *[""] * (len(heads) + 1))
         return table
 
     def _refresh(self) -> None:
@@ -175,6 +185,16 @@ class Console:
 
     def _write(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+def total_memory(lines: Iterable[Mapping[str, Any]]) -> float | None:
+    """Bytes held by all that tell it; sites that share a process count once. None if none does."""
+    known = {
+        line.get("process") or line.get("site"): line["rss_bytes"]
+        for line in lines
+        if line.get("rss_bytes") is not None
+    }
+    return sum(known.values()) if known else None
 
 
 def format_bytes(count: float | None) -> str:

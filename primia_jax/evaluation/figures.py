@@ -23,7 +23,7 @@ from primia_jax.evaluation.metrics import ECE_BINS, reliability
 INK, GRID, FAINT = "#2b3440", "#e3e7ec", "#aab4c0"
 _COLOURS = ("#1d5b8f", "#c66a1e", "#2f7d63", "#86508f", "#a8383b", "#5f6b78", "#a98a1d", "#3b8fa6")
 _SIZE = (4.6, 3.1)  # inches
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -64,7 +64,7 @@ def curves(
       kept_round: the round whose model was kept, marked by a vertical line.
       unit_range: the values are scores of at most 1, so the axis ends there.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         for i, (rounds, values, shade) in enumerate(lines):
             thick = bold and i == len(lines) - 1
@@ -83,12 +83,12 @@ def curves(
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("round")
         axes.set_ylabel(ylabel)
-        return _data_uri(figure)
+        return data_uri(figure)
 
 
 def roc(labels: np.ndarray, probabilities: np.ndarray, shades: Mapping[int, str]) -> str:
     """ROC curves, one-vs-rest, of the classes in `shades` ({class: colour})."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _figure((4.6, 4.2))
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         for c, shade in shades.items():
@@ -97,7 +97,7 @@ def roc(labels: np.ndarray, probabilities: np.ndarray, shades: Mapping[int, str]
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.set_xlabel("false positive rate (1 − specificity)")
         axes.set_ylabel("true positive rate (sensitivity)")
-        return _data_uri(figure)
+        return data_uri(figure)
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> str:
@@ -106,7 +106,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> str:
     filled = counts > 0
     width = 1 / ECE_BINS
     centres = (np.arange(ECE_BINS) + 0.5) * width
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 4.2), layout="constrained")
         upper, lower = figure.subplots(
             2, 1, sharex=True, gridspec_kw={"height_ratios": [3.4, 1], "hspace": 0.06}
@@ -128,7 +128,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> str:
         lower.set(ylabel="images", xlabel="probability of the predicted class")
         lower.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(2, integer=True, prune="lower"))
         lower.grid(axis="x", visible=False)
-        return _data_uri(figure)
+        return data_uri(figure)
 
 
 def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
@@ -136,7 +136,8 @@ def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
+    """`figure` as an SVG image that a page can hold."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

@@ -13,7 +13,7 @@ from primia_jax.errors import DataError
 
 ECE_BINS = 15
 SCALARS = ("accuracy", "mcc", "kappa", "roc_auc", "brier", "ece")
-_INTERVAL = (2.5, 97.5)  # percentiles
+INTERVAL = (2.5, 97.5)  # percentiles
 _CHUNK_VALUES = 1 << 22  # largest [b, n] block of resampling weights held at once (32 MiB)
 _SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to one
 
@@ -96,7 +96,7 @@ def metrics_from_confusion(
         raise ValueError("a confusion matrix holds finite counts of at least 0")
     if class_names is not None and len(class_names) != len(confusion):
         raise ValueError(f"{len(class_names)} class names for {len(confusion)} classes")
-    scores = _count_scores(confusion[None].astype(np.float64))
+    scores = count_scores(confusion[None].astype(np.float64))
     by_class = {}
     for name in ("sensitivity", "specificity"):
         values = [_plain(v) for v in scores[name][0]]
@@ -109,6 +109,52 @@ def metrics_from_confusion(
         **by_class,
         "confusion": [[int(v) for v in row] for row in confusion],
     }
+
+
+def bootstrap_scores(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The scores of each resample behind the intervals of `evaluate_predictions`.
+
+    The same labels and seed give the same resamples, whatever the probabilities: scores of two
+    models are paired, and their differences may be taken resample by resample.
+
+    Returns:
+      [b] `accuracy`, `mcc`, `kappa`, `brier`, `ece` and, where every class has records, `roc_auc`;
+      [b, k] `sensitivity`, `specificity` (NaN for a class without records), `roc_auc_by_class`.
+
+    Raises:
+      As `evaluate_predictions`.
+    """
+    labels, probabilities = _checked(labels, probabilities, class_names)
+    n, k = probabilities.shape
+    cells = labels * k + probabilities.argmax(axis=1)
+    in_cell = np.eye(k * k)[cells]  # [n, k*k]
+    bins, top, correct = _binned(labels, probabilities, ECE_BINS)
+    gap_in_bin = np.eye(ECE_BINS)[bins] * (correct - top)[:, None]  # [n, m]
+    distance = _squared_distance(labels, probabilities)
+    class_counts = np.bincount(labels, minlength=k)
+    complete = class_counts.all()
+    ranks = [_weighted_auc(labels == c, _one_vs_rest(probabilities, c)) for c in range(k)]
+
+    # A resample is a row of weights: how often each record was drawn. Every score is then a
+    # function of weighted sums, so that a block of resamples costs a few matrix products.
+    samples: dict[str, list[np.ndarray]] = {}
+    for weights in resampling_weights(labels, k, n_bootstrap, seed):
+        scores = count_scores((weights @ in_cell).reshape(-1, k, k))
+        scores["brier"] = weights @ distance / n
+        scores["ece"] = np.abs(weights @ gap_in_bin).sum(axis=1) / n
+        if complete:
+            auc = np.stack([rank(weights) for rank in ranks], axis=1)  # [b, k]
+            scores["roc_auc_by_class"] = auc
+            scores["roc_auc"] = auc @ class_counts / n
+        for name, values in scores.items():
+            samples.setdefault(name, []).append(values)
+    return {name: np.concatenate(blocks) for name, blocks in samples.items()}
 
 
 def reliability(
@@ -234,7 +280,7 @@ def _binned(
     return bins, top, (probabilities.argmax(axis=1) == labels).astype(np.float64)
 
 
-def _count_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+def count_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of [b, k, k] confusion matrices: accuracy, mcc, kappa [b]; by class [b, k].
 
     MCC is Gorodkin's R_K ("Comparing two K-category assignments by a K-category correlation
@@ -270,36 +316,11 @@ def _intervals(
     n_bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """95 % percentile intervals of every score.
-
-    A resample is a row of weights: how often each record was drawn. Every score is then a function
-    of weighted sums, so that a block of resamples costs a few matrix products.
-    """
-    n, k = probabilities.shape
-    cells = labels * k + probabilities.argmax(axis=1)
-    in_cell = np.eye(k * k)[cells]  # [n, k*k]
-    bins, top, correct = _binned(labels, probabilities, ECE_BINS)
-    gap_in_bin = np.eye(ECE_BINS)[bins] * (correct - top)[:, None]  # [n, m]
-    distance = _squared_distance(labels, probabilities)
-    class_counts = np.bincount(labels, minlength=k)
-    complete = class_counts.all()
-    ranks = [_weighted_auc(labels == c, _one_vs_rest(probabilities, c)) for c in range(k)]
-
-    samples: dict[str, list[np.ndarray]] = {}
-    for weights in _resampling_weights(labels, k, n_bootstrap, seed):
-        scores = _count_scores((weights @ in_cell).reshape(-1, k, k))
-        scores["brier"] = weights @ distance / n
-        scores["ece"] = np.abs(weights @ gap_in_bin).sum(axis=1) / n
-        if complete:
-            auc = np.stack([rank(weights) for rank in ranks], axis=1)  # [b, k]
-            scores["roc_auc_by_class"] = auc
-            scores["roc_auc"] = auc @ class_counts / n
-        for name, values in scores.items():
-            samples.setdefault(name, []).append(values)
-
+    """95 % percentile intervals of every score."""
+    samples = bootstrap_scores(labels, probabilities, class_names, n_bootstrap, seed)
     intervals: dict[str, Any] = dict.fromkeys(("roc_auc", "roc_auc_by_class"))
-    for name, blocks in samples.items():
-        low, high = np.percentile(np.concatenate(blocks), _INTERVAL, axis=0)
+    for name, values in samples.items():
+        low, high = np.percentile(values, INTERVAL, axis=0)
         if np.ndim(low) == 0:
             intervals[name] = [float(low), float(high)]
         else:
@@ -311,7 +332,7 @@ def _intervals(
     return intervals
 
 
-def _resampling_weights(
+def resampling_weights(
     labels: np.ndarray, k: int, n_bootstrap: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Blocks [b, n] of how often each record is drawn, with replacement, within its class."""

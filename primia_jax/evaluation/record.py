@@ -1,10 +1,14 @@
 """What is known of one run once it has ended: everything the report shows."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+ROUNDS = "rounds.jsonl"  # a line of numbers for each round and site, and one for all sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,9 @@ class RunRecord:
     # {phase: {"seconds", "bytes"}}
     phases: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
+    # {"mode", "unit", "epsilon": {"pld", "rdp"}, "delta", …}, see `federated.privacy_statement`
+    privacy: Mapping[str, Any] | None = None
+
     test: Mapping[str, Any] | None = None  # what `evaluate_predictions` returned
     labels: np.ndarray | None = None  # [n] int, of the test records
     probabilities: np.ndarray | None = None  # [n, k]
@@ -43,3 +50,14 @@ class RunRecord:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {package: version}
     command: str = ""
     finished: str = ""  # date and time, as it is to be shown
+
+
+def read_rounds(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl; a last one that a crash cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

@@ -2,7 +2,7 @@
 
 Everything that leaves a hospital during training leaves it through `contribute`: model updates,
 batch-norm moments, pixel statistics, class counts, confusion matrices. The model owner obtains the
-`Total` from `collect`. Two kinds share this interface:
+`Total` from `collect`. Three kinds share this interface:
 
 - `plain`: the owner receives each hospital's values and weight. FedAvg without protection.
 - `additive`: the paper's secure aggregation. Each hospital splits its fixed-point n_i·v_i, n_i and
@@ -12,6 +12,10 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   anybody who reads the messages between hospitals. All parties follow the protocol (honest but
   curious). Totals of several rounds can be compared: where a site stops early for good, the total
   of the samples falls by that site's.
+- `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
+  O(log N) others, and whoever drops out is left out of the sum. Here the hospitals that collude
+  with the owner must be few (`config.secure_aggregation.colluders`); and where one is left out, the
+  totals of two rounds differ by its samples too.
 """
 
 import functools
@@ -25,11 +29,13 @@ import numpy as np
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig
 from primia_jax.errors import ConfigError, ProtocolError
+from primia_jax.federated import secagg, secagg_graph
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
-from primia_jax.runtime import Receive, Send, Steps
+from primia_jax.runtime import MISSING, Receive, Send, Steps
 
 _CHUNK = 1 << 15  # values encoded at a time: they stay in the processor's cache
+_ADDITIVE_UP_TO = 5  # hospitals, in scheme `auto`
 
 OWNER, PROVIDER = "model_owner", "crypto_provider"  # names of the parties beside the hospitals
 
@@ -40,6 +46,9 @@ class Total(NamedTuple):
     values: tuple[np.ndarray, ...]  # float64 [p_j]: Σ_i n_i · v_ij
     weight: int  # Σ_i n_i
     counts: np.ndarray  # int64 [c]: Σ_i counts_i
+    parts: tuple["Contribution", ...] = ()  # of each hospital, where the owner sees and keeps them
+    took_part: tuple[str, ...] = ()  # the hospitals in the sum
+    present: tuple[str, ...] = ()  # those that answered to the end, to whom the owner can go on
 
     def mean(self) -> tuple[np.ndarray, ...]:
         """Σ n_i v_i / Σ n_i, float64.
@@ -76,12 +85,27 @@ def make(config: ExperimentConfig, hospitals: Sequence[str]) -> Aggregation:
       ConfigError: if a secure sum could overflow the ring.
     """
     if config.federated.mode == "federated_secure":
-        return additive(hospitals, OWNER, config.secure_aggregation)
-    return plain(hospitals, OWNER)
+        if scheme(config, len(hospitals)) == "additive":
+            return additive(hospitals, OWNER, config.secure_aggregation)
+        patience = config.runtime.round_deadline_s or None
+        return masked(hospitals, OWNER, config.secure_aggregation, config.seed, patience)
+    return plain(hospitals, OWNER, keep_parts=config.federated.record_updates)
 
 
-def plain(hospitals: Sequence[str], owner: str) -> Aggregation:
-    """The owner sees everything; sums in float64, in the order of `hospitals`."""
+def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
+    """How a secure sum over `n_hospitals` of the run is made: additive or secagg."""
+    chosen = config.secure_aggregation.scheme
+    if chosen != "auto":
+        return chosen
+    many = max(config.federated.hospitals, n_hospitals) > _ADDITIVE_UP_TO
+    return "secagg" if many and n_hospitals > 2 else "additive"
+
+
+def plain(hospitals: Sequence[str], owner: str, *, keep_parts: bool = False) -> Aggregation:
+    """The owner sees everything; sums in float64, in the order of `hospitals`.
+
+    With `keep_parts` the total holds what was summed, for `recording`.
+    """
 
     def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
         message = {
@@ -94,13 +118,20 @@ def plain(hospitals: Sequence[str], owner: str) -> Aggregation:
     def collect(sizes: Sequence[int], n_counts: int) -> Steps:
         sums = [np.zeros(size) for size in sizes]
         weight, counts = 0, np.zeros(n_counts, np.int64)
+        parts, took_part = [], []
         for hospital in hospitals:
-            message = yield Receive(hospital)
+            message = yield Receive(hospital, optional=True)
+            if message is MISSING:
+                continue
+            took_part.append(hospital)
+            if keep_parts:
+                parts.append(Contribution(**message))
             weight += int(message["weight"])
             counts += message["counts"]
             for total, value in zip(sums, message["values"]):
                 total += np.asarray(value, np.float64) * int(message["weight"])
-        return Total(tuple(sums), weight, counts)
+        there = tuple(took_part)
+        return Total(tuple(sums), weight, counts, tuple(parts), there, there)
 
     return Aggregation(contribute, collect)
 
@@ -142,7 +173,53 @@ def additive(
             if getattr(share, "shape", None) != (length,):
                 raise ProtocolError(f"{hospital} sent a share that is no vector of {length} words")
             total = sharing.include(total, share)
-        return _decoded(total, sizes, n_counts, settings.frac_bits)
+        found, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
+        return found._replace(took_part=there, present=there)
+
+    return Aggregation(contribute, collect)
+
+
+def masked(
+    hospitals: Sequence[str],
+    owner: str,
+    settings: SecureAggregationConfig,
+    seed: int = 0,
+    patience_s: float | None = None,
+) -> Aggregation:
+    """Secure aggregation under pairwise masks, which survives dropouts (`secagg`).
+
+    Cost for N hospitals with k neighbours each and p values: in four stages, each hospital sends
+    32 + (94k + 32) + 8p + 32(k + 1) bytes and expands k + 1 masks of 8p bytes; the owner expands
+    one for each survivor and one for each pair of a dropped and a surviving neighbour. Seven
+    one-way messages deep.
+
+    Args:
+      hospitals: in an order that all agree on.
+      owner: name of the model owner.
+      settings: see `SecureAggregationConfig`.
+      seed: of the graph of neighbours.
+      patience_s: how long the owner waits for a hospital to begin; None: as long as it lives.
+
+    Raises:
+      ConfigError: if the sum could overflow, or no graph has the security that the settings ask.
+    """
+    fixed_point.prove_no_overflow(
+        settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
+    )
+    graph = secagg_graph.choose(len(hospitals), settings)
+    deadline_s = settings.stage_deadline_s
+    plan = secagg.Plan(tuple(hospitals), owner, graph, seed, patience_s, deadline_s)
+
+    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+        assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
+        words = _encoded(me, own, settings)
+        del own  # as long as the network, and no longer needed
+        yield from secagg.contribute(plan, me, keys, words)
+
+    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
+        opened = yield from secagg.collect(plan, sum(sizes) + 1 + n_counts)
+        found = _decoded(opened.words, sizes, n_counts, settings.frac_bits)
+        return found._replace(took_part=opened.took_part, present=opened.present)
 
     return Aggregation(contribute, collect)
 

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ import orbax.checkpoint as ocp
 from primia_jax.errors import CheckpointError, StorageError
 
 LATEST = "latest.json"
+# Orbax numbers its operations for the whole process: threads that save at once would mix theirs up.
+_ORBAX = threading.Lock()
 _OVERHEAD_BYTES = 1 << 19  # of orbax's own files, generously
 
 
@@ -51,7 +54,7 @@ def save(
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _ORBAX, ocp.StandardCheckpointer() as checkpointer:
             for name, tree in trees.items():
                 if jax.tree.leaves(tree):
                     checkpointer.save(partial.absolute() / name, jax.tree.map(np.asarray, tree))
@@ -90,7 +93,7 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
         return template
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _ORBAX, ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(target.absolute() / name, abstract)
     except Exception as error:
         raise CheckpointError(
@@ -140,6 +143,12 @@ def latest(folder: pathlib.Path) -> Progress:
             f"no checkpoint in {folder}; train one with --mode=train --workdir={folder.parent}"
         )
     return Progress(**read_json(folder / LATEST))
+
+
+def newest(folder: pathlib.Path, number: int) -> int:
+    """The last round up to `number` that there is a checkpoint of; 0 if there is none."""
+    rounds = [int(path.name.removeprefix("round_")) for path in folder.glob("round_*")]
+    return max((found for found in rounds if found <= number), default=0)
 
 
 def prune(folder: pathlib.Path, keep: Collection[int]) -> None:

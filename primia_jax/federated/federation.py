@@ -4,18 +4,25 @@ This is the operator's view: it hands out programs and reads reports, but no dat
 passes through it.
 """
 
+import collections
 import dataclasses
 import functools
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import DataPlan, SiteData
-from primia_jax.errors import DataError
-from primia_jax.federated import crypto_provider, hospital, model_owner
+from primia_jax.errors import ClusterError, DataError, PartyLost, TrainingError, UserError
+from primia_jax.federated import aggregation, crypto_provider, hospital, model_owner
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.runtime import Driver, Locally, Trace
+
+_PARTICIPATION = 0x70617274  # separates this use of the seed from others
+_REFUSALS = 3  # after so many useless updates a hospital is left out for good
 
 
 def party_makers(config: ExperimentConfig, plan: DataPlan) -> dict[str, Callable[[], Any]]:
@@ -53,46 +60,122 @@ def _make_hospital(
     return hospital.make_hospital(config, names, index, train, validation)
 
 
-@dataclasses.dataclass(frozen=True)
 class Federation:
-    """The parties of one run under one driver."""
+    """The parties of one run under one driver, and which of the hospitals take part at present.
 
-    driver: Driver
-    config: ExperimentConfig
-    hospitals: tuple[str, ...]
-    workdir: pathlib.Path
+    A party that is lost is started again and the round that it was lost in repeated from the state
+    of the round before, which gives what an unbroken run would have given; under a secure sum that
+    survives dropouts the round goes on without it instead. A hospital that does not come back is
+    left out until it does; so is, for a round, one whose update is no use. Rounds go on as long as
+    `quorum` of the hospitals are there.
+
+    Attributes:
+      hospitals: all of the run.
+      present: those that take part.
+      absent: why the others do not.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        config: ExperimentConfig,
+        hospitals: tuple[str, ...],
+        workdir: pathlib.Path,
+    ):
+        self.driver, self.config = driver, config
+        self.hospitals, self.workdir = hospitals, workdir
+        self.present = hospitals
+        self.absent: dict[str, str] = {}
+        self._refused: collections.Counter[str] = collections.Counter()
+        self._behind: set[str] = set()  # present, without the present model
+        self._attending: tuple[str, ...] = ()  # what the parties were told last
+        self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
 
     @property
     def owner_folder(self) -> pathlib.Path:
         """Where the model owner keeps its checkpoints."""
         return self.workdir / "checkpoints"
 
+    @property
+    def quorum(self) -> int:
+        """Fewest hospitals that a round goes on with: of the sum over one alone all is seen."""
+        least = 2 if self.config.federated.mode == "federated_secure" else 1
+        return max(least, math.ceil(self.config.federated.quorum * len(self.hospitals)))
+
     def _site_folder(self, name: str) -> pathlib.Path:
         return self.workdir / "sites" / name
 
     def set_up(self, after_round: int = 0) -> tuple[dict[str, Any], Trace]:
         """Keys, statistics and the first model; or the state after a complete round."""
+        servers = [OWNER]
+        if self.config.federated.mode == "federated_secure":
+            servers.append(PROVIDER)
+        self._attend(self.present, servers)
         if after_round:
             restore = functools.partial(
                 model_owner.restore, folder=self.owner_folder, number=after_round
             )
             self.driver.run({OWNER: Locally(restore)})
-        programs: dict[str, Any] = dict.fromkeys(self.hospitals, hospital.set_up)
+        if self.config.privacy.mode != "none":
+            self.driver.run(self._at_sites(self.present, hospital.open_ledger, after_round))
+        programs: dict[str, Any] = dict.fromkeys(self.present, hospital.set_up)
         programs[OWNER] = model_owner.set_up
-        if self.config.federated.mode == "federated_secure":
+        if PROVIDER in servers:
             programs[PROVIDER] = crypto_provider.set_up
         reports, trace = self.driver.run(programs)
         if after_round:
-            self.driver.run(self._at_sites(hospital.restore, after_round))
+            self.driver.run(self._at_sites(self.present, hospital.restore, after_round))
+        self._behind.clear()
         return reports, trace
 
     def train_round(self, number: int) -> tuple[dict[str, Any], Trace]:
-        """One round of training, aggregation and validation."""
+        """One round of training, aggregation and validation with those that are drawn for it."""
+        taking_part = self.drawn(number)
+        if taking_part != self._attending:
+            self._attend(taking_part, (OWNER,))
+        behind = tuple(name for name in taking_part if name in self._behind)
+        if behind:
+            send = functools.partial(model_owner.send_model, to=behind)
+            self.driver.run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
         programs: dict[str, Any] = {
-            name: functools.partial(hospital.train_round, number=number) for name in self.hospitals
+            name: functools.partial(hospital.train_round, number=number) for name in taking_part
         }
         programs[OWNER] = functools.partial(model_owner.train_round, number=number)
-        return self.driver.run(programs)
+        optional = taking_part if self._sums_without_some(len(taking_part)) else ()
+        reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
+        self._lost = tuple(trace.lost)
+        missed = {*trace.lost, *(name for name in self.present if name not in taking_part)}
+        self._behind = missed.intersection(self.present)
+        return reports, trace
+
+    def _sums_without_some(self, n_hospitals: int) -> bool:
+        """Whether a round goes on in its midst when hospitals drop out.
+
+        Not where each adds its part of the noise that the sum must have.
+        """
+        secure = self.config.federated.mode == "federated_secure"
+        survives = secure and aggregation.scheme(self.config, n_hospitals) == "secagg"
+        return survives and self.config.privacy.mode != "client"
+
+    def drawn(self, number: int) -> tuple[str, ...]:
+        """The hospitals that take part in round `number`, in the order of `hospitals`.
+
+        They are drawn from those present by the seed and the round alone.
+        """
+        fed = self.config.federated
+        if fed.participation == 1:
+            return self.present
+        key = np.random.SeedSequence([self.config.seed, _PARTICIPATION, number])
+        rng = np.random.Generator(np.random.Philox(key))
+        n, least = len(self.present), min(self.quorum, len(self.present))
+        if fed.sampling == "fixed":
+            size = max(least, round(fed.participation * n))
+            chosen = set(rng.permutation(n)[:size])
+        else:
+            chosen = set()
+            while len(chosen) < max(1, least):  # too few for a sum: drawn once more
+                chosen = set(np.flatnonzero(rng.random(n) < fed.participation))
+        return tuple(name for i, name in enumerate(self.present) if i in chosen)
 
     def save(self, number: int) -> None:
         """Every party writes its state after round `number`; `commit` then makes it count.
@@ -100,14 +183,98 @@ class Federation:
         Raises:
           StorageError: if one cannot; the round before stays complete.
         """
-        programs = self._at_sites(hospital.save, number)
+        names = tuple(name for name in self.drawn(number) if name not in self._lost)
+        programs = self._at_sites(names, hospital.save, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
         self.driver.run({**programs, OWNER: Locally(save)})
 
-    def _at_sites(self, function: Callable[..., Any], number: int) -> Mapping[str, Any]:
+    def recover(self, error: UserError, after_round: int) -> str:
+        """Makes ready for the round after `after_round` once more, after it failed by `error`.
+
+        Returns:
+          what was done about it, in one line.
+
+        Raises:
+          UserError: `error` itself, if nothing can be done, or too few hospitals are left.
+        """
+        if isinstance(error, PartyLost) and error.parties:
+            said = [self._start_again(name, error) for name in error.parties]
+        elif isinstance(error, TrainingError) and error.party in self.present:
+            self._refused[error.party] += 1
+            said = [self._leave_out(error.party, str(error), error)]
+        else:
+            raise error
+        self._set_back(after_round)
+        return "; ".join(said)
+
+    def readmit(self, after_round: int) -> str:
+        """Takes hospitals in again that have come back or were left out for one round.
+
+        Returns:
+          who, in one line; empty if nobody.
+        """
+        back = [name for name in self.absent if self._is_back(name)]
+        if not back:
+            return ""
+        for name in back:
+            del self.absent[name]
+        self.present = tuple(name for name in self.hospitals if name not in self.absent)
+        self._set_back(after_round)
+        return f"{', '.join(back)} takes part again"
+
+    def _set_back(self, after_round: int) -> None:
+        if not after_round:
+            self.driver.run({OWNER: Locally(model_owner.begin_again)})
+        self.set_up(after_round)
+
+    def _start_again(self, name: str, error: PartyLost) -> str:
+        reason = str(error)
+        try:
+            if self.driver.revive(name, self.config.runtime.revive_timeout_s):
+                return f"{reason}; {name} is started again"
+        except UserError as failed:
+            reason = f"{reason}; starting it again failed: {failed}"
+        if name not in self.present:
+            raise ClusterError(reason) from error
+        return self._leave_out(name, reason, error)
+
+    def _leave_out(self, name: str, reason: str, error: UserError) -> str:
+        if len(self.present) - 1 < self.quorum:
+            error.args = (
+                f"{error}; {len(self.present) - 1} hospitals are too few to go on "
+                f"(config.federated.quorum asks for {self.quorum})",
+                *error.args[1:],
+            )
+            raise error
+        self.absent[name] = reason
+        self.present = tuple(other for other in self.present if other != name)
+        return f"{name} is left out: {reason}"
+
+    def _is_back(self, name: str) -> bool:
+        if self._refused[name]:
+            return self._refused[name] < _REFUSALS
+        try:
+            return self.driver.revive(name)
+        except UserError:
+            return False
+
+    def _attend(self, hospitals: tuple[str, ...], servers: Sequence[str]) -> None:
+        """Tells these parties which hospitals take part from now on."""
+        told = Locally(functools.partial(_with_hospitals, hospitals=hospitals))
+        self.driver.run(dict.fromkeys((*hospitals, *servers), told))
+        self._attending = hospitals
+
+    def _at_sites(
+        self, names: tuple[str, ...], function: Callable[..., Any], number: int
+    ) -> Mapping[str, Any]:
         return {
             name: Locally(
                 functools.partial(function, folder=self._site_folder(name), number=number)
             )
-            for name in self.hospitals
+            for name in names
         }
+
+
+def _with_hospitals(state: Any, hospitals: tuple[str, ...]) -> tuple[Any, None]:
+    """Any party's state with the hospitals that take part from now on."""
+    return dataclasses.replace(state, hospitals=hospitals), None

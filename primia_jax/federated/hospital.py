@@ -7,6 +7,7 @@ console and rounds.jsonl), never to the model owner.
 
 import dataclasses
 import pathlib
+import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ from primia_jax.federated import (
     aggregation,
     checkpoints,
     local_training,
+    perturbation,
+    privacy,
+    private_training,
+    recording,
     rules,
     sealing,
     statistics,
@@ -50,6 +55,9 @@ class Hospital:
     variables: Any = None  # the global model; under FedBN with this site's batch norms
     opt_state: Any = None
     watch: SiteWatch = SiteWatch()
+    guarantee: privacy.Site | None = None  # where config.privacy asks for one
+    private_learner: private_training.PrivateLearner | None = None  # in its mode `record`
+    truth: recording.Truth | None = None  # of the round not saved yet, where it is recorded
 
     @property
     def aggregation(self) -> aggregation.Aggregation:
@@ -70,15 +78,31 @@ def make_hospital(
     return Hospital(hospitals[index], index, hospitals, config, train, validation, learner)
 
 
+def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
+    """Finds the noise that `config.privacy` asks for, and the ledger below `folder`."""
+    config = state.config
+    steps = steps_per_round(config, len(state.train))
+    site = privacy.open_site(config, state.name, folder, len(state.train), steps)
+    learner = None
+    if config.privacy.mode == "record":
+        expected = site.mechanisms.training.sampling_rate * len(state.train)
+        mu = rules.make(config.federated).proximal_mu
+        learner = private_training.make(config, state.learner, expected, mu)
+    return dataclasses.replace(state, guarantee=site, private_learner=learner), None
+
+
 def set_up(state: Hospital) -> Steps:
     """Exchanges keys, contributes to the pooled statistics, receives them and the first model."""
     if state.config.federated.mode == "federated_secure":
         peers = [name for name in state.hospitals if name != state.name]
         keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER)
         state = dataclasses.replace(state, keys=keys)
-    yield from state.aggregation.contribute(
-        state.name, state.keys, statistics.contribution(state.train)
-    )
+    if not privacy.is_on(state.config):
+        own = statistics.contribution(state.train)
+        yield from state.aggregation.contribute(state.name, state.keys, own)
+    elif privacy.releases_statistics(state.config):
+        own = privacy.statistics_contribution(_guarantee(state), state.train)
+        yield from state.aggregation.contribute(state.name, state.keys, own)
     pooled = yield Receive(OWNER)
     size, channels = state.config.data.image_size, state.config.model.channels
     template = local_training.template(state.learner.module, size, channels)
@@ -88,25 +112,44 @@ def set_up(state: Hospital) -> Steps:
         statistics=Statistics(*pooled["statistics"]),
         variables=model,
         opt_state=state.learner.optimizer.init(model["params"]),
+        watch=SiteWatch(),
     )
-    return state, {"samples": len(state.train), "validation_samples": len(state.validation)}
+    report: dict[str, Any] = {
+        "samples": len(state.train),
+        "validation_samples": len(state.validation),
+    }
+    if state.guarantee:
+        report["privacy"] = privacy.planned_report(state.config, state.guarantee)
+    return state, report
+
+
+def catch_up(state: Hospital) -> Steps:
+    """Receives the model of rounds that this hospital did not take part in."""
+    model = variables.from_vectors(state.variables, Vectors(*(yield Receive(OWNER))["model"]))
+    if state.config.federated.batch_norm == "fedbn":
+        model = variables.keep_batch_norm(model, state.variables)
+    return dataclasses.replace(state, variables=model), None
 
 
 def train_round(state: Hospital, number: int) -> Steps:
     """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
     weight = 0 if state.watch.stopped else len(state.train)
+    mode, round_name = state.config.privacy.mode, f"round {number}"
+    if state.guarantee:
+        releases = state.guarantee.mechanisms.of_round(mode, number)
+        state.guarantee.ledger.check(releases, round_name)
     with environment.memory_kept():
         state, result = _train_locally(state, number)
-    yield from state.aggregation.contribute(
-        state.name, state.keys, _contribution(state, result, weight)
-    )
+    if result.steps and recording.wanted(state.config.federated, number):
+        state = dataclasses.replace(state, truth=_entered(state, number, result, weight))
+    own = _contribution(state, result, weight)
+    if state.guarantee:
+        state.guarantee.ledger.charge(releases, round_name)
+    yield from state.aggregation.contribute(state.name, state.keys, own)
+    del own  # as long as the network
     state = _take_over(state, result, (yield Receive(OWNER)))
     judged = _score(state, state.variables)
-    yield from state.aggregation.contribute(
-        state.name,
-        state.keys,
-        Contribution((np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()),
-    )
+    yield from _contribute_score(state, judged)
     report = {
         "loss": result.loss,
         "validation_loss": judged.loss,
@@ -115,8 +158,34 @@ def train_round(state: Hospital, number: int) -> Steps:
         "steps": result.steps,
         "learning_rate": result.learning_rate,
         "stopped": state.watch.stopped,
+        **environment.memory_used(),
     }
+    if state.guarantee:
+        # What tells of images exactly stays here.
+        exact = state.config.privacy.validation == "exact"
+        withheld = ("loss",) if exact else ("loss", "validation_loss", "validation_accuracy")
+        report |= {**dict.fromkeys(withheld), **privacy.spent_report(state.guarantee)}
     return state, report
+
+
+def _contribute_score(state: Hospital, judged: local_training.Score) -> Steps:
+    """Contributes to the judgement of the new model what `config.privacy` lets out."""
+    own = Contribution(
+        (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
+    )
+    if state.guarantee:
+        if state.config.privacy.validation == "none":
+            return
+        if state.config.privacy.validation == "noised":
+            own = privacy.validation_contribution(
+                state.config, state.guarantee, judged.confusion, len(state.hospitals)
+            )
+    yield from state.aggregation.contribute(state.name, state.keys, own)
+
+
+def _guarantee(state: Hospital) -> privacy.Site:
+    assert state.guarantee is not None, "the ledger was not opened"
+    return state.guarantee
 
 
 class _Trained(NamedTuple):
@@ -127,6 +196,7 @@ class _Trained(NamedTuple):
     loss: float | None
     steps: int
     learning_rate: float
+    samples: tuple[np.ndarray, ...] = ()  # drawn for each step by private training
 
 
 def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
@@ -139,6 +209,8 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
         opt_state = state.learner.optimizer.init(state.variables["params"])
     if state.watch.stopped:
         return state, _Trained(state.variables, opt_state, None, 0, rate)
+    if state.private_learner is not None:
+        return state, _train_privately(state, number, opt_state)
     stopping = fed.early_stopping
     order = local_training.batches(
         config.seed,
@@ -180,6 +252,70 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     return state, _Trained(current, opt_state, loss, len(losses), rate)
 
 
+def _train_privately(state: Hospital, number: int, opt_state: Any) -> _Trained:
+    """The local steps of a round in mode `record`."""
+    config, release = state.config, _guarantee(state).mechanisms.training
+    assert state.private_learner is not None and state.statistics is not None
+
+    def rate(step: int) -> float:
+        progress = ((number - 1) + step / release.steps) / config.federated.rounds
+        return local_training.learning_rate(config.training, progress)
+
+    samples: list[np.ndarray] = []
+    model, opt_state = private_training.train(
+        state.private_learner,
+        state.variables,
+        opt_state,
+        state.train,
+        state.statistics,
+        release,
+        config,
+        (number, state.index),
+        rate,
+        samples.append,
+    )
+    last = rate(release.steps - 1)
+    return _Trained(model, opt_state, None, release.steps, last, tuple(samples))
+
+
+def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> recording.Truth:
+    """What the local steps of round `number` were given, once more, for the recording."""
+    config, site = state.config, np.uint32(state.index)
+    batches: list[tuple[np.ndarray, np.ndarray, Step]] = []  # records, which are none, place
+    if state.private_learner is not None:
+        n_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+        size = private_training.microbatch_size(config, n_params)
+        at = (number, state.index)
+        for step, sample in enumerate(trained.samples):
+            batches += private_training.microbatches(sample, size, at, step)
+        sizes = [len(sample) for sample in trained.samples]
+    else:
+        first = (number - 1) * steps_per_round(config, len(state.train))
+        n, size = len(state.train), config.training.batch_size
+        order = local_training.batches(config.seed, state.index, n, size, first)
+        for step, batch in zip(range(trained.steps), order):
+            place = Step(np.uint32(number), site, np.uint32(step))
+            batches.append((batch, np.ones(len(batch), bool), place))
+        sizes = [len(batch) for batch, _, _ in batches]
+    images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]
+    targets = [np.zeros((0, len(state.train.class_names)), np.float32)]
+    records = [np.zeros(0, np.int64)]
+    for batch, real, place in batches:
+        pixels, target = state.learner.enter(
+            state.train.images[batch], state.train.labels[batch], np.uint32(config.seed), place
+        )
+        images.append(np.asarray(pixels)[real])
+        targets.append(np.asarray(target)[real])
+        records.append(batch[real])
+    return recording.Truth(
+        images=np.concatenate(images),
+        targets=np.concatenate(targets),
+        records=np.concatenate(records),
+        sizes=np.asarray(sizes, np.int64),
+        weight=weight,
+    )
+
+
 def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
     """Local steps between two synchronisations at a site with `n_train` records."""
     every = config.federated.sync_every
@@ -195,11 +331,20 @@ def _contribution(state: Hospital, result: _Trained, weight: int) -> Contributio
     counts, so that nobody's model is ever summed alone (see `model_owner.train_round`).
     """
     params, moments = variables.to_vectors(result.variables)
+    if state.config.federated.update_clip:
+        rng = np.random.default_rng(secrets.randbits(128))  # not the seed, which others know
+        before = variables.flat(state.variables["params"])
+        params = perturbation.perturbed(before, params, state.config.federated, rng)
     values = (*params, moments)
     if not all(np.isfinite(vector).all() for vector in values):
         raise TrainingError(
             f"{state.name}: the training diverged (weights are not finite numbers); lower "
             f"config.training.learning_rate = {state.config.training.learning_rate:g}"
+        )
+    if state.config.privacy.mode == "client":
+        before = variables.flat(state.variables["params"])
+        return privacy.client_update(
+            state.config, _guarantee(state), before, params, len(state.hospitals)
         )
     if state.config.federated.optimizer_state == "average":
         values += variables.flat(_floats(_with_moments(jax.numpy.sqrt, result.opt_state)))
@@ -260,13 +405,22 @@ def _is_float(leaf: Any) -> bool:
 
 def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
     """Writes what the owner cannot send again, and drops the rounds before the last one."""
+    if state.truth is not None:
+        recording.write_truth(folder, number, state.truth, state.train)
+        state = dataclasses.replace(state, truth=None)
     checkpoints.save(folder, number, _kept(state), state.watch._asdict())
-    checkpoints.prune(folder, (number - 1, number))
+    checkpoints.prune(folder, (checkpoints.newest(folder, number - 1), number))
     return state, None
 
 
 def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
-    """The state after round `number`; to be run after `set_up`."""
+    """The state after round `number`; to be run after `set_up`.
+
+    A hospital that took no part in that round goes on from what it wrote last.
+    """
+    number = checkpoints.newest(folder, number)
+    if not number:
+        return state, None
     kept = {
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }

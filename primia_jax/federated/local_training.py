@@ -47,12 +47,15 @@ class Learner(NamedTuple):
     train: Any
     # predict(variables, images, statistics) -> probabilities [b k]
     predict: Any
+    # enter(images, labels, seed, step) -> (pixels [b s s 1] in [0, 1], targets [b k]): what a step
+    # of `train` augments its images and labels to
+    enter: Any
 
 
 def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 0.0) -> Learner:
     """The learner of `config`; nothing is compiled before it is called."""
     module = models.build(config.model, n_classes)
-    optimizer = _make_optimizer(config.training)
+    optimizer = make_optimizer(config.training)
     train = functools.partial(
         _train_step,
         module=module,
@@ -63,7 +66,10 @@ def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 
         proximal_mu=proximal_mu,
     )
     predict = functools.partial(_predict_step, module=module, channels=config.model.channels)
-    return Learner(module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict))
+    enter = functools.partial(_enter, n_classes=n_classes, augmentation=config.augmentation)
+    return Learner(
+        module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict), jax.jit(enter)
+    )
 
 
 def template(module: nn.Module, image_size: int, channels: int) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def template(module: nn.Module, image_size: int, channels: int) -> dict[str, Any
     return dict(jax.eval_shape(module.init, jax.random.key(0), image))
 
 
-def _make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """The optimiser without its learning rate, which every step is given."""
     decay = optax.add_decayed_weights(config.weight_decay) if config.weight_decay else None
     if config.optimizer == "sgd":
@@ -105,6 +111,23 @@ def to_unit(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
 
 
+def _enter(
+    images: jax.Array,
+    labels: jax.Array,
+    seed: jax.Array,
+    at: Step,
+    *,
+    n_classes: int,
+    augmentation: AugmentationConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """Images and labels of a batch as a local step is given them; see `Learner.enter`."""
+    key = jax.random.key(seed)
+    for number in (_AUGMENT, *at):
+        key = jax.random.fold_in(key, number)
+    targets = jax.nn.one_hot(labels, n_classes)
+    return augment(key, to_unit(images), targets, augmentation)
+
+
 def _train_step(
     variables: Any,
     opt_state: Any,
@@ -125,11 +148,9 @@ def _train_step(
 ) -> tuple[Any, Any, jax.Array]:
     """One local step; see `Learner.train`."""
     n_classes = statistics.class_weights.shape[0]
-    key = jax.random.key(seed)
-    for number in (_AUGMENT, *at):
-        key = jax.random.fold_in(key, number)
-    targets = jax.nn.one_hot(labels, n_classes)
-    pixels, targets = augment(key, to_unit(images), targets, augmentation)
+    pixels, targets = _enter(
+        images, labels, seed, at, n_classes=n_classes, augmentation=augmentation
+    )
     weights = targets @ statistics.class_weights
     targets = optax.smooth_labels(targets, training.label_smoothing)
     inputs = standardise(pixels, statistics, channels)

@@ -6,7 +6,7 @@ nothing else (see `aggregation`).
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from primia_jax.federated import (
     aggregation,
     checkpoints,
     local_training,
+    privacy,
+    recording,
     rules,
     statistics,
     variables,
@@ -42,6 +44,7 @@ class ModelOwner:
     statistics: Statistics | None = None
     best_round: int = 0
     best_mcc: float = -2.0
+    seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
 
 
 def make_owner(
@@ -77,20 +80,33 @@ def make_owner(
     )
 
 
+def begin_again(state: ModelOwner) -> tuple[ModelOwner, None]:
+    """The state before the first round; the pooled statistics hold."""
+    fresh = make_owner(state.config, state.hospitals, state.class_names)
+    return dataclasses.replace(fresh, statistics=state.statistics), None
+
+
 def set_up(state: ModelOwner) -> Steps:
     """Pools the statistics of the data and sends them out with the model."""
     collect = aggregation.make(state.config, state.hospitals).collect
-    total = yield from collect((2,), len(state.class_names))
-    pooled = statistics.pooled(total, state.class_names, state.config.training.class_weights)
+    pooled, told = state.statistics, {}  # those of the first set-up, for all of the run
+    if privacy.is_on(state.config):
+        found = yield from privacy.collect_statistics(state.config, collect, len(state.class_names))
+        pooled = pooled or found
+    else:
+        total = yield from collect((2,), len(state.class_names))
+        weighted = state.config.training.class_weights
+        pooled = pooled or statistics.pooled(total, state.class_names, weighted)
+        told = {"class_counts": [int(count) for count in total.counts], "samples": total.weight}
     state = dataclasses.replace(state, statistics=pooled)
     yield from _send_model(state.hospitals, state.vectors, statistics=tuple(pooled))
-    report = {
-        "mean": float(pooled.mean),
-        "std": float(pooled.std),
-        "class_counts": [int(count) for count in total.counts],
-        "samples": total.weight,
-    }
-    return state, report
+    return state, {"mean": float(pooled.mean), "std": float(pooled.std), **told}
+
+
+def send_model(state: ModelOwner, to: Sequence[str]) -> Steps:
+    """Sends the present model to hospitals that took no part in the last round."""
+    yield from _send_model(to, state.vectors)
+    return state, None
 
 
 def train_round(state: ModelOwner, number: int) -> Steps:
@@ -100,11 +116,15 @@ def train_round(state: ModelOwner, number: int) -> Steps:
     since the sum over a single site is that site's model.
     """
     collect = aggregation.make(state.config, state.hospitals).collect
+    if state.config.privacy.mode == "client":
+        return (yield from _client_round(state, number, collect))
     n_params = len(state.vectors.params)
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
         sizes += state.optimizer_sizes
     total = yield from collect(sizes, 1)
+    if recording.wanted(state.config.federated, number):
+        state = _recorded(state, total)
     mean = total.mean()
     params, moments, optimizer = mean[:n_params], mean[n_params], mean[n_params + 1 :]
     rule = rules.make(state.config.federated)
@@ -113,14 +133,9 @@ def train_round(state: ModelOwner, number: int) -> Steps:
     more = {}
     if optimizer:
         more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
-    yield from _send_model(state.hospitals, state.vectors, **more)
+    yield from _send_model(total.present, state.vectors, **more)
     needed = 2 if state.config.federated.mode == "federated_secure" else 1
-    judged = yield from collect((1,), len(state.class_names) ** 2)
-    k = len(state.class_names)
-    metrics = metrics_from_confusion(judged.counts.reshape(k, k), state.class_names)
-    metrics["loss"] = float(judged.mean()[0][0])
-    if metrics["mcc"] > state.best_mcc:
-        state = dataclasses.replace(state, best_round=number, best_mcc=metrics["mcc"])
+    state, metrics = yield from _judged(state, number, collect)
     report = {
         "validation": metrics,
         "best_round": state.best_round,
@@ -128,6 +143,50 @@ def train_round(state: ModelOwner, number: int) -> Steps:
         "finished": int(total.counts[0]) < needed,
     }
     return state, report
+
+
+def _recorded(state: ModelOwner, total: aggregation.Total, *, changes: bool = False) -> ModelOwner:
+    """The state with what was seen of the round, for `save` to write."""
+    assert state.statistics is not None, "trained before set-up"
+    seen = recording.seen(
+        state.vectors, total, state.statistics, state.class_names, changes=changes
+    )
+    return dataclasses.replace(state, seen=seen)
+
+
+def _client_round(state: ModelOwner, number: int, collect: Callable[..., Steps]) -> Steps:
+    """A round of which the owner learns the noised sum of clipped updates, all of weight 1."""
+    total = yield from collect([len(vector) for vector in state.vectors.params], 0)
+    if recording.wanted(state.config.federated, number):
+        state = _recorded(state, total, changes=True)
+    average = tuple(w + change for w, change in zip(state.vectors.params, total.mean()))
+    rule = rules.make(state.config.federated)
+    new, rule_state = rule.apply(state.rule_state, state.vectors.params, average)
+    vectors = Vectors(new, state.vectors.moments)
+    state = dataclasses.replace(state, vectors=vectors, rule_state=rule_state)
+    yield from _send_model(total.present, state.vectors)
+    state, metrics = yield from _judged(state, number, collect)
+    report = {"validation": metrics, "best_round": state.best_round, "samples": None}
+    return state, {**report, "finished": False}
+
+
+def _judged(state: ModelOwner, number: int, collect: Callable[..., Steps]) -> Steps:
+    """The state with the best round so far, and the metrics of the new model.
+
+    Where confusion matrices are kept back there are none, and the last round is taken for the best.
+    """
+    own, k = state.config.privacy, len(state.class_names)
+    if own.mode != "none" and own.validation != "exact":
+        metrics = yield from privacy.collect_validation(state.config, collect, state.class_names)
+    else:
+        judged = yield from collect((1,), k**2)
+        metrics = metrics_from_confusion(judged.counts.reshape(k, k), state.class_names)
+        metrics["loss"] = float(judged.mean()[0][0])
+    if metrics is None:
+        state = dataclasses.replace(state, best_round=number)
+    elif metrics["mcc"] > state.best_mcc:
+        state = dataclasses.replace(state, best_round=number, best_mcc=metrics["mcc"])
+    return state, metrics
 
 
 def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
@@ -148,6 +207,9 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
     }
+    if state.seen is not None:
+        recording.write_seen(folder, number, state.seen)
+        state = dataclasses.replace(state, seen=None)
     assert state.statistics is not None, "saved before set-up"
     model = {
         "variables": variables.from_vectors(state.template, state.vectors),
@@ -169,6 +231,7 @@ def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[Model
         state,
         vectors=vectors._replace(moments=server.get("moments", vectors.moments)),
         rule_state=server["rule"],
+        statistics=model["statistics"],
         best_round=about["best_round"],
         best_mcc=about["best_mcc"],
     )

@@ -29,22 +29,26 @@ class KeyRing:
     seal_keys: Mapping[str, bytes]
     open_keys: Mapping[str, bytes]
 
-    def seal(self, to: str, plain: np.ndarray) -> np.ndarray:
-        """uint8 [n] -> uint8 [n + 28]: readable by `to` alone, and only as coming from `me`."""
+    def seal(self, to: str, plain: np.ndarray, associated: bytes | None = None) -> np.ndarray:
+        """uint8 [n] -> uint8 [n + 28]: readable by `to` alone, and only as coming from `me`.
+
+        It opens only together with the same `associated` bytes, which do not travel.
+        """
         nonce = os.urandom(_NONCE_BYTES)  # 96 random bits: no repetition within 2^32 messages
         cipher = ChaCha20Poly1305(self.seal_keys[to])
-        return np.frombuffer(nonce + cipher.encrypt(nonce, plain.tobytes(), None), np.uint8)
+        return np.frombuffer(nonce + cipher.encrypt(nonce, plain.tobytes(), associated), np.uint8)
 
-    def open(self, sender: str, sealed: np.ndarray) -> np.ndarray:
-        """The inverse of `seal`; that a message is new, the order of messages must show.
+    def open(self, sender: str, sealed: np.ndarray, associated: bytes | None = None) -> np.ndarray:
+        """The inverse of `seal`; that a message is new, its place or `associated` must show.
 
         Raises:
-          ProtocolError: if the message was altered, or was not sealed by `sender` for `me`.
+          ProtocolError: if the message was altered, or was not sealed by `sender` for `me`, or with
+            other `associated` bytes.
         """
         data = np.asarray(sealed).tobytes()
         cipher = ChaCha20Poly1305(self.open_keys[sender])
         try:
-            plain = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], None)
+            plain = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], associated)
         except (InvalidTag, ValueError):
             raise ProtocolError(
                 f"{self.me}: a sealed message said to be from {sender} is not authentic"
@@ -61,7 +65,7 @@ def exchange_keys(me: str, peers: Sequence[str], provider: str) -> Steps:
     seal_keys, open_keys = {}, {}
     for peer in peers:
         peer_public = np.asarray(directory[peer]).tobytes()
-        shared = _agree(private, peer_public, peer)
+        shared = agree(private, peer_public, peer)
         seal_keys[peer] = _derive(shared, public, peer_public)
         open_keys[peer] = _derive(shared, peer_public, public)
     return KeyRing(me, seal_keys, open_keys)
@@ -75,8 +79,12 @@ def distribute_keys(hospitals: Sequence[str]) -> Steps:
     yield Send(tuple(hospitals), directory, "public keys")
 
 
-def _agree(private: X25519PrivateKey, peer_public: bytes, peer: str) -> bytes:
-    """The secret shared with `peer`."""
+def agree(private: X25519PrivateKey, peer_public: bytes, peer: str) -> bytes:
+    """The secret shared with `peer`.
+
+    Raises:
+      ProtocolError: for a key that is one's own, or gives a secret that all know.
+    """
     try:
         if peer_public == private.public_key().public_bytes_raw():
             raise ValueError("it is this hospital's own")
@@ -86,5 +94,9 @@ def _agree(private: X25519PrivateKey, peer_public: bytes, peer: str) -> bytes:
 
 
 def _derive(shared: bytes, sender_public: bytes, receiver_public: bytes) -> bytes:
-    info = b"primia_jax sealed message v1" + sender_public + receiver_public
+    return derive(shared, b"primia_jax sealed message v1" + sender_public + receiver_public)
+
+
+def derive(shared: bytes, info: bytes) -> bytes:
+    """A key of 32 bytes, by HKDF, from a shared secret; others for other `info`."""
     return HKDF(SHA256(), length=32, salt=None, info=info).derive(shared)

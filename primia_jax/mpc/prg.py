@@ -82,8 +82,7 @@ def _encrypt(
 ) -> Iterator[int]:
     """The key stream in pieces: one behind the other in `out`, or, if `n_bytes` is given, each over
     the one before. Yields the size of each piece."""
-    counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
-    cipher = Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
+    cipher = encryptor(seed, nonce)
     total = len(out) if n_bytes is None else n_bytes
     zeros = np.zeros(min(8 * _CHUNK, total), np.uint8)
     for start in range(0, total, 8 * _CHUNK):
@@ -91,6 +90,13 @@ def _encrypt(
         at = start if n_bytes is None else 0
         cipher.update_into(zeros[:size].data, out[at : at + size].data)
         yield size
+
+
+def encryptor(seed: np.ndarray, nonce: int = 0) -> Any:
+    """The cipher under `seed` from block counter 0: what it makes of zeros is the key stream."""
+    _check_seed(seed)
+    counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
+    return Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
 
 
 def _expand_jax(seed: Any, n_elements: int, nonce: int) -> Any:

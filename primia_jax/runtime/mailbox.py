@@ -44,8 +44,10 @@ class Mailbox:
     def __init__(self) -> None:
         self._messages: dict[tuple[int, str, int], Any] = {}
         self._aborted: dict[int, str] = {}
+        self._gone: dict[tuple[int, str], str] = {}  # (run, sender) -> why
         self._run = 0
         self._changed = threading.Condition()
+        self.waits_for = ""  # the sender of the message that is waited for now
 
     def begin(self, run: int) -> None:
         """Drops what failed runs before `run` left behind, now and when it comes late."""
@@ -53,6 +55,7 @@ class Mailbox:
             self._run = run
             self._messages = {key: item for key, item in self._messages.items() if key[0] >= run}
             self._aborted = {key: why for key, why in self._aborted.items() if key >= run}
+            self._gone = {key: why for key, why in self._gone.items() if key[0] >= run}
 
     def put(self, delivery: Delivery) -> None:
         """Takes in a message."""
@@ -71,24 +74,42 @@ class Mailbox:
             self._aborted[run] = reason
             self._changed.notify_all()
 
-    def take(self, run: int, sender: str, sequence: int, timeout_s: float) -> tuple[Delivery, bool]:
+    def lose(self, run: int, sender: str, reason: str) -> None:
+        """Ends all waiting for `sender` in `run`: it has gone."""
+        with self._changed:
+            self._gone[run, sender] = reason
+            self._changed.notify_all()
+
+    def take(
+        self, run: int, sender: str, sequence: int, timeout_s: float, optional: bool = False
+    ) -> tuple[Delivery | None, bool]:
         """The message, and whether it had to be waited for.
+
+        One that is `optional` is None if nothing comes in time, or its sender has gone.
 
         Raises:
           Aborted: if another party failed.
-          ClusterError: if nothing comes in time.
+          ClusterError: if a message does not come that is needed.
           ProtocolError: if two messages claim this place.
         """
         key, deadline, waited = (run, sender, sequence), time.monotonic() + timeout_s, False
         with self._changed:
-            while key not in self._messages:
-                if run in self._aborted:
-                    raise Aborted(self._aborted[run])
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise ClusterError(f"no message from {sender} within {timeout_s:.0f} s")
-                waited = True
-                self._changed.wait(min(_POLL_SECONDS, left))
+            self.waits_for = sender
+            try:
+                while key not in self._messages:
+                    if run in self._aborted:
+                        raise Aborted(self._aborted[run])
+                    left, gone = deadline - time.monotonic(), self._gone.get((run, sender))
+                    if optional and (left <= 0 or gone is not None):
+                        return None, waited
+                    if gone is not None:
+                        raise ClusterError(f"{sender} was lost: {gone}")
+                    if left <= 0:
+                        raise ClusterError(f"no message from {sender} within {timeout_s:.0f} s")
+                    waited = True
+                    self._changed.wait(min(_POLL_SECONDS, left))
+            finally:
+                self.waits_for = ""
             delivery = self._messages.pop(key)
         if delivery is _TWICE:
             raise ProtocolError(f"two messages from {sender} claim to be number {sequence}")

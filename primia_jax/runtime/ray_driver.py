@@ -11,7 +11,8 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,11 +20,15 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from primia_jax.environment import thread_variables
-from primia_jax.errors import ClusterError, UserError
+from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
-from primia_jax.runtime.party import Program, name_party
+from primia_jax.runtime.party import Program, name_lost, name_party
 from primia_jax.runtime.ray_party import PartyRun, RemoteParty
 from primia_jax.runtime.trace import Trace
+
+_ANSWER_S = 10.0  # in which an actor must tell what it waits for
+_NOW_S = 0.01
+_AGAIN_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +45,18 @@ class Placement:
 def cluster(address: str | None) -> Iterator[None]:
     """Joins the Ray cluster at `address`, or starts an embedded one; leaves or ends it afterwards.
 
+    Within another `cluster` of this process it is that one, whatever the address is that answers.
+
     Raises:
       ClusterError: if nothing answers at `address`.
     """
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         _check_reachable(address)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
         options["address"] = address
     else:
         options.update(
@@ -100,18 +111,14 @@ class RayDriver:
           UserError: what making a state raised, e.g. a DataError of a hospital.
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
-        placements = placements or {}
-        _check_resources(placements)
+        self._placements = placements or {}
+        check_resources(self._placements)
+        self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
         self.actors: dict[str, Any] = {}
         self._link, self._runs = link, itertools.count(1)
+        self._returning: dict[str, tuple[Any, Any]] = {}  # (actor, its start) of lost parties
         for name in parties:
-            place = placements.get(name, Placement())
-            self.actors[name] = RemoteParty.options(
-                num_cpus=place.num_cpus,
-                num_gpus=place.num_gpus,
-                scheduling_strategy=_here() if place.with_driver else "SPREAD",
-                runtime_env={"env_vars": thread_variables(place.threads)},
-            ).remote(name, timeout_s, sealed)
+            self.actors[name] = self._actor(name)
         try:
             public_keys = None
             if sealed:
@@ -128,56 +135,192 @@ class RayDriver:
             self.close()
             raise
 
+    def _actor(self, name: str) -> Any:
+        place = self._placements.get(name, Placement())
+        return RemoteParty.options(
+            num_cpus=place.num_cpus,
+            num_gpus=place.num_gpus,
+            scheduling_strategy=_here() if place.with_driver else "SPREAD",
+            runtime_env={"env_vars": thread_variables(place.threads)},
+        ).remote(name, self._timeout_s, self._sealed)
+
     def with_link(self, link: Link) -> "RayDriver":
         """The same actors, joined by other links."""
         driver = copy.copy(self)
         driver._link = link
         return driver
 
-    def run(self, programs: Mapping[str, Program]) -> tuple[dict[str, Any], Trace]:
+    def run(
+        self,
+        programs: Mapping[str, Program],
+        deadline_s: float = 0.0,
+        optional: Collection[str] = (),
+    ) -> tuple[dict[str, Any], Trace]:
         """See `party.Driver.run`.
 
+        Parties that still compute at the deadline are ended, so that the others need not wait.
+
         Raises:
-          UserError: what a party raised, or a ClusterError that names a party that was lost.
+          UserError: what a party raised; a PartyLost that names the parties that were lost.
         """
         run, names = next(self._runs), tuple(programs)
+        lost: dict[str, str] = {}
         results = self._gather(
             {
                 name: self.actors[name].run.remote(run, program, names, self._link)
                 for name, program in programs.items()
             },
             run,
+            deadline_s,
+            optional,
+            lost,
         )
-        self._gather({name: self.actors[name].commit.remote(run) for name in programs})
-        return {name: result.report for name, result in results.items()}, _joined(results)
+        commits = {name: self.actors[name].commit.remote(run) for name in results}
+        committed = self._gather(commits, optional=optional, lost=lost)
+        results = {name: result for name, result in results.items() if name in committed}
+        trace = dataclasses.replace(_joined(results), lost=lost)
+        return {name: result.report for name, result in results.items()}, trace
+
+    def revive(self, name: str, timeout_s: float = 0.0) -> bool:
+        """Starts a lost party's actor once more, its state made anew; it may take several calls.
+
+        Args:
+          name: of the party.
+          timeout_s: how long to wait for it; what has begun goes on beyond that.
+
+        Returns:
+          whether the party is there again.
+
+        Raises:
+          UserError: what making its state raised; the next call begins anew.
+        """
+        if self._sealed:
+            raise ClusterError(f"{name} was lost, and its keys with it: begin anew")
+        end_s = time.monotonic() + timeout_s
+        while not self._has_returned(name, end_s):
+            if time.monotonic() >= end_s:
+                return False
+            time.sleep(_AGAIN_S)
+        actor, _ = self._returning.pop(name)
+        self.actors[name] = actor
+        for peer, other in self.actors.items():
+            if peer != name:
+                other.replace_peer.remote(name, actor)
+                actor.replace_peer.remote(peer, other)
+        return True
+
+    def _has_returned(self, name: str, end_s: float) -> bool:
+        """Whether the new actor of a lost party is ready by `end_s`; begins one if there is none.
+
+        A node that has just died is given actors for a while: they die too.
+        """
+        if name not in self._returning:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self.actors[name])
+            actor = self._actor(name)
+            peers = {**self.actors, name: actor}
+            self._returning[name] = actor, actor.start.remote(self._makers[name], peers, None)
+        actor, started = self._returning[name]
+        done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
+        if not done:
+            return False
+        try:
+            ray.get(started)
+        except ray.exceptions.RayError as error:
+            del self._returning[name]
+            ray.kill(actor)
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise _as_user_error(name, error) from error
+            return False
+        return True
 
     def close(self) -> None:
         """Ends the actors."""
-        for actor in self.actors.values():
+        for actor in [*self.actors.values(), *(actor for actor, _ in self._returning.values())]:
             ray.kill(actor)
         self.actors.clear()
+        self._returning.clear()
 
     def peak_bytes(self) -> dict[str, int]:
         """Largest resident memory of each actor so far, in bytes."""
         return self._gather({n: a.peak_bytes.remote() for n, a in self.actors.items()})
 
-    def _gather(self, tasks: dict[str, Any], run: int | None = None) -> dict[str, Any]:
-        """Waits for all tasks; on the first failure tells the other parties to give up `run`."""
+    def _gather(
+        self,
+        tasks: dict[str, Any],
+        run: int | None = None,
+        deadline_s: float = 0.0,
+        optional: Collection[str] = (),
+        lost: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Waits for all tasks; on the first failure tells the other parties to give up `run`.
+
+        Optional parties that are lost are entered in `lost`, with the reason, and the others told.
+        """
         names = {task: name for name, task in tasks.items()}
-        waiting, results, failure = list(names), {}, None
+        lost = {} if lost is None else lost
+        waiting, results = list(names), {}
+        failure: Exception | None = None
+        end_s = time.monotonic() + deadline_s if deadline_s else None
+
+        def give_up(why: Exception) -> None:
+            nonlocal failure
+            if failure is None:
+                failure = why
+                name_lost(failure, lost)
+                self._tell([names[task] for task in waiting], run, "abort", str(why))
+            elif isinstance(failure, PartyLost) and isinstance(why, PartyLost):
+                more = tuple(name for name in why.parties if name not in failure.parties)
+                failure = PartyLost(str(failure), failure.parties + more)
+
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
+            left = None if end_s is None else max(_NOW_S, end_s - time.monotonic())
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+            if not done:
+                late = self._computing([names[task] for task in waiting])
+                if not set(late) <= set(optional):
+                    give_up(
+                        PartyLost(f"{', '.join(late)} did not finish within {deadline_s:g} s", late)
+                    )
+                for name in late:
+                    ray.kill(self.actors[name])
+                end_s = None if late else time.monotonic() + _ANSWER_S
             for task in done:
+                name = names[task]
                 try:
-                    results[names[task]] = ray.get(task)
+                    results[name] = ray.get(task)
                 except Exception as error:
-                    if failure is None:
-                        failure = _as_user_error(names[task], error)
-                        for other in waiting if run is not None else ():
-                            self.actors[names[other]].abort.remote(run, str(failure))
+                    why = _as_user_error(name, error)
+                    if failure is None and name in optional and isinstance(why, UserError):
+                        lost[name] = str(why)
+                        self._tell([names[t] for t in waiting], run, "lose", name, lost[name])
+                    else:
+                        give_up(why)
+            missed = {n for result in results.values() for n in getattr(result, "missed", ())}
+            left_over = {names[task] for task in waiting}
+            if failure is None and left_over and left_over <= missed & set(optional):
+                lost |= dict.fromkeys(sorted(left_over), "it did not come in time")
+                self._tell(left_over, run, "abort", "the others did not wait for it any longer")
+                break
         if failure is not None:
             raise failure
-        return {name: results[name] for name in tasks}
+        return {name: results[name] for name in tasks if name in results}
+
+    def _tell(self, parties: Collection[str], run: int | None, what: str, *words: str) -> None:
+        """Calls `abort` or `lose` of the parties' actors, if a run goes on."""
+        for name in parties if run is not None else ():
+            getattr(self.actors[name], what).remote(run, *words)
+
+    def _computing(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the parties that wait for nobody, or do not answer."""
+        asked = {self.actors[name].waits_for.remote(): name for name in names}
+        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        late = [asked[task] for task in silent]
+        for task in done:
+            with contextlib.suppress(ray.exceptions.RayError):  # it died: that is told elsewhere
+                if not ray.get(task):
+                    late.append(asked[task])
+        return tuple(name for name in names if name in late)
 
 
 def _joined(results: Mapping[str, PartyRun]) -> Trace:
@@ -206,16 +349,22 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _check_resources(placements: Mapping[str, Placement]) -> None:
-    """Ray would wait for ever for what the cluster does not have."""
+def check_resources(
+    placements: Mapping[str, Placement], who: str = "the parties", also: str = ""
+) -> None:
+    """That the cluster has what `placements` ask for; Ray would wait for it for ever.
+
+    Raises:
+      ClusterError: which says that `who` asks for too much; the remedy ends with `also`.
+    """
     there = ray.cluster_resources()
     for resource, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         wanted = sum(getattr(place, setting) for place in placements.values())
         if wanted > there.get(resource, 0.0):
             raise ClusterError(
-                f"the parties ask for {wanted:g} {resource}s, the cluster has "
+                f"{who} ask for {wanted:g} {resource}s, the cluster has "
                 f"{there.get(resource, 0.0):g}; "
-                f"lower config.runtime.{resource.lower()}s_per_hospital"
+                f"lower config.runtime.{resource.lower()}s_per_hospital{also}"
             )
 
 
@@ -225,7 +374,7 @@ def _as_user_error(party: str, error: Exception) -> Exception:
         name_party(found, party)
         return found
     if isinstance(error, ray.exceptions.RayError):
-        return ClusterError(f"{party} was lost: {_first_line(error)}")
+        return PartyLost(f"{party} was lost: {_first_line(error)}", (party,))
     return error
 
 

@@ -16,6 +16,8 @@ from primia_jax.runtime import frames
 from primia_jax.runtime.link import Line, Link
 from primia_jax.runtime.mailbox import Delivery, Envelope, Mailbox
 from primia_jax.runtime.party import (
+    MISSING,
+    Deadline,
     Message,
     Program,
     Receive,
@@ -38,6 +40,7 @@ class PartyRun(NamedTuple):
     received: list[MessageRecord]
     begin_s: float
     clock: str  # parties with the same name of it share a clock
+    missed: tuple[str, ...] = ()  # whom it missed
 
 
 class _PartyActor:
@@ -75,6 +78,19 @@ class _PartyActor:
         self._mailbox.abort(run, reason)
 
     @ray.method(concurrency_group="control")
+    def lose(self, run: int, sender: str, reason: str) -> None:
+        self._mailbox.lose(run, sender, reason)
+
+    @ray.method(concurrency_group="control")
+    def waits_for(self) -> str:
+        """The party whose message is waited for now; empty while this one computes."""
+        return self._mailbox.waits_for
+
+    @ray.method(concurrency_group="control")
+    def replace_peer(self, name: str, actor: Any) -> None:
+        self._peers = {**self._peers, name: actor}
+
+    @ray.method(concurrency_group="control")
     def peak_bytes(self) -> int:
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM"))
@@ -84,7 +100,7 @@ class _PartyActor:
         self._mailbox.begin(run)
         transport = _Transport(self, run, dict.fromkeys(parties), link)
         (state, report), party_run = run_party(self._name, program(self._state), transport)
-        unread = self._mailbox.unread(run)
+        unread = [name for name in self._mailbox.unread(run) if name not in party_run.missed]
         if unread:
             raise ProtocolError(
                 f"{self._name} left messages unread at the end of its program, from "
@@ -123,6 +139,7 @@ class _Transport:
     Attributes:
       parties: the run's.
       received: a record of every message that this party got.
+      missed: the parties whose messages turned out missing.
       clock: names the machine's clock.
     """
 
@@ -133,6 +150,7 @@ class _Transport:
         self._taken: dict[str, int] = {}
         self._lines: dict[str, Line] = {}
         self.received: list[MessageRecord] = []
+        self.missed: list[str] = []
 
     def send(self, event: Send, stage: str, depth: int) -> None:
         """Hands a message over to every receiver's actor; does not wait for it to arrive."""
@@ -156,17 +174,34 @@ class _Transport:
             envelope = envelope._replace(sent_s=time.monotonic())
             self._actor._peers[name].deliver.remote(envelope, number, carried)
 
-    def wait(self, sender: str) -> tuple[Delivery, bool]:
+    def wait(
+        self, sender: str, optional: bool = False, until_s: float = float("inf")
+    ) -> tuple[Delivery | None, bool]:
         """The next delivery from `sender`, and whether it took time until the link let it arrive.
 
         What Ray needs to carry a message is part of the link's delay and not added to it, where
-        sender and receiver share a clock.
+        sender and receiver share a clock. One that is `optional` is None if its sender has gone, or
+        it does not arrive before `until_s`, or an earlier one did not.
+
+        Raises:
+          ProtocolError: if one that is not optional is asked of a sender that was missed before.
         """
-        sequence = self._taken.get(sender, 0)
+        if sender in self.missed:
+            if not optional:
+                raise ProtocolError(
+                    f"{self._me} asks for a message of {sender}, whom it missed before"
+                )
+            return None, False
+        sequence, timeout_s = self._taken.get(sender, 0), self._actor._timeout_s
         self._taken[sender] = sequence + 1
+        if optional:
+            timeout_s = min(timeout_s, until_s - time.monotonic())
         delivery, waited = self._actor._mailbox.take(
-            self._run, sender, sequence, self._actor._timeout_s
+            self._run, sender, sequence, timeout_s, optional
         )
+        if delivery is None:
+            self.missed.append(sender)
+            return None, waited
         # Whoever carried it may have written any envelope: it is held to what is due here.
         envelope = delivery.envelope._replace(
             run=self._run, sender=sender, receiver=self._me, sequence=sequence
@@ -177,6 +212,10 @@ class _Transport:
         if sender not in self._lines:
             self._lines[sender] = Line(self._link, sender, self._me)
         arrives = max(delivery.arrived_s, self._lines[sender].arrival(sent, n_bytes))
+        if optional and arrives > max(until_s, time.monotonic()):
+            time.sleep(max(0.0, until_s - time.monotonic()))
+            self.missed.append(sender)
+            return None, True
         self.received.append(
             MessageRecord(sender, self._me, envelope.label, n_bytes, sent, arrives, envelope.stage)
         )
@@ -212,6 +251,7 @@ def run_party(name: str, steps: Steps, transport: _Transport) -> tuple[Any, Part
     """Runs one party's generator to its end over `transport`; returns what it returned."""
     trace, recorder, message = PartyTrace(), SpanRecorder(name), None
     begin = since = time.monotonic()
+    until = float("inf")
 
     def computed(since: float) -> float:
         now = time.monotonic()
@@ -225,7 +265,7 @@ def run_party(name: str, steps: Steps, transport: _Transport) -> tuple[Any, Part
         except StopIteration as stop:
             trace.seconds = computed(since) - begin
             run = PartyRun(None, trace, recorder.spans, transport.received, begin, transport.clock)
-            return stop.value, run
+            return stop.value, run._replace(missed=tuple(transport.missed))
         message = None
         if isinstance(event, Send):
             transport.send(event, recorder.stage, trace.depth + 1)
@@ -235,9 +275,14 @@ def run_party(name: str, steps: Steps, transport: _Transport) -> tuple[Any, Part
         since = computed(since)
         if isinstance(event, Stage):
             recorder.stage = event.label
+        elif isinstance(event, Deadline):
+            until = float("inf") if event.seconds is None else since + event.seconds
         elif isinstance(event, Receive):
-            delivery, waited = transport.wait(event.sender)
+            delivery, waited = transport.wait(event.sender, event.optional, until)
             if waited:
                 since = time.monotonic()
+            if delivery is None:
+                message = MISSING
+                continue
             message = transport.open(delivery)
             trace.depth = max(trace.depth, delivery.envelope.depth)

@@ -7,7 +7,7 @@ a replay gives the very same trace.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime.link import Line, Link
@@ -17,8 +17,14 @@ from primia_jax.runtime.trace import Action, MessageRecord, PartyTrace, SpanReco
 class Clocks:
     """A virtual clock a party, and everything that a trace tells, while a run goes on."""
 
-    def __init__(self, parties: Iterable[str], link: Link):
-        self._link = link
+    def __init__(
+        self,
+        parties: Iterable[str],
+        link: Link,
+        delay: Callable[[str, str, str], float] = lambda *_: 0.0,
+    ):
+        """`delay` of (sender, receiver, stage): seconds that a message takes longer than usual."""
+        self._link, self._delay = link, delay
         self._traces = {name: PartyTrace() for name in parties}
         self._recorders = {name: SpanRecorder(name) for name in self._traces}
         self._lines: dict[tuple[str, str], Line] = {}
@@ -43,17 +49,29 @@ class Clocks:
             arrives_s, depth = self._coming[action.others[0], action.party].popleft()
             trace.seconds = max(trace.seconds, arrives_s)
             trace.depth = max(trace.depth, depth)
+        elif action.kind == "miss":
+            trace.seconds = max(trace.seconds, action.until_s)
+            self._coming.pop((action.others[0], action.party), None)
         elif action.kind == "stage":
             recorder.stage = action.label
+
+    def now(self, party: str) -> float:
+        """The party's clock."""
+        return self._traces[party].seconds
+
+    def arrival(self, sender: str, receiver: str) -> float:
+        """When the next message on that line arrives; it must have been sent."""
+        return self._coming[sender, receiver][0][0]
 
     def _send(self, action: Action, to: str) -> None:
         name, n_bytes, trace = action.party, action.n_bytes, self._traces[action.party]
         if (name, to) not in self._lines:
             self._lines[name, to] = Line(self._link, name, to)
+        stage = self._recorders[name].stage
         arrives_s = self._lines[name, to].arrival(trace.seconds, n_bytes)
+        arrives_s += self._delay(name, to, stage)
         trace.bytes_sent += n_bytes
         trace.messages_sent += 1
-        stage = self._recorders[name].stage
         self._messages.append(
             MessageRecord(name, to, action.label, n_bytes, trace.seconds, arrives_s, stage)
         )
@@ -71,10 +89,13 @@ def replay(recording: Sequence[Action], link: Link) -> Trace:
     """The trace of a recorded run (`Trace.recording`) with every two parties joined by `link`.
 
     Raises:
-      ProtocolError: if nothing was recorded, as when the parties were actors.
+      ProtocolError: if nothing was recorded, as when the parties were actors or one went missing.
     """
     if not recording:
-        raise ProtocolError("there is nothing to replay: only a run in one process is recorded")
+        raise ProtocolError(
+            "there is nothing to replay: only a run in one process is recorded, and only if no "
+            "message went missing"
+        )
     # Every party acts before any can be waiting, so that this is their order in the run.
     clocks = Clocks(dict.fromkeys(action.party for action in recording), link)
     for action in recording:

@@ -58,10 +58,11 @@ class Action(NamedTuple):
 
     party: str
     seconds: float
-    kind: Literal["send", "receive", "stage", "end"]
-    others: tuple[str, ...] = ()  # whom it sent to, or received from
+    kind: Literal["send", "receive", "miss", "stage", "deadline", "end"]
+    others: tuple[str, ...] = ()  # whom it sent to, received from, or missed
     label: str = ""  # of the message sent, or of the stage
     n_bytes: int = 0  # of the message sent, to each
+    until_s: float = 0.0  # of a message that is missing: when the party gave it up, by its clock
 
 
 class SpanRecorder:
@@ -96,14 +97,16 @@ class Trace:
       parties: each party's share.
       messages: every message, in its order of sending.
       spans: every party's computing, in order of beginning.
-      recording: of a run in one process, all that `replay` needs, in an order in which everything
-        was sent before it was received; otherwise empty.
+      recording: of a run in one process in which nothing went missing, all that `replay` needs, in
+        an order in which everything was sent before it was received; otherwise empty.
+      lost: the parties that the run ended without, and why.
     """
 
     parties: dict[str, PartyTrace]
     messages: tuple[MessageRecord, ...] = ()
     spans: tuple[Span, ...] = ()
     recording: tuple[Action, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    lost: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def bytes_sent(self) -> int:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from primia_jax.evaluation.console import Console, format_bytes, format_duration
+from primia_jax.evaluation.console import Console, format_bytes, format_duration, total_memory
 
 SITES = ["hospital_0", "hospital_1"]
 
@@ -100,9 +100,30 @@ def test_a_terminal_gets_a_table():
         "0.810",
         "100",
         "45 MB",
+        "-",
     ]
+    assert "RSS in all" not in last
     assert "stopped early" in last and "ETA 3 min" in last and "sent in all 90 MB" in last
     assert stream.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is shown again
+
+
+def test_memory_and_privacy_of_a_site_where_they_are_known():
+    """Two sites in one process hold its memory once."""
+    stream = Terminal()
+    lines = lines_of_round(1)
+    for line in lines[:2]:
+        line.update(rss_bytes=300e6, process="host:7", epsilon=1.2345)
+    with Console(20, SITES, stream) as console:
+        console.round(lines)
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    last = screen[screen.rindex("round 1/20") :]
+    row = next(line for line in last.splitlines() if "hospital_1" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]][-3:] == ["45 MB", "300 MB", "1.234"]
+    assert "RSS in all 300 MB" in last
+    lines[1]["process"] = "host:8"
+    del lines[0]["epsilon"]
+    assert total_memory(lines) == 600e6
+    assert total_memory([{"site": "hospital_0"}]) is None
 
 
 def test_an_error_leaves_the_terminal_usable_and_passes_through():

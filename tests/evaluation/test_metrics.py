@@ -136,7 +136,7 @@ def test_weighted_auc_equals_scikit_learn(seed, n, levels):
 
 def test_resamples_keep_the_class_counts():
     labels = np.array([0] * 7 + [1] * 2 + [2] * 11)
-    for weights in metrics._resampling_weights(labels, 3, 50, seed=1):
+    for weights in metrics.resampling_weights(labels, 3, 50, seed=1):
         for c, size in enumerate((7, 2, 11)):
             assert (weights[:, labels == c].sum(axis=1) == size).all()
 
@@ -144,7 +144,7 @@ def test_resamples_keep_the_class_counts():
 def test_the_bootstrap_equals_resampling_one_by_one(monkeypatch):
     """Every vectorised score of a resample is the score of the repeated records."""
     labels, probabilities = made_up(60, 3, ties=True)
-    drawn = next(metrics._resampling_weights(labels, 3, 8, seed=3))
+    drawn = next(metrics.resampling_weights(labels, 3, 8, seed=3))
     one_by_one = []
     for weights in drawn.astype(int):
         rows = np.repeat(np.arange(60), weights)

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from primia_jax.config import SecureAggregationConfig
+from primia_jax.config import ExperimentConfig, SecureAggregationConfig, from_config_dict
 from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.federated import aggregation, sealing
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
 from primia_jax.mpc import fixed_point
-from primia_jax.runtime import Receive, count, run_local
+from primia_jax.runtime import Receive, Vanish, count, run_local
 
 SETTINGS = SecureAggregationConfig()
 
@@ -44,13 +44,11 @@ def overheard(steps, transcript):
 def run(kind, contributions, sizes, n_counts, transcript=None):
     """What the owner learns."""
     hospitals = [f"h{i}" for i in range(len(contributions))]
-    secure = kind == "additive"
-    keys = make_keys(hospitals) if secure else {}
-    agg = (
-        aggregation.additive(hospitals, OWNER, SETTINGS)
-        if secure
-        else aggregation.plain(hospitals, OWNER)
-    )
+    keys = {} if kind == "plain" else make_keys(hospitals)
+    if kind == "plain":
+        agg = aggregation.plain(hospitals, OWNER)
+    else:
+        agg = getattr(aggregation, kind)(hospitals, OWNER, SETTINGS)
     parties = {
         name: agg.contribute(name, keys.get(name), own)
         for name, own in zip(hospitals, contributions)
@@ -80,7 +78,7 @@ def some_contributions(draw):
     )
 
 
-@pytest.mark.parametrize("kind", ["plain", "additive"])
+@pytest.mark.parametrize("kind", ["plain", "additive", "masked"])
 class TestContract:
     """What every aggregation owes."""
 
@@ -90,6 +88,8 @@ class TestContract:
         contributions, sizes, n_counts = data
         total = run(kind, contributions, sizes, n_counts)
         assert total.weight == sum(own.weight for own in contributions)
+        everybody = tuple(f"h{i}" for i in range(len(contributions)))
+        assert total.took_part == total.present == everybody
         np.testing.assert_array_equal(total.counts, sum(own.counts for own in contributions))
         for j, value in enumerate(total.values):
             exact = sum(own.weight * own.values[j].astype(np.float64) for own in contributions)
@@ -174,6 +174,25 @@ class TestSecrecy:
             keys["h2"].open("h0", next(m for m in heard))  # sealed for h0 or h1 by another
 
 
+def test_without_a_dropped_hospital_the_average_is_the_others():
+    """Of the plain sum and of the masked one."""
+    hospitals = ["h0", "h1", "h2", "h3"]
+    keys = make_keys(hospitals)
+    own = [Contribution((np.full(3, i, np.float32),), i + 1, np.asarray([1])) for i in range(4)]
+    kinds = (
+        aggregation.plain(hospitals, OWNER),
+        aggregation.masked(hospitals, OWNER, SETTINGS),
+    )
+    for agg in kinds:
+        parties = {h: agg.contribute(h, keys[h], o) for h, o in zip(hospitals, own)}
+        parties[OWNER] = agg.collect((3,), 1)
+        results, trace = run_local(parties, optional=hospitals, faults=(Vanish("h2"),))
+        total = results[OWNER]
+        assert total.took_part == total.present == ("h0", "h1", "h3") and set(trace.lost) == {"h2"}
+        assert total.weight == 1 + 2 + 4 and total.counts == [3]
+        np.testing.assert_array_equal(total.values[0], np.full(3, 0 * 1 + 1 * 2 + 3 * 4))
+
+
 class TestRefusals:
     """What would break the sum is refused at the hospital, with the numbers."""
 
@@ -197,6 +216,30 @@ class TestRefusals:
     def test_a_sum_that_could_overflow(self):
         with pytest.raises(ConfigError, match="could overflow"):
             aggregation.additive(["h0", "h1"], OWNER, SecureAggregationConfig(frac_bits=50))
+
+
+class TestChoice:
+    """Which scheme a configuration means."""
+
+    def _scheme(self, n, hospitals=3, **settings_):
+        config = from_config_dict(
+            ExperimentConfig,
+            {"federated": {"hospitals": hospitals}, "secure_aggregation": settings_},
+        )
+        return aggregation.scheme(config, n)
+
+    def test_auto_is_additive_up_to_five_hospitals(self):
+        assert [self._scheme(n, n) for n in (2, 3, 5, 6, 100)] == [
+            *("additive", "additive", "additive", "secagg", "secagg")
+        ]
+
+    def test_a_large_confederation_keeps_its_scheme_when_few_are_drawn(self):
+        assert self._scheme(4, 10) == "secagg"
+        assert self._scheme(2, 10) == "additive"  # of two each must stay anyway
+
+    def test_what_is_asked_for_is_taken(self):
+        assert self._scheme(100, 100, scheme="additive") == "additive"
+        assert self._scheme(3, 3, scheme="secagg") == "secagg"
 
 
 @pytest.mark.parametrize("share", [np.zeros(1, np.uint64), np.zeros(9, np.uint64), {"x": 1}])

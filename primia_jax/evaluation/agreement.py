@@ -1,0 +1,194 @@
+"""Whether two raters of the same images differ, and how far they agree. Raters: models, people.
+
+A model trained several times, from several seeds, is one rater with several sets of ratings.
+
+Axis letters: n images, k classes, s seeds, b bootstrap resamples.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from statsmodels.stats import contingency_tables, inter_rater, multitest
+
+from primia_jax.evaluation.metrics import INTERVAL, count_scores, resampling_weights
+
+EXACT_BELOW = 25  # images on which just one rater is right, under which the chi-square misleads
+_SEEDS = 1  # keeps the resampling of seeds apart from that of images
+
+
+class McNemar(NamedTuple):
+    """McNemar's test of two raters' accuracies on the same images."""
+
+    first_only: int  # images on which only the first is right
+    second_only: int
+    p: float  # two-sided
+    exact: bool  # by the binomial distribution; else chi-square with continuity correction
+
+
+def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Tests whether two raters are right equally often (Q. McNemar, 1947; A. Edwards, 1948).
+
+    Args:
+      labels: [n] the true classes.
+      first: [n] the classes that the first rater names.
+      second: [n] likewise.
+
+    Returns:
+      The exact test where the raters differ on fewer than `EXACT_BELOW` images, else the
+      chi-square with Edwards' continuity correction. Where they differ on none, p is 1.
+    """
+    right, other = np.asarray(first) == labels, np.asarray(second) == labels
+    return mcnemar_from_counts(int((right & ~other).sum()), int((other & ~right).sum()))
+
+
+def mcnemar_from_counts(first_only: int, second_only: int, exact: bool | None = None) -> McNemar:
+    """The test by its two counts; `exact` None chooses as `mcnemar` does."""
+    differing = first_only + second_only
+    if exact is None:
+        exact = differing < EXACT_BELOW
+    if not differing:
+        return McNemar(0, 0, 1.0, exact)
+    table = [[0, first_only], [second_only, 0]]  # where both are right or wrong tells nothing
+    found = contingency_tables.mcnemar(table, exact=exact, correction=True)
+    return McNemar(first_only, second_only, float(found.pvalue), exact)
+
+
+class Kappa(NamedTuple):
+    """Cohen's kappa with its asymptotic 95 % interval."""
+
+    value: float | None  # None where both raters name one class alone: undefined
+    low: float | None
+    high: float | None
+
+
+def cohen_kappa(first: np.ndarray, second: np.ndarray, n_classes: int) -> Kappa:
+    """Agreement beyond chance of two raters (J. Cohen, 1960), unweighted.
+
+    The interval is that of Fleiss, Cohen and Everitt (1969), cut at ±1. It has no width where the
+    raters agree on every image.
+
+    Args:
+      first: [n] int, the classes that the first rater names.
+      second: [n] likewise.
+      n_classes: k.
+    """
+    table = pair_counts(first, second, n_classes)
+    by_chance = float(table.sum(0) @ table.sum(1)) / table.sum() ** 2
+    if by_chance == 1:
+        return Kappa(None, None, None)
+    if np.trace(table) == table.sum():
+        return Kappa(1.0, 1.0, 1.0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # in its z-value, which is not used
+        found = inter_rater.cohens_kappa(table)
+    return Kappa(
+        float(found.kappa), max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp))
+    )
+
+
+def pair_counts(first: np.ndarray, second: np.ndarray, n_classes: int) -> np.ndarray:
+    """[k k] float64: how many images the first rater puts into the row's class, the second into
+    the column's."""
+    cells = np.asarray(first, np.int64) * n_classes + second
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes).astype(float)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (S. Holm, 1979), in the order given."""
+    if not len(p_values):
+        return []
+    return [float(p) for p in multitest.multipletests(p_values, method="holm")[1]]
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95 % bootstrap interval over images and seeds."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    std: float | None  # over seeds, with s - 1; None of one seed
+    by_seed: tuple[float | None, ...]
+
+
+def estimate(by_seed: Sequence[float | None], samples: np.ndarray, seed: int = 0) -> Estimate:
+    """The mean over seeds of a statistic that was resampled over images.
+
+    A resample draws images (the same ones for all seeds) and then seeds, both with replacement.
+    The interval so holds for another sample of images *and* another training. With s seeds it tells
+    the spread between trainings by s numbers only: with three it is some fifth too narrow in that
+    part.
+
+    Args:
+      by_seed: [s] the statistic on the images themselves; None where it is undefined.
+      samples: [b s] the statistic on resamples of the images, see `bootstrap_scores`.
+      seed: of drawing the seeds.
+
+    Returns:
+      All None where a seed's statistic is undefined.
+    """
+    values = [v for v in by_seed if v is not None]
+    if len(values) < len(by_seed) or np.isnan(samples).any():
+        return Estimate(None, None, None, None, tuple(by_seed))
+    s = len(values)
+    if s > 1:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _SEEDS))))
+        drawn = rng.integers(0, s, samples.shape)
+        samples = np.take_along_axis(samples, drawn, axis=1)
+    low, high = np.percentile(samples.mean(1), INTERVAL)
+    std = float(np.std(values, ddof=1)) if s > 1 else None
+    return Estimate(float(np.mean(values)), float(low), float(high), std, tuple(values))
+
+
+def resampled_kappa(
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    n_classes: int,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """[b] Cohen's kappa of two raters on resamples of the images, stratified by their true class.
+
+    It is 0 on a resample that leaves it undefined.
+    """
+    cells = np.asarray(first, np.int64) * n_classes + second
+    in_cell = np.eye(n_classes**2)[cells]
+    blocks = [
+        count_scores((weights @ in_cell).reshape(-1, n_classes, n_classes))["kappa"]
+        for weights in resampling_weights(labels, n_classes, n_bootstrap, seed)
+    ]
+    return np.concatenate(blocks)
+
+
+EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
+
+
+class Equivalence(NamedTuple):
+    """Whether a difference is small, shown by its interval and not by a p-value's absence."""
+
+    difference: Estimate
+    margin: float
+    verdict: str  # EQUIVALENT | DIFFERENT | UNDECIDED
+
+
+def equivalence(difference: Estimate, margin: float) -> Equivalence:
+    """Judges a difference by its 95 % interval.
+
+    `EQUIVALENT` where the interval lies within ±margin (two one-sided tests at 2.5 % each),
+    `DIFFERENT` where it lies outside, on one side; else the images do not suffice: `UNDECIDED`.
+    An interval within the margin that leaves out 0 is equivalent: there is a difference, too small
+    to matter.
+    """
+    if difference.low is None or difference.high is None:
+        return Equivalence(difference, margin, UNDECIDED)
+    if -margin <= difference.low and difference.high <= margin:
+        return Equivalence(difference, margin, EQUIVALENT)
+    outside = difference.low > margin or difference.high < -margin
+    return Equivalence(difference, margin, DIFFERENT if outside else UNDECIDED)
+
+
+def plain(value: Any) -> Any:
+    """The tuples of this module as dicts and lists, fit for JSON."""
+    if hasattr(value, "_asdict"):
+        return {name: plain(part) for name, part in value._asdict().items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,89 @@
+"""Judging a model that exists already at all hospitals, without training.
+
+Every hospital judges it on its own images and contributes its confusion matrix; with secure
+aggregation the model owner learns the sum alone. What a hospital found by itself goes to whoever
+operates the run, as in a training.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from primia_jax.data import Dataset
+from primia_jax.errors import CheckpointError
+from primia_jax.evaluation.metrics import metrics_from_confusion
+from primia_jax.federated import aggregation, local_training, variables
+from primia_jax.federated.aggregation import OWNER, Contribution
+from primia_jax.federated.hospital import Hospital
+from primia_jax.federated.local_training import Score, Statistics
+from primia_jax.federated.model_owner import ModelOwner
+from primia_jax.federated.trained_model import load_trained
+from primia_jax.federated.variables import Vectors
+from primia_jax.runtime import Receive, Send, Steps
+
+
+def judge(state: Hospital, every: bool = False) -> Steps:
+    """Receives a model and judges it; to be run after `hospital.set_up`.
+
+    Args:
+      state: of the hospital; it stays as it is.
+      every: takes all of the hospital's images, in place of those for validation alone.
+    """
+    message = yield Receive(OWNER)
+    model = variables.from_vectors(state.variables, Vectors(*message["model"]))
+    given = Statistics(*message["statistics"])
+    size = state.config.evaluation.batch_size
+    parts = [
+        (local_training.score(state.learner, model, data, given, size), len(data))
+        for data in _judged_on(state, every)
+    ]
+    n = sum(count for _, count in parts)
+    loss = sum(score.loss * count for score, count in parts) / n
+    found = Score(loss, np.sum([score.confusion for score, _ in parts], axis=0))
+    yield from state.aggregation.contribute(
+        state.name,
+        state.keys,
+        Contribution((np.asarray([found.loss]),), n, found.confusion.ravel()),
+    )
+    metrics = metrics_from_confusion(found.confusion, state.validation.class_names)
+    return state, {**metrics, "loss": found.loss}
+
+
+def _judged_on(state: Hospital, every: bool) -> list[Dataset]:
+    parts = [state.train, state.validation] if every else [state.validation]
+    return [data for data in parts if len(data)]
+
+
+def have_judged(state: ModelOwner, run: pathlib.Path | None = None) -> Steps:
+    """Sends a model out and adds up what it is worth; to be run after `model_owner.set_up`.
+
+    Args:
+      state: of the model owner; it stays as it is.
+      run: the folder of a run whose best model is judged; else the owner's own, which
+        `config.model.pretrained` may name.
+
+    Raises:
+      CheckpointError: if there is no such model, or it is of another kind.
+    """
+    vectors, given = state.vectors, state.statistics
+    if run is not None:
+        model = load_trained(run, state.config)
+        if model.class_names != state.class_names:
+            raise CheckpointError(
+                f"the model in {run} knows the classes {', '.join(model.class_names)}; the "
+                f"hospitals have {', '.join(state.class_names)}"
+            )
+        if model.image_size != state.config.data.image_size:
+            raise CheckpointError(
+                f"the model in {run} is for images of {model.image_size} pixels; add "
+                f"--config.data.image_size={model.image_size}"
+            )
+        vectors, given = variables.to_vectors(model.variables), model.statistics
+    assert given is not None, "judged before set-up"
+    message: dict[str, Any] = {"model": tuple(vectors), "statistics": tuple(given)}
+    yield Send(state.hospitals, message, "judged model")
+    k = len(state.class_names)
+    total = yield from aggregation.make(state.config, state.hospitals).collect((1,), k**2)
+    metrics = metrics_from_confusion(total.counts.reshape(k, k), state.class_names)
+    return state, {**metrics, "loss": float(total.mean()[0][0])}

@@ -1,0 +1,362 @@
+"""Differential privacy of a federation: what is noised, by how much, and what it costs.
+
+- `record`: every hospital protects its images, one by one, against everybody else: DP-SGD
+  (`private_training`) at each hospital with noise of its own.
+- `client`: every hospital as a whole is protected against the model owner, which learns only the
+  secure sum. Each hospital clips its update and adds its share of the noise before it encodes it:
+  discrete Gaussian noise in the aggregation's fixed point (Kairouz, Liu and Steinke 2021). Nobody
+  ever holds the sum without it.
+
+Besides the model, a training tells of the data by its pixel statistics with class counts (once) and
+its confusion matrices on validation images (each round). In mode `record` both go out with noise,
+and are charged; in mode `client` the former are constants. Every release is written into the
+hospital's ledger (`privacy_ledger`) before it leaves.
+
+A sum of hospitals' discrete Gaussians with the deviations met here, thousands of units, differs
+from one discrete Gaussian, and that from a continuous one, by less than any float can tell (their
+theorem 1 and Canonne et al. 2020, propositions 5 and 19), so the accountants take it for one.
+
+Axis letters: k classes, p_j parameters of the j-th leaf, n records.
+"""
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from primia_jax.config import ExperimentConfig
+from primia_jax.data import Dataset
+from primia_jax.errors import ConfigError
+from primia_jax.evaluation.metrics import metrics_from_confusion
+from primia_jax.federated import accounting, discrete_noise
+from primia_jax.federated.accounting import Release
+from primia_jax.federated.aggregation import Contribution, Total
+from primia_jax.federated.local_training import Statistics
+from primia_jax.federated.privacy_ledger import FILE, Entry, Ledger, largest_epsilon
+from primia_jax.mpc import prg
+from primia_jax.runtime import Steps
+
+TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospital"  # groups
+# Of statistics and counts, of which an image's share is at most 1: so fine that their noise is as
+# good as continuous.
+_GRID = 2.0**-16
+_STATISTICS_NORM = math.sqrt(3)  # of an image: two moments and a class, each at most 1
+_VALIDATION_RATIO = 3.0  # client: noise multiplier of confusion matrices over that of updates
+_PSEUDO_IMAGES = 1000  # client: what shares of a confusion matrix are counted in
+_NEUTRAL = (0.5, 0.25)  # pixel mean and deviation that stand for none known
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanisms:
+    """The noisy releases of one hospital."""
+
+    training: Release  # of a round: steps of DP-SGD, or one update
+    statistics: Release | None  # once
+    validation: Release | None  # each round
+
+    def of_round(self, mode: str, number: int) -> list[Entry]:
+        """What round `number` is charged with."""
+        groups = (TRAINING, VALIDATION) if mode == "record" else (HOSPITAL, HOSPITAL)
+        releases = (("update", self.training), ("confusion matrix", self.validation))
+        return [
+            Entry(group, release, {"round": number, "what": what})
+            for group, (what, release) in zip(groups, releases)
+            if release is not None
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """What a hospital needs to keep its guarantee."""
+
+    mechanisms: Mechanisms
+    ledger: Ledger
+
+
+def is_on(config: ExperimentConfig) -> bool:
+    """Whether anything is protected."""
+    return config.privacy.mode != "none"
+
+
+def open_site(
+    config: ExperimentConfig, name: str, folder: pathlib.Path, n_train: int, steps: int
+) -> Site:
+    """Finds the noise, and the ledger.
+
+    Args:
+      config: of the experiment.
+      name: of the hospital.
+      folder: its own, for the ledger unless `config.privacy.ledger` names another.
+      n_train: its training images.
+      steps: its local steps a round.
+
+    Raises:
+      ConfigError: if no noise keeps ε within what was asked for.
+    """
+    own = config.privacy
+    if own.ledger:
+        folder = pathlib.Path(own.ledger).absolute() / name
+    ledger = Ledger(folder / FILE, own.budget or own.epsilon, own.delta, name)
+    return Site(mechanisms(config, n_train, steps), ledger)
+
+
+def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms:
+    """The releases of a hospital with `n_train` training images and `steps` local steps a round.
+
+    Raises:
+      ConfigError: if no noise keeps ε within `config.privacy.epsilon`.
+    """
+    own, rounds = config.privacy, config.federated.rounds
+    noised = own.validation == "noised"
+    if own.mode == "client":
+        planned = [Release(1.0, steps=rounds)]
+        if noised:
+            planned.append(Release(_VALIDATION_RATIO, steps=rounds))
+        noise = own.noise_multiplier or _noise_for(config, planned)
+        judged = Release(_VALIDATION_RATIO * noise) if noised else None
+        return Mechanisms(Release(noise), None, judged)
+    rate = min(1.0, config.training.batch_size / n_train)
+    statistics = Release(own.statistics_noise) if own.statistics_noise else None
+    noise = own.noise_multiplier or _noise_for(
+        config, [Release(1.0, rate, steps * rounds)], [statistics] if statistics else []
+    )
+    judged = Release(_noise_for(config, [Release(1.0, steps=rounds)])) if noised else None
+    return Mechanisms(Release(noise, rate, steps), statistics, judged)
+
+
+def _noise_for(
+    config: ExperimentConfig, planned: Sequence[Release], others: Sequence[Release] = ()
+) -> float:
+    own = config.privacy
+    target = min(own.epsilon, own.budget or own.epsilon)
+    found = accounting.find_noise(tuple(planned), target, own.delta, tuple(others))
+    if math.isinf(found):
+        spent = accounting.by_pld(others, own.delta)
+        raise ConfigError(
+            f"config.privacy.epsilon = {target:g} cannot be kept at delta = {own.delta:g}: "
+            f"the pixel statistics alone cost {spent:.2f}; raise epsilon or "
+            "config.privacy.statistics_noise, or set the latter to 0 to release none"
+        )
+    return found
+
+
+# --- pixel statistics and class counts ---------------------------------------------------------
+
+
+def releases_statistics(config: ExperimentConfig) -> bool:
+    """Whether hospitals tell, with noise, of their pixels and classes."""
+    return config.privacy.mode == "record" and config.privacy.statistics_noise > 0
+
+
+def statistics_contribution(site: Site, data: Dataset) -> Contribution:
+    """Noised sums over the images of 2·mean(x − ½), 4·mean((x − ½)²) and classes; charged.
+
+    The very numbers that were released before are given again, at no further cost, as long as the
+    images and the noise are the same.
+
+    Raises:
+      BudgetError: if the ledger cannot bear it.
+    """
+    release = site.mechanisms.statistics
+    assert release is not None, "statistics are not released"
+    print_ = _fingerprint(data)
+    for entry in site.ledger.entries():
+        about = entry.about
+        if entry.release == release and about.get("images") == print_:
+            return _statistics(np.asarray(about["released"], np.int64), len(data))
+    grey = data.images[..., 0] / np.float64(np.iinfo(data.images.dtype).max)
+    grey -= 0.5  # about the middle, the two moments range over less and need less noise
+    moments = np.stack([2 * grey.mean((1, 2)), 4 * (grey**2).mean((1, 2))], 1)
+    sums = np.rint(moments / _GRID).astype(np.int64).sum(0)
+    counts = data.class_counts() * int(1 / _GRID)
+    deviation = release.noise_multiplier * _STATISTICS_NORM / _GRID
+    noised = _with_share_of_noise(np.concatenate([sums, counts]), deviation, 1)
+    about = {"what": "pixel statistics", "images": print_, "released": noised.tolist()}
+    site.ledger.charge([Entry(TRAINING, release, about)], "the pixel statistics")
+    return _statistics(noised, len(data))
+
+
+def _statistics(noised: np.ndarray, n: int) -> Contribution:
+    # The aggregation multiplies by n again, and rounds to the grid's very numbers.
+    return Contribution((noised * _GRID / n,), n, np.zeros(0, np.int64))
+
+
+def _fingerprint(data: Dataset) -> str:
+    digest = hashlib.sha256(data.images.tobytes())
+    digest.update(data.labels.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def collect_statistics(
+    config: ExperimentConfig, collect: Callable[[Sequence[int], int], Steps], n_classes: int
+) -> Steps:
+    """The owner's part; returns `Statistics`, from constants where nothing is released."""
+    if not releases_statistics(config):
+        grey, deviation = map(np.float32, _NEUTRAL)
+        return Statistics(grey, deviation, np.ones(n_classes, np.float32))
+    total: Total = yield from collect((2 + n_classes,), 0)
+    sums, n = total.values[0], max(1, total.weight)
+    offset, second = np.clip(sums[0] / (2 * n), -0.5, 0.5), sums[1] / (4 * n)
+    mean, std = 0.5 + offset, math.sqrt(max(second - offset**2, 1e-3))  # noise can make it negative
+    counts = np.maximum(sums[2:], 1.0)
+    weights = np.ones(n_classes)
+    if config.training.class_weights:
+        weights = counts.sum() / (n_classes * counts)
+    return Statistics(np.float32(mean), np.float32(std), weights.astype(np.float32))
+
+
+# --- confusion matrices ------------------------------------------------------------------------
+
+
+def validation_contribution(
+    config: ExperimentConfig, site: Site, confusion: np.ndarray, n_attending: int
+) -> Contribution:
+    """A noised confusion matrix; charged with its round (`Mechanisms.of_round`).
+
+    Counts in mode `record`; in mode `client` shares of the hospital's images, and the noise is this
+    hospital's share of the sum's.
+
+    Args:
+      config: of the experiment.
+      site: whose matrix it is.
+      confusion: [k k] counts, rows true.
+      n_attending: hospitals in the sum.
+    """
+    release = site.mechanisms.validation
+    assert release is not None, "confusion matrices are not released"
+    n, counts = max(1, int(confusion.sum())), confusion.ravel().astype(np.int64)
+    if config.privacy.mode == "record":
+        in_units = _with_share_of_noise(
+            counts * int(1 / _GRID), release.noise_multiplier / _GRID, 1
+        )
+        return Contribution((in_units * _GRID / n,), n, np.zeros(0, np.int64))
+    scale = 2**config.secure_aggregation.frac_bits
+    shares = (counts * scale) // n  # rounded down: their norm stays at most 1
+    deviation, n_noisy = release.noise_multiplier * scale, noisy_hospitals(config, n_attending)
+    values = _with_share_of_noise(shares, deviation, n_noisy)
+    return Contribution((values / scale,), 1, np.zeros(0, np.int64))
+
+
+def collect_validation(
+    config: ExperimentConfig,
+    collect: Callable[[Sequence[int], int], Steps],
+    class_names: Sequence[str],
+) -> Steps:
+    """The owner's part: metrics of the noised matrix; None if nothing is released."""
+    if config.privacy.validation == "none":
+        return None
+    k = len(class_names)
+    total: Total = yield from collect((k * k,), 0)
+    counts = total.values[0]
+    if config.privacy.mode == "client":
+        counts = counts * _PSEUDO_IMAGES
+    confusion = np.rint(np.maximum(counts, 0)).astype(np.int64).reshape(k, k)
+    return metrics_from_confusion(confusion, tuple(class_names))
+
+
+# --- updates in mode `client` ------------------------------------------------------------------
+
+
+def client_update(
+    config: ExperimentConfig,
+    site: Site,
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    n_attending: int,
+) -> Contribution:
+    """A hospital's clipped change of the weights with its share of the noise.
+
+    All hospitals have weight 1. Weights by images would let one hospital's presence change the sum
+    by its number of images times the clip, and the sum of the weights would need noise as well.
+
+    Args:
+      config: of the experiment.
+      site: whose update it is.
+      before: [p_j] weights at the beginning of the round.
+      after: [p_j] after the local steps, finite.
+      n_attending: hospitals in the sum.
+
+    Returns:
+      Values [p_j] float64, whole multiples of 2^-f, so that the aggregation encodes them exactly.
+
+    Raises:
+      ConfigError: if the fixed point is too coarse for the clip.
+    """
+    frac_bits = config.secure_aggregation.frac_bits
+    scale = 2.0**frac_bits
+    changes = np.concatenate(
+        [np.asarray(new, np.float64) - old for old, new in zip(before, after, strict=True)]
+    )
+    integers = clipped_update(changes, config.privacy.clip_norm, frac_bits)
+    deviation = site.mechanisms.training.noise_multiplier * config.privacy.clip_norm * scale
+    noised = _with_share_of_noise(integers, deviation, noisy_hospitals(config, n_attending))
+    ends = np.cumsum([len(leaf) for leaf in before])[:-1]
+    return Contribution(tuple(np.split(noised / scale, ends)), 1, np.zeros(0, np.int64))
+
+
+def clipped_update(changes: np.ndarray, clip_norm: float, frac_bits: int) -> np.ndarray:
+    """int64 [p]: `changes` in units of 2^-f, their norm at most `clip_norm` after rounding.
+
+    Rounding is to the nearest. It can add √p/2 units to the norm, which the clip leaves room for:
+    in 64 bits units are so fine that this costs next to nothing, and rounding at random, which
+    coarser rings need (Kairouz et al. 2021, section 4.1), would gain nothing.
+
+    Raises:
+      ConfigError: if the room left for rounding takes half of the clip.
+    """
+    room = math.sqrt(len(changes)) / 2 * 2.0**-frac_bits
+    if 2 * room > clip_norm:
+        raise ConfigError(
+            f"config.privacy.clip_norm = {clip_norm:g} is too small for updates of {len(changes)} "
+            f"numbers in steps of 2^-{frac_bits}; raise it or config.secure_aggregation.frac_bits"
+        )
+    norm = float(np.linalg.norm(changes))
+    inner = (clip_norm - room) * (1 - 2.0**-30)  # for float64's error in the norm
+    factor = min(1.0, inner / norm) if norm else 1.0
+    return np.rint(changes * (factor * 2.0**frac_bits)).astype(np.int64)
+
+
+def _with_share_of_noise(values: np.ndarray, deviation: float, n_hospitals: int) -> np.ndarray:
+    """`values` with 1/N of a noise of `deviation` units, in variance; int64, of the same shape."""
+    variance = deviation**2 / n_hospitals
+    return values + discrete_noise.discrete_gaussian(prg.new_seed(), len(values), variance)
+
+
+def noisy_hospitals(config: ExperimentConfig, n_attending: int) -> int:
+    """How many of the hospitals in a sum add noise for certain.
+
+    Raises:
+      ConfigError: if it could be none.
+    """
+    n = n_attending - config.privacy.missing_hospitals
+    if n < 1:
+        raise ConfigError(
+            f"config.privacy.missing_hospitals = {config.privacy.missing_hospitals} of "
+            f"{n_attending} hospitals in the sum: none would be left to add noise"
+        )
+    return n
+
+
+# --- what is said of it ------------------------------------------------------------------------
+
+
+def planned_report(config: ExperimentConfig, site: Site) -> dict[str, float]:
+    """For the report of a hospital's set-up: its noise, and ε if all rounds are trained."""
+    own, planned = site.mechanisms, site.ledger.entries()
+    done = {entry.about.get("round") for entry in planned}
+    for number in range(1, config.federated.rounds + 1):
+        if number not in done or config.privacy.ledger:
+            planned += own.of_round(config.privacy.mode, number)
+    return {
+        "noise_multiplier": own.training.noise_multiplier,
+        "planned_epsilon": largest_epsilon(planned, config.privacy.delta),
+    }
+
+
+def spent_report(site: Site) -> dict[str, float]:
+    """For a site's line of rounds.jsonl."""
+    spent = site.ledger.spent()
+    return {"epsilon": spent.pld, "epsilon_rdp": spent.rdp}

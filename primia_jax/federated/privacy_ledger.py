@@ -1,0 +1,198 @@
+"""A hospital's ledger: every noisy release that its records, or it itself, took part in.
+
+A file of JSON lines that is only added to. A release is written down, and is on disk, before
+anything of it leaves the hospital: after a crash the ledger may have charged for what was never
+sent, but never the other way round. Several runs, one after the other or side by side, may share a
+ledger; each charge is checked and written under the file's lock.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from io import FileIO
+from typing import Any
+
+from primia_jax.errors import BudgetError, CheckpointError, StorageError
+from primia_jax.federated import accounting
+from primia_jax.federated.accounting import Epsilon, Release
+
+FILE = "privacy_ledger.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A release, and whose it was.
+
+    A hospital's records are divided into disjoint groups (training, validation). What one group
+    released tells nothing of another's records, so that ε is the largest over the groups.
+    """
+
+    group: str
+    release: Release
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # round, and what went out
+
+    def line(self) -> bytes:
+        """As it stands in the file."""
+        facts = {"group": self.group, **self.release._asdict(), "about": self.about}
+        return json.dumps(facts).encode() + b"\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The ledger in `path`, with a budget."""
+
+    path: pathlib.Path
+    budget: float  # the largest ε, by PLD, of all that it holds
+    delta: float
+    owner: str  # whose it is, for messages
+
+    def entries(self) -> list[Entry]:
+        """All that was charged so far.
+
+        Raises:
+          CheckpointError: if the file is damaged.
+        """
+        try:
+            return _parsed(self.path, self.path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def spent(self) -> Epsilon:
+        """ε of all that was charged so far."""
+        return _of_groups(self.entries(), self.delta)
+
+    def check(self, entries: Sequence[Entry], what: str) -> None:
+        """Refuses what is to be done if the budget does not cover it; charges nothing.
+
+        Args:
+          entries: what it would release.
+          what: its name, for the message.
+
+        Raises:
+          BudgetError: with the numbers.
+        """
+        self._refuse_beyond_budget(self.entries(), entries, what)
+
+    def charge(self, entries: Sequence[Entry], what: str) -> None:
+        """Writes `entries` down; they are on disk when this returns.
+
+        Args:
+          entries: what will be released.
+          what: its name, for the message.
+
+        Raises:
+          BudgetError: if the budget does not cover them; then nothing is written.
+          StorageError: if they cannot be written; then nothing may be released.
+        """
+        if not entries:
+            return
+        with self._locked() as file:
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._refuse_beyond_budget(_parsed(self.path, whole), entries, what)
+            try:
+                # What a crash cut short was never followed by a release.
+                file.truncate(len(whole))
+                file.seek(len(whole))
+                lines = b"".join(entry.line() for entry in entries)
+                if file.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    file.truncate(len(whole))
+                raise _unwritable(self.path, error) from error
+
+    def _refuse_beyond_budget(
+        self, before: Sequence[Entry], entries: Sequence[Entry], what: str
+    ) -> None:
+        after = largest_epsilon([*before, *entries], self.delta)
+        if after > self.budget:
+            spent = largest_epsilon(before, self.delta)
+            raise BudgetError(
+                f"{self.owner}: {what} would bring ε to {after:.3f} at δ = {self.delta:g}, beyond "
+                f"the budget of {self.budget:g} ({spent:.3f} are spent, ledger {self.path}); what "
+                "was trained so far is kept: judge it with --mode=evaluate, or begin anew with "
+                "more noise, fewer rounds or a larger config.privacy.budget"
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[FileIO]:
+        """The file, open for reading and writing, no other process being in here."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not self.path.exists()
+            file = FileIO(self.path, "a+")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if is_new:
+                _sync_folder(self.path.parent)
+            file.seek(0)
+            yield file
+
+
+def largest_epsilon(entries: Sequence[Entry], delta: float) -> float:
+    """The largest ε of any group, by the accountant that holds the budgets."""
+    groups = _grouped(entries).values()
+    return max((accounting.by_pld(releases, delta) for releases in groups), default=0.0)
+
+
+def _of_groups(entries: Sequence[Entry], delta: float) -> Epsilon:
+    costs = [accounting.epsilon(releases, delta) for releases in _grouped(entries).values()]
+    return Epsilon(
+        max((cost.pld for cost in costs), default=0.0),
+        max((cost.rdp for cost in costs), default=0.0),
+    )
+
+
+def _grouped(entries: Sequence[Entry]) -> dict[str, list[Release]]:
+    groups: dict[str, list[Release]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry.release)
+    return groups
+
+
+def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
+    """The entries of all whole lines."""
+    entries = []
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            facts = json.loads(line)
+            release = Release(
+                float(facts["noise_multiplier"]), float(facts["sampling_rate"]), int(facts["steps"])
+            )
+            if not (release.noise_multiplier > 0 and 0 < release.sampling_rate <= 1):
+                raise ValueError("no such mechanism")
+            entries.append(Entry(facts["group"], release, facts["about"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the privacy ledger {path} is damaged in line {number} ({error}): what was spent "
+                "cannot be told; restore the file"
+            ) from error
+    return entries
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Makes the name of a new file in `folder` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the privacy ledger {path} cannot be used ({error.strerror or error}); nothing is "
+        "released without it"
+    )

@@ -1,0 +1,141 @@
+"""What a run may say of its privacy: ε by both accountants, for whom, against whom, and what not.
+
+The statement goes into metrics.json and the report. It is made from the settings and from what the
+hospitals' ledgers held after each round, and claims nothing that the code does not do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from primia_jax.config import ExperimentConfig, PrivacyConfig
+
+_RELATION = {
+    "record": "one image of one hospital is replaced by a blank that contributes nothing "
+    "(zero-out; the numbers are those of adding or removing an image)",
+    "client": "one hospital's contribution is replaced by nothing (zero-out; the number of "
+    "hospitals is known)",
+}
+
+
+def statement(
+    config: ExperimentConfig, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The statement of a run; None where nothing is protected.
+
+    Args:
+      config: of the experiment.
+      lines: of rounds.jsonl.
+    """
+    own = config.privacy
+    if own.mode == "none":
+        return None
+    sites = {
+        line["site"]: {"pld": line["epsilon"], "rdp": line["epsilon_rdp"]}
+        for line in lines
+        if line.get("epsilon") is not None
+    }
+    return {
+        "mode": own.mode,
+        "unit": "one image" if own.mode == "record" else "one hospital",
+        "neighbouring": _RELATION[own.mode],
+        "delta": own.delta,
+        "budget": own.budget or own.epsilon,
+        "epsilon": {
+            accountant: max((cost[accountant] for cost in sites.values()), default=0.0)
+            for accountant in ("pld", "rdp")
+        },
+        "sites": sites,
+        "clip_norm": own.clip_norm,
+        "against": _against(config),
+        "covered": _covered(own),
+        "not_covered": _not_covered(config),
+    }
+
+
+def headline(stated: Mapping[str, Any]) -> str:
+    """The statement's numbers in one line."""
+    cost = stated["epsilon"]
+    return (
+        f"differential privacy of {stated['unit']}: ε = {cost['pld']:.3f} (PLD), "
+        f"{cost['rdp']:.3f} (RDP) at δ = {stated['delta']:g}, budget {stated['budget']:g}"
+    )
+
+
+def opening(config: ExperimentConfig, reports: Mapping[str, Any]) -> list[str]:
+    """What is said before the first round, from the hospitals' reports of their set-up."""
+    plans = [report["privacy"] for report in reports.values() if (report or {}).get("privacy")]
+    if not plans:
+        return []
+    noise = sorted(plan["noise_multiplier"] for plan in plans)
+    worst = max(plan["planned_epsilon"] for plan in plans)
+    own = config.privacy
+    budget = own.budget or own.epsilon
+    lines = [
+        f"privacy of {'single images' if own.mode == 'record' else 'whole hospitals'}: noise "
+        f"multiplier {_range(noise)}, clip {own.clip_norm:g}; all {config.federated.rounds} rounds "
+        f"would bring ε to {worst:.2f} at δ = {own.delta:g}, budget {budget:g}"
+    ]
+    if worst > budget:
+        lines.append(f"the budget of ε = {budget:g} ends this training before its last round")
+    return lines
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{values[0]:.3g}", f"{values[-1]:.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _against(config: ExperimentConfig) -> str:
+    own = config.privacy
+    if own.mode == "record":
+        return (
+            "everybody outside the hospital: the model owner, other hospitals, users of the model"
+        )
+    if own.missing_hospitals:
+        return (
+            "the model owner and users of the model, even in league with "
+            f"{own.missing_hospitals} of the other hospitals"
+        )
+    return "the model owner and users of the model, but no other hospital: each knows its own noise"
+
+
+def _covered(own: PrivacyConfig) -> list[str]:
+    if own.mode == "record":
+        covered = ["training images: the weights that hospitals send, by DP-SGD"]
+        covered.append(
+            "training images: pixel statistics and class counts, by noise"
+            if own.statistics_noise
+            else "training images: pixel statistics and class counts, which are not released"
+        )
+        whose = "validation images"
+    else:
+        covered = [
+            "the weights that a hospital sends, by clipping and noise within the secure sum",
+            "pixel statistics and class counts, which are not released",
+        ]
+        whose = "validation"
+    if own.validation == "noised":
+        covered.append(f"{whose}: confusion matrices and the choice of the best round, by noise")
+    elif own.validation == "none":
+        covered.append(f"{whose}: confusion matrices, which are not released")
+    return covered
+
+
+def _not_covered(config: ExperimentConfig) -> list[str]:
+    own = config.privacy
+    missing = []
+    if own.validation == "exact":
+        missing.append("confusion matrices on validation images, released as they are every round")
+    if own.mode == "record":
+        missing.append("how many images a hospital has")
+        missing.append("patients of several images: ε is of one image, and grows with their number")
+    missing.append("test images: the scores and pictures of this report")
+    missing.append(
+        "what whoever operates the run sees besides: tables of the data, files left out, times"
+    )
+    if not own.ledger:
+        missing.append(
+            "other trainings on the same images, whose ε adds up, such as those by which settings "
+            "were chosen"
+        )
+    return missing

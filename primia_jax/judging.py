@@ -1,0 +1,92 @@
+"""The verb `evaluate_federated`: a model from elsewhere is judged by all hospitals, untrained."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from primia_jax import experiment, models
+from primia_jax.config import ExperimentConfig
+from primia_jax.data import make_plan
+from primia_jax.errors import CheckpointError, ConfigError
+from primia_jax.federated import aggregation, checkpoints, judging
+from primia_jax.federated.aggregation import OWNER
+from primia_jax.federated.federation import Federation
+
+RESULT = "federated_evaluation.json"
+
+
+def evaluate_federated(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    *,
+    ray_address: str | None = None,
+) -> dict[str, Any]:
+    """Has every hospital judge a finished model on its own images, and sums what they find.
+
+    Writes federated_evaluation.json: {"checkpoint", "images", "all": metrics, "sites": {site:
+    metrics}}, metrics as `metrics_from_confusion` gives them, with the cross-entropy "loss".
+
+    Args:
+      config: says who the hospitals are, what they hold and, by `config.federated.mode`, how they
+        sum; `config.evaluation.images` says on which images they judge.
+      workdir: folder for the result; a run in it is left alone.
+      checkpoint: the folder of a run, whose best model is judged with the pixel statistics that it
+        was trained with; or a torchvision-named .safetensors or .pth file, with pooled ones of the
+        hospitals.
+      ray_address: a running Ray cluster; else one is started.
+
+    Raises:
+      CheckpointError: if there is no such model, or it is another one than `config.model`.
+      ConfigError: where differential privacy is on: what is summed here is exact.
+    """
+    config = experiment.checked(config)
+    if config.privacy.mode != "none":
+        raise ConfigError(
+            f"config.privacy.mode = {config.privacy.mode!r}: judging a model from elsewhere sums "
+            "exact confusion matrices, which no ledger is charged for; take 'none' if that may be"
+        )
+    aggregation.make(config, ("",) * config.federated.hospitals)
+    source = pathlib.Path(checkpoint).absolute()
+    run = source if source.is_dir() else None
+    plan = make_plan(config)
+    if run is None:
+        _check_file(source, config, len(plan.class_names))
+        model = dataclasses.replace(config.model, pretrained=str(source))
+        config = dataclasses.replace(config, model=model)
+    hospitals = tuple(site.site for site in plan.sites)
+    folder = pathlib.Path(workdir).absolute()
+    with experiment.open_training_driver(config, plan, ray_address) as driver:
+        Federation(driver, config, hospitals, folder).set_up()
+        every = config.evaluation.images == "all"
+        programs: dict[str, Any] = dict.fromkeys(
+            hospitals, functools.partial(judging.judge, every=every)
+        )
+        programs[OWNER] = functools.partial(judging.have_judged, run=run)
+        reports, _ = driver.run(programs)
+    found = {
+        "checkpoint": str(source),
+        "images": config.evaluation.images,
+        "all": reports[OWNER],
+        "sites": {name: reports[name] for name in hospitals},
+    }
+    checkpoints.write_json(folder / RESULT, found)
+    return found
+
+
+def _check_file(path: pathlib.Path, config: ExperimentConfig, n_classes: int) -> None:
+    """A last layer for other classes would be replaced by a fresh one, and chance be judged."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"--checkpoint: {path} is neither the folder of a run nor a file of weights"
+        )
+    found = models.classes_in(str(path), config.model)
+    if found != n_classes:
+        raise CheckpointError(
+            f"--checkpoint: {path} has {'no last layer' if found is None else f'{found} classes'} "
+            f"for {config.model.name}; the hospitals' images have {n_classes} classes"
+        )

@@ -1,0 +1,51 @@
+"""Whether the attack works at all: the gradient of one image at an untrained network.
+
+There, in evaluation mode, inverting gradients is known to succeed. Where it does not here, the
+attack is broken, and no figure of the audit means anything.
+
+Axis letters: s side of the images.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax import models
+from primia_jax.config import AuditConfig, ModelConfig
+from primia_jax.inversion import LocalTraining, compare, invert, observe
+from primia_jax.leakage.attacking import make_attack
+
+RECOVERED_DB = 20.0
+SIDE = 32
+_CLASSES = 3
+
+
+def control(image: np.ndarray, audit: AuditConfig, seed: int) -> dict[str, Any]:
+    """Attacks one image behind the small CNN; JSON-able, but for the two pictures in it.
+
+    Args:
+      image: [s s 1] in [0, 1], brought to 32×32.
+      audit: the attack; its `control_steps` are taken.
+      seed: of the network and of the attack.
+    """
+    original = jax.image.resize(jnp.asarray(image), (SIDE, SIDE, 1), "linear")[None]
+    module = models.build(ModelConfig(name="simple"), _CLASSES)
+    network_key, attack_key = jax.random.split(jax.random.key(seed))
+    variables = models.init(module, network_key, SIDE, 1)
+    mean, std = float(original.mean()), max(float(original.std()), 1e-3)
+    training = LocalTraining(module, train=False, mean=mean, std=std)
+    seen = observe(training, variables, original, jnp.zeros(1, jnp.int32), labels_known=False)
+    found = invert(
+        make_attack(audit), seen, original.shape, attack_key, steps=audit.control_steps
+    ).images
+    psnr = float(compare(original, found).psnr[0])
+    return {
+        "psnr": psnr,
+        "recovered": psnr >= RECOVERED_DB,
+        "needed": RECOVERED_DB,
+        "steps": audit.control_steps,
+        "original": np.asarray(original[0]),
+        "found": found[0],
+    }

@@ -1,0 +1,130 @@
+"""What the findings say: metrics with intervals, and tests between settings. All of it JSON-able.
+
+Axis letters: n images of a setting.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from primia_jax.config import AuditConfig
+from primia_jax.inversion import anova, compare_pairs, judge, summarise
+from primia_jax.inversion.comparison import Comparison, holm
+from primia_jax.inversion.distances import SMALLEST_SET, SetDistance
+from primia_jax.inversion.identification import of_ranks
+from primia_jax.leakage.attacking import Found
+
+METRICS = ("mse", "psnr", "ssim")
+Extract = Callable[[Any], Any]  # images [n s s 1] in [0, 1] -> features [n d]
+_LEVEL = 0.95
+
+
+def measures(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> dict[str, Any]:
+    """All metrics of one setting."""
+    identified = of_ranks(found.ranks, int(found.gallery))
+    measured: dict[str, Any] = {
+        name: _summary(getattr(found, name), low_is_close=name == "mse") for name in METRICS
+    }
+    measured["identified"] = {
+        "share": identified.top1,
+        "interval": list(identified.interval),
+        "chance": identified.chance,
+        "gallery": int(found.gallery),
+        "p": identified.p,
+    }
+    measured["labels_right"] = float(found.labels_right.mean())
+    measured |= _distances(found, extract, audit, seed)
+    return measured
+
+
+def _summary(values: np.ndarray, *, low_is_close: bool) -> dict[str, Any] | None:
+    """One metric; None where it is not defined, as SSIM of tiny images."""
+    if not np.isfinite(values).all():
+        return None
+    one = summarise(values, low_is_close=low_is_close)
+    interval = None
+    if one.n > 1:
+        half = stats.t.ppf((1 + _LEVEL) / 2, one.n - 1) * one.std / math.sqrt(one.n)
+        interval = [one.mean - half, one.mean + half]
+    return {
+        "mean": one.mean,
+        "std": one.std if one.n > 1 else None,
+        "interval": interval,
+        "median": one.median,
+        "worst": one.worst,
+        "worst_image": one.worst_image,
+        "values": [float(v) for v in values],
+    }
+
+
+def _distances(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> dict[str, Any]:
+    n = len(found.originals)
+    if n < SMALLEST_SET:
+        why = f"{n} images are too few for FID and KID, which need at least {SMALLEST_SET}"
+        return {"fid": None, "kid": None, "distances": why}
+    judged = judge(
+        found.originals,
+        found.images,
+        extract,
+        jax.random.key(seed),
+        n_splits=audit.splits,
+        n_bootstrap=audit.bootstrap,
+    )
+    note = f"{judged.n} images, {judged.n_features} features"
+    if judged.rank_deficient:
+        note += ": fewer images than features, so that FID is mostly bias; hold it to its floor"
+    return {"fid": _distance(judged.fid), "kid": _distance(judged.kid), "distances": note}
+
+
+def _distance(one: SetDistance) -> dict[str, Any]:
+    return {
+        "value": one.value,
+        "interval": list(one.interval),
+        "found": one.found.mean,  # of halves, as the two below
+        "floor": one.floor.mean,
+        "floor_std": one.floor.std,
+        "ceiling": one.ceiling.mean,
+    }
+
+
+def tests(findings: Mapping[str, Found]) -> dict[str, Any]:
+    """ANOVA over all settings, and t-tests of every two with Holm's correction, by metric."""
+    analysis: dict[str, Any] = {"anova": {}, "tests": {}}
+    for metric in METRICS:
+        groups = _groups(findings, metric)
+        analysis["anova"][metric] = anova(groups)._asdict() if groups else None
+        analysis["tests"][metric] = [_plain(one) for one in compare_pairs(groups)] if groups else []
+    return analysis
+
+
+def against(
+    reference: str, findings: Mapping[str, Found], others: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """t-tests of each of `others` against the reference, corrected for all of these, by metric."""
+    found = {}
+    for metric in METRICS:
+        pairs = []
+        for name in others:
+            groups = _groups({reference: findings[reference], name: findings[name]}, metric)
+            pairs += compare_pairs(groups) if groups else []
+        defined = [i for i, one in enumerate(pairs) if one.p is not None]
+        for i, p in zip(defined, holm([pairs[i].p for i in defined])):
+            pairs[i] = pairs[i]._replace(p_holm=float(p))
+        found[metric] = [_plain(one) for one in pairs]
+    return found
+
+
+def _groups(findings: Mapping[str, Found], metric: str) -> dict[str, np.ndarray]:
+    """The metric's values by setting; empty where no test is to be had."""
+    groups = {name: getattr(found, metric) for name, found in findings.items()}
+    fit = len(groups) > 1 and all(len(v) > 1 and np.isfinite(v).all() for v in groups.values())
+    return groups if fit else {}
+
+
+def _plain(one: Comparison) -> dict[str, Any]:
+    values = one._asdict()
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

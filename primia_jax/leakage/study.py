@@ -1,0 +1,368 @@
+"""The verb `audit`: trains what is missing, attacks, judges, and writes what it found.
+
+workdir/audit.json     everything measured
+workdir/report.html    for readers; audit.html where the folder is itself that of a run
+workdir/audit/         pictures, and what each attack found (NAME.npz), taken up by --resume
+workdir/runs/NAME/     the runs that the audit trained
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from primia_jax import experiment
+from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, to_plain
+from primia_jax.errors import CheckpointError, StorageError
+from primia_jax.federated import checkpoints
+from primia_jax.leakage import extractors, judging, pictures, report
+from primia_jax.leakage.attacking import Found, Progress, attack_all, fingerprint
+from primia_jax.leakage.control import control
+from primia_jax.leakage.judging import Extract
+from primia_jax.leakage.settings import Setting, overridden, parse, run_config
+from primia_jax.leakage.views import HOW_TO_RECORD, Views, check, views
+from primia_jax.workdir import differences, move_aside
+
+AUDIT, FOLDER = "audit.json", "audit"
+_TABLE = ("local", "federated", "federated_secure")
+
+
+class _Run(NamedTuple):
+    """A run that is attacked."""
+
+    setting: Setting
+    folder: pathlib.Path
+    config: ExperimentConfig
+    is_own: bool = False  # to be trained by the audit
+
+
+def audit(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    extract: Extract | None = None,
+    resume: bool = False,
+    ray_address: str | None = None,
+    command: str = "",
+    progress: Progress = lambda setting, done, total: None,
+) -> dict[str, Any]:
+    """Attacks what model owners saw in recorded runs, and tells what could be stolen.
+
+    Where `workdir` holds a run, it is that run; else those of `config.audit`, which are trained
+    first, each in a folder of its own, if `config.federated.record_updates` is on.
+
+    Args:
+      config: its section `audit` says what is attacked, and what the attacker knows.
+      workdir: a run's folder, or one for the audit's own runs.
+      extract: features [n d] of images [n s s 1], for FID and KID; by `config.audit.features` where
+        None.
+      resume: take up the audit in `workdir`: what was trained and attacked already is kept.
+      ray_address: a running Ray cluster for the trainings; else one is started.
+      command: the command line, for the report.
+      progress: see `Progress`.
+
+    Returns:
+      what audit.json holds.
+
+    Raises:
+      CheckpointError: if there is a run without recorded updates, or neither a run nor leave to
+        train any.
+      ConfigError: for settings that cannot be read, or a threat model that a run does not allow.
+      DataError: if the truth that a run is judged by is not there.
+    """
+    config = experiment.checked(config)
+    folder = pathlib.Path(workdir).absolute()
+    if (folder / "config.json").exists():
+        runs = [_recorded_run(folder, config.audit, "")]
+        page = folder / "audit.html"
+    else:
+        settings = parse(config.audit)
+        if not config.federated.record_updates:
+            raise CheckpointError(
+                f"{folder} holds no run to attack; add {HOW_TO_RECORD} to train and record the "
+                "runs of config.audit.settings there"
+            )
+        runs = [
+            _Run(setting, folder / "runs" / setting.name, run_config(config, setting), True)
+            for setting in settings
+        ]
+        page = folder / "report.html"
+    return _audit(config, folder, page, runs, extract, resume, ray_address, command, progress)
+
+
+def inversion_table(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    runs: Mapping[str, str | os.PathLike[str]] | None = None,
+    extract: Extract | None = None,
+    resume: bool = False,
+    progress: Progress = lambda setting, done, total: None,
+) -> dict[str, Any]:
+    """The table of inversions of local, federated and securely federated training.
+
+    Leaves in `workdir` what `audit` does.
+
+    Args:
+      config: of the experiment.
+      workdir: a folder of its own.
+      runs: {"local" | "federated" | "federated_secure": folder} of recorded runs; None to train
+        short ones of `config` with `config.audit.overrides`.
+      extract: see `audit`.
+      resume: see `audit`.
+      progress: see `audit`.
+
+    Returns:
+      JSON-able: `rows`, one a setting in this order, with mse, psnr, ssim (mean, std, interval,
+      worst), fid, kid (value, interval, floor, ceiling) and identified; `anova` and `tests` by
+      metric; `control`; `threat_model`, rows of names and values; `panels`, paths below `workdir`;
+      `images` of the smallest row, and `note`, a sentence on what was attacked.
+
+    Raises:
+      UserError: see `audit`.
+    """
+    config = experiment.checked(config)
+    folder = pathlib.Path(workdir).absolute()
+    plain = dataclasses.replace(config.audit, defences=())
+    if runs is None:
+        small = overridden(config, config.audit.overrides, "config.audit.overrides")
+        wanted = [setting for setting in parse(plain) if setting.name in _TABLE]
+        found = [
+            _Run(one, folder / "runs" / one.name, run_config(small, one), True) for one in wanted
+        ]
+        note = (
+            "Attacked were the first rounds of runs trained for this table alone, of a small "
+            "network with one local step a round: the attacker's best case."
+        )
+    else:
+        found = [_recorded_run(pathlib.Path(runs[name]), plain, name) for name in runs]
+        note = "Attacked were recorded rounds of the runs themselves."
+    whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
+    result = _audit(whole, folder, page, found, extract, resume, None, "", progress)
+    rows = [{k: v for k, v in row.items() if k != "config"} for row in result["settings"]]
+    rows.sort(key=lambda row: _TABLE.index(row["setting"]) if row["setting"] in _TABLE else 9)
+    return {
+        "images": min(row["n"] for row in rows),
+        "note": note,
+        "threat_model": result["threat_model"],
+        "rows": rows,
+        "anova": result["anova"],
+        "tests": result["tests"],
+        "control": result["control"],
+        "panels": {row["setting"]: row["panel"] for row in rows},
+    }
+
+
+def _recorded_run(folder: pathlib.Path, audit: AuditConfig, name: str) -> _Run:
+    """The run in a folder, as it was configured."""
+    folder = folder.absolute()
+    stored = checkpoints.read_json(folder / "config.json")
+    stored.pop("audit", None)
+    config = from_config_dict(ExperimentConfig, stored)
+    return _Run(Setting(name or config.federated.mode, (), audit.images, False), folder, config)
+
+
+def _audit(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    page: pathlib.Path,
+    runs: Sequence[_Run],
+    extract: Extract | None,
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    for run in runs:
+        check(run.config, config.audit, run.setting.name)
+    features, features_told = extractors.make(config, extract)
+    _begin(folder, page, resume)
+    seen: dict[str, Views] = {}
+    for run in runs:
+        if run.is_own:
+            _train(run, resume, ray_address, progress)
+        seen[run.setting.name] = views(run.folder, run.config, config.audit, run.setting.images)
+    findings = {
+        run.setting.name: _attacked(config, folder, run, seen[run.setting.name], resume, progress)
+        for run in runs
+    }
+    others = [run.setting.name for run in runs if run.setting.is_defence]
+    main = {name: found for name, found in findings.items() if name not in others}
+    result: dict[str, Any] = {
+        "name": config.name,
+        "command": command,
+        "threat_model": _threat_model(config, runs, seen),
+        "features": features_told,
+        "settings": [
+            _row(config, folder, run, seen[run.setting.name], findings[run.setting.name], features)
+            for run in runs
+        ],
+        **judging.tests(main),
+        "defences": judging.against(config.audit.reference, findings, others) if others else None,
+        "control": _control(config, folder, findings[runs[0].setting.name]),
+        "config": to_plain(config),
+    }
+    result["verdicts"] = report.verdicts(result)
+    result["report"] = str(page)
+    result = json.loads(json.dumps(result))  # as whoever reads the file has it
+    checkpoints.write_json(folder / AUDIT, result)
+    report.write_report(result, folder, page)
+    return result
+
+
+def _begin(folder: pathlib.Path, page: pathlib.Path, resume: bool) -> None:
+    """Moves an earlier audit aside, but never the run that is attacked, nor runs trained for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            move_aside(folder, (AUDIT, FOLDER, page.name))
+    except OSError as error:
+        raise StorageError(f"workdir {folder} cannot be used: {error}") from error
+
+
+def _train(run: _Run, resume: bool, ray_address: str | None, progress: Progress) -> None:
+    """Trains a run, unless it is there and finished and may be kept."""
+    stored = run.folder / "config.json"
+    if resume and (run.folder / "metrics.json").exists() and stored.exists():
+        kept = checkpoints.read_json(stored)
+        if not list(differences(kept, to_plain(run.config))):
+            return
+    progress(f"training {run.setting.name}", 0, run.config.federated.rounds)
+    with open(os.devnull, "w") as nowhere:
+        experiment.train(
+            run.config,
+            run.folder,
+            resume=resume,
+            ray_address=ray_address if run.config.runtime.driver == "ray" else None,
+            stream=nowhere,
+            on_round=lambda line: _tell(progress, run, line["round"]),
+        )
+
+
+def _tell(progress: Progress, run: _Run, number: int) -> bool:
+    progress(f"training {run.setting.name}", number, run.config.federated.rounds)
+    return True
+
+
+def _attacked(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    run: _Run,
+    seen: Views,
+    resume: bool,
+    progress: Progress,
+) -> Found:
+    """What the attacks on a run find, or found earlier."""
+    name = run.setting.name
+    kept = folder / FOLDER / f"{name}.npz"
+    depends = fingerprint(
+        [to_plain(run.config), [(case.round, case.sender) for case in seen.cases]],
+        config.audit,
+        run.setting.images,
+        config.seed,
+    )
+    found = Found.read(kept, depends) if resume else None
+    if found is None:
+        found = attack_all(name, run.folder, seen, config.audit, config.seed, progress)
+        found.write(kept, depends)
+    return found
+
+
+def _row(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    run: _Run,
+    seen: Views,
+    found: Found,
+    extract: Extract,
+) -> dict[str, Any]:
+    """One setting: what was attacked, what was found, and what its model is worth."""
+    first = seen.cases[0]
+    training = first.observed.training
+    panel = pathlib.Path(FOLDER) / f"{run.setting.name}.png"
+    pictures.draw_panel(folder / panel, found)
+    return {
+        "setting": run.setting.name,
+        "overrides": list(run.setting.overrides),
+        "is_defence": run.setting.is_defence,
+        "mode": run.config.federated.mode,
+        "n": len(found.originals),
+        "updates": len(seen.cases),
+        "images_per_update": len(first.images),
+        "hospitals": len(set(first.hospitals)),
+        "local_steps": training.local_steps,
+        "batch_size": run.config.training.batch_size,
+        "rounds": sorted({case.round for case in seen.cases}),
+        **judging.measures(found, extract, config.audit, config.seed),
+        "utility": _utility(run.folder),
+        "notes": list(seen.notes),
+        "panel": str(panel),
+        "config": to_plain(run.config),
+    }
+
+
+def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What the run's model is worth on its test set; None if it was not tested."""
+    if not (folder / "metrics.json").exists():
+        return None
+    metrics = checkpoints.read_json(folder / "metrics.json")
+    test = metrics.get("test")
+    if not test:
+        return None
+    return {
+        "mcc": test["mcc"],
+        "interval": test["intervals"]["mcc"],
+        "accuracy": test["accuracy"],
+        "rounds": metrics["rounds"],
+    }
+
+
+def _control(config: ExperimentConfig, folder: pathlib.Path, found: Found) -> dict[str, Any] | None:
+    if not config.audit.control_steps:
+        return None
+    result = control(found.originals[0], config.audit, config.seed)
+    picture = pathlib.Path(FOLDER) / "control.png"
+    original, image = result.pop("original"), result.pop("found")
+    pictures.draw_pair(folder / picture, original, image, result["psnr"])
+    return {**result, "panel": str(picture)}
+
+
+def _threat_model(
+    config: ExperimentConfig, runs: Sequence[_Run], seen: Mapping[str, Views]
+) -> list[list[str]]:
+    """What the attacker is taken to know and to do, as rows for readers."""
+    given, norms = config.audit, {run.config.model.norm for run in runs}
+    models = {(run.config.model.name, run.config.model.width) for run in runs}
+    first = runs[0].config.training
+    optimizer = f"{first.optimizer}, learning rate {first.learning_rate:g} ({first.schedule})"
+    sizes = sorted({run.config.training.batch_size for run in runs})
+    steps = sorted({v.cases[0].observed.training.local_steps for v in seen.values()})
+    rows = [
+        ["network", ", ".join(f"{name}, width {width}" for name, width in sorted(models))],
+        ["normalisation", ", ".join(sorted(norms))],
+        ["image side", ", ".join(sorted({str(run.config.data.image_size) for run in runs}))],
+        ["images of a local step", ", ".join(map(str, sizes))],
+        ["local steps in a round", ", ".join(map(str, steps))],
+        ["local optimiser", optimizer],
+        ["labels", "known" if given.labels_known else "inferred from the last layer's gradient"],
+        ["moments of batch norm", _moments(given, norms)],
+        ["hospitals' numbers of images", "known" if given.sizes_known else "not known"],
+        ["pixel statistics, class weights, schedule, optimiser", "known"],
+        ["rounds", f"of the {given.checkpoint} of training"],
+        ["attack", f"{given.attack}, {given.steps} steps, {given.restarts} start(s)"],
+    ]
+    if given.attack == "inverting_gradients":
+        weights = f"{given.total_variation:g}, first step {given.learning_rate:g}"
+        rows.append(["total variation", weights])
+    return rows
+
+
+def _moments(given: AuditConfig, norms: set[str]) -> str:
+    if "batch" not in norms:
+        return "none: local steps compute alike in training and evaluation"
+    known = "known" if given.moments_known else "not used"
+    return f"{known}; local steps use those of the batch (training mode)"

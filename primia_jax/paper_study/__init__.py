@@ -1,0 +1,12 @@
+"""The paper's study: one model of each mode from the same start, judged beside human readers.
+
+A. Ziller et al., "Privacy-preserving medical image analysis" (arXiv:2012.06354), table 1: local,
+federated and securely aggregated training over several seeds, on the validation set and two test
+sets; and what an attacker recovers from an update in each mode.
+"""
+
+from primia_jax.paper_study.running import Study, check, run
+
+study = run  # by this name in `primia_jax`
+
+__all__ = ["Study", "check", "run", "study"]

@@ -1,0 +1,217 @@
+"""Who takes part in a round: losses, returns, useless updates, draws. In one process, with losses
+injected where a real cluster would have them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_federation import assert_same, at, config_with, model, start, train
+
+from primia_jax.errors import ClusterError, ConfigError, PartyLost, TrainingError
+from primia_jax.federated import checkpoints, hospital
+from primia_jax.federated.aggregation import OWNER
+
+SECURE = {"mode": "federated_secure"}
+
+
+class Unreliable:
+    """A driver that loses `party` in its `at`-th run, and finds it again after so many calls."""
+
+    def __init__(self, driver, party, at, calls=0, mends=True):
+        self._driver, self._party, self._at = driver, party, at
+        self._calls, self._mends, self.lost, self.runs = calls, mends, False, 0
+
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
+
+    def run(self, programs, *args, **kwargs):
+        self.runs += 1
+        if self.runs == self._at:
+            self.lost = True
+            self._driver.states[self._party] = None  # what it held is gone
+        if self.lost and self._party in programs:
+            raise PartyLost(f"{self._party} was lost: it died", (self._party,))
+        return self._driver.run(programs, *args, **kwargs)
+
+    def revive(self, name, timeout_s=0.0):
+        assert name == self._party
+        self._calls -= 1
+        if not self._mends or self._calls >= 0:
+            return False
+        self.lost = False
+        return self._driver.revive(name, timeout_s)
+
+
+def trained(federation):
+    """Trains as a run does, with every round saved; returns what was told on the way."""
+    told = []
+    federation.set_up()
+    for number in range(1, federation.config.federated.rounds + 1):
+        told.append(federation.readmit(number - 1))
+        failure = None
+        while True:
+            try:
+                if failure is not None:
+                    told.append(federation.recover(failure, number - 1))
+                reports, _ = federation.train_round(number)
+                federation.save(number)
+                break
+            except (PartyLost, TrainingError) as error:
+                if error is failure:
+                    raise
+                failure = error
+        best = reports[OWNER]["best_round"]
+        checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
+    return [line for line in told if line]
+
+
+@pytest.mark.parametrize(
+    ("mode", "party", "run"),
+    (
+        ("federated", "hospital_1", 4),
+        ("federated_secure", "hospital_1", 5),
+        ("federated_secure", OWNER, 4),
+        ("federated", OWNER, 6),
+    ),
+)
+def test_a_party_started_again_changes_nothing(tmp_path, mode, party, run):
+    """Lost in the first round, in its saving, or in the second round."""
+    whole = start(tmp_path / "whole", federated={"mode": mode})
+    assert trained(whole) == []
+    broken = start(tmp_path / "broken", federated={"mode": mode})
+    broken.driver = Unreliable(broken.driver, party, run)
+    (told,) = trained(broken)
+    assert party in told and "started again" in told
+    assert_same(model(whole).params, model(broken).params)
+    assert_same(model(whole).moments, model(broken).moments)
+
+
+@pytest.mark.fault("a hospital comes back rounds later", "it gets the model and takes part again")
+def test_who_does_not_come_back_is_left_out_until_it_does(tmp_path):
+    federation = start(tmp_path, federated={**SECURE, "rounds": 5})
+    federation.driver = Unreliable(federation.driver, "hospital_2", at=6, calls=2)
+    told = trained(federation)
+    assert "hospital_2 is left out: hospital_2 was lost" in told[0]
+    assert told[1] == "hospital_2 takes part again" and len(told) == 2
+    assert federation.present == federation.hospitals and not federation.absent
+    models = [at(federation, name).variables["params"] for name in federation.hospitals]
+    assert_same(models[0], models[2])
+
+
+@pytest.mark.fault(
+    "more hospitals are gone than the quorum allows", "the run ends with one line; rounds stay"
+)
+def test_too_few_hospitals_end_it_and_say_what_asks_for_more(tmp_path):
+    federation = start(tmp_path, federated={**SECURE, "quorum": 1.0})
+    federation.driver = Unreliable(federation.driver, "hospital_2", at=6, mends=False)
+    with pytest.raises(PartyLost, match=r"2 hospitals are too few .*federated.quorum asks for 3"):
+        trained(federation)
+    assert checkpoints.latest(federation.owner_folder).round == 1
+
+
+def test_a_sum_needs_two(tmp_path):
+    federation = start(tmp_path, federated={**SECURE, "hospitals": 2, "quorum": 0.0})
+    assert federation.quorum == 2
+    federation.driver = Unreliable(federation.driver, "hospital_1", at=5, mends=False)
+    with pytest.raises(ClusterError, match="1 hospitals are too few"):
+        trained(federation)
+
+
+@pytest.mark.fault(
+    "a hospital's training gives NaN or infinity", "it is named and left out of that round's sum"
+)
+def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
+    """Of hospital_1, in rounds 1 and 2; without it the others' average is what it would be."""
+    real = hospital._train_locally
+
+    def sick(state, number):
+        state, result = real(state, number)
+        if state.name == "hospital_1" and number < 3:
+            result = result._replace(
+                variables={**result.variables, "params": _nan(result.variables["params"])}
+            )
+        return state, result
+
+    monkeypatch.setattr(hospital, "_train_locally", sick)
+    federation = start(tmp_path, federated={**SECURE, "rounds": 3})
+    told = trained(federation)
+    assert [line.split(":")[0] for line in told] == [
+        "hospital_1 is left out",
+        "hospital_1 takes part again",
+        "hospital_1 is left out",
+        "hospital_1 takes part again",
+    ]
+    assert "diverged" in told[0]
+    assert all(np.isfinite(vector).all() for vector in model(federation).params)
+
+
+def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
+    real = hospital._train_locally
+
+    def sick(state, number):
+        state, result = real(state, number)
+        if state.name == "hospital_0":
+            result = result._replace(
+                variables={**result.variables, "params": _nan(result.variables["params"])}
+            )
+        return state, result
+
+    monkeypatch.setattr(hospital, "_train_locally", sick)
+    federation = start(tmp_path, federated={"rounds": 6})
+    told = trained(federation)
+    assert sum("left out" in line for line in told) == 3
+    assert sum("again" in line for line in told) == 2
+    assert list(federation.absent) == ["hospital_0"]
+
+
+def _nan(tree):
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf * np.float32(np.nan), tree)
+
+
+@pytest.mark.parametrize("sampling", ("fixed", "poisson"))
+def test_hospitals_are_drawn_by_seed_and_round_alone(tmp_path, sampling):
+    changes = {"hospitals": 8, "participation": 0.5, "sampling": sampling, "quorum": 0.0}
+    federation = start(tmp_path, federated=changes)
+    drawn = [federation.drawn(number) for number in range(1, 200)]
+    assert drawn == [federation.drawn(number) for number in range(1, 200)]
+    sizes = [len(names) for names in drawn]
+    assert np.mean(sizes) == pytest.approx(4, abs=0.3)
+    assert (len(set(sizes)) == 1) == (sampling == "fixed")
+    counts = {name: sum(name in names for names in drawn) for name in federation.hospitals}
+    assert min(counts.values()) > 70 and max(counts.values()) < 130
+
+
+def test_who_was_not_drawn_catches_up_and_a_resumed_run_is_the_same(tmp_path):
+    changes = {**SECURE, "hospitals": 4, "participation": 0.5, "rounds": 5}
+    whole = start(tmp_path / "whole", federated=changes)
+    train(whole, save=True)
+    first = start(tmp_path / "parts", federated=changes)
+    train(first, rounds=3, save=True)
+    rest = start(tmp_path / "parts", federated=changes)
+    train(rest, first=3, save=True)
+    assert_same(model(whole).params, model(rest).params)
+    latest = [at(whole, name).variables["params"] for name in whole.drawn(5)]
+    assert_same(latest[0], latest[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    (
+        ({"federated": {"mode": "local", "participation": 0.5}}, "mode 'local' has none"),
+        ({"runtime": {"driver": "local", "round_deadline_s": 5.0}}, "driver = 'ray'"),
+    ),
+)
+def test_impossible_settings(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        config_with(**changes)
+
+
+def test_lost_parties_of_another_kind_are_not_mended(tmp_path):
+    federation = start(tmp_path)
+    federation.set_up()
+    error = TrainingError("the sum of all diverged")
+    with pytest.raises(TrainingError) as caught:
+        federation.recover(error, 0)
+    assert caught.value is error and dataclasses.is_dataclass(federation.config)

@@ -1,0 +1,376 @@
+"""Trainings with differential privacy: what goes out is noised, charged and within the budget."""
+
+import json
+
+import numpy as np
+import pytest
+
+from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
+from primia_jax.data import make_plan
+from primia_jax.errors import BudgetError, ConfigError
+from primia_jax.federated import (
+    accounting,
+    aggregation,
+    checkpoints,
+    discrete_noise,
+    privacy,
+    privacy_statement,
+    private_training,
+    sealing,
+)
+from primia_jax.federated.accounting import Release
+from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
+from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.privacy_ledger import FILE, Ledger
+from primia_jax.runtime import LocalDriver, run_local
+
+TINY = {
+    "seed": 5,
+    "data": {"image_size": 16, "phantom": {"n_train": 40, "n_test": 6}},
+    "model": {"name": "simple", "width": 4},
+    "training": {"batch_size": 8},
+    "augmentation": {"rotation_p": 0.0, "noise_p": 0.0, "gamma_p": 0.0},
+    "federated": {
+        "mode": "federated_secure", "hospitals": 2, "rounds": 2, "sync_every": 2,
+        "sync_unit": "steps",
+    },
+    "privacy": {"mode": "record", "noise_multiplier": 3.0, "epsilon": 2.0},
+}  # fmt: skip
+
+
+def merged(base, changes):
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = merged(base.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def config_with(**changes):
+    return settled(from_config_dict(ExperimentConfig, merged(TINY, changes)))
+
+
+def start(workdir, **changes):
+    config = config_with(**changes)
+    plan = make_plan(config)
+    driver = LocalDriver(party_makers(config, plan))
+    return Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
+
+
+def train(federation, first=0, rounds=None):
+    """The reports of each round; rounds are saved and committed."""
+    federation.set_up(first)
+    reports = []
+    for number in range(first + 1, (rounds or federation.config.federated.rounds) + 1):
+        reports.append(federation.train_round(number)[0])
+        federation.save(number)
+        best = reports[-1][OWNER]["best_round"]
+        checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
+    return reports
+
+
+def entries(workdir, site="hospital_0"):
+    return Ledger(workdir / "sites" / site / FILE, 1e9, 1e-5, site).entries()
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"federated": {"early_stopping": {"enabled": True}}}, "early_stopping"),
+        ({"augmentation": {"mixup_p": 0.5}}, "mixup_p"),
+        ({"federated": {"batch_norm": "fedbn"}}, "batch_norm"),
+        ({"federated": {"update_clip": 1.0}}, "update_clip"),
+        ({"model": {"pretrained": "x.pth"}}, "model.norm.*'frozen'.*'group'"),
+        ({"privacy": {"mode": "client"}, "federated": {"mode": "federated"}}, "federated_secure"),
+        ({"privacy": {"mode": "client", "missing_hospitals": 2}}, "missing_hospitals"),
+        (
+            {"privacy": {"mode": "client"}, "federated": {"optimizer_state": "average"}},
+            "optimizer_state",
+        ),
+    ],
+)
+def test_what_breaks_the_guarantee_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        config_with(**changes)
+    assert "\n" not in str(refusal.value)
+
+
+def test_batch_norm_becomes_group_norm_and_it_is_said():
+    asked = from_config_dict(ExperimentConfig, TINY)
+    assert asked.model.norm == "batch" and settled(asked).model.norm == "group"
+    assert len(remarks(asked)) == 1 and "model.norm = 'group'" in remarks(asked)[0]
+    assert remarks(settled(asked)) == ()
+    plain = from_config_dict(ExperimentConfig, merged(TINY, {"privacy": {"mode": "none"}}))
+    assert settled(plain).model.norm == "batch" and remarks(plain) == ()
+
+
+def test_noise_is_found_for_the_whole_plan():
+    """ε of everything that a hospital is going to release comes to what was asked for."""
+    config = config_with(privacy={"noise_multiplier": 0.0, "epsilon": 3.0})
+    found = privacy.mechanisms(config, 40, 2)
+    assert found.training.sampling_rate == 0.2 and found.training.steps == 2
+    planned = [found.statistics, found.training, found.training]
+    assert 2.97 < accounting.by_pld(planned, 1e-5) <= 3.0
+    assert 2.97 < accounting.by_pld([found.validation] * 2, 1e-5) <= 3.0
+
+
+def test_a_client_s_noise_is_found_for_updates_and_judgements_together():
+    config = config_with(privacy={"mode": "client", "noise_multiplier": 0.0, "epsilon": 3.0})
+    found = privacy.mechanisms(config, 40, 2)
+    assert found.statistics is None and found.training.sampling_rate == 1
+    assert 2.97 < accounting.by_pld([found.training, found.validation] * 2, 1e-5) <= 3.0
+
+
+def test_statistics_that_spend_everything_are_named():
+    with pytest.raises(ConfigError, match="statistics_noise"):
+        privacy.mechanisms(
+            config_with(
+                privacy={"noise_multiplier": 0.0, "epsilon": 0.5, "statistics_noise": 1.0}
+            ), 40, 2,
+        )  # fmt: skip
+
+
+# --- trainings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_a_training_charges_what_it_releases(tmp_path, mode):
+    federation = start(tmp_path, privacy={"mode": mode, "budget": 100.0})
+    reports = train(federation)
+    charged = entries(tmp_path)
+    site = federation.driver.states["hospital_0"].guarantee.mechanisms
+    expected = [*site.of_round(mode, 1), *site.of_round(mode, 2)]
+    if mode == "record":
+        assert charged[0].release == Release(4.0) and charged[0].about["what"] == "pixel statistics"
+        charged = charged[1:]
+    assert charged == expected
+    for report in reports:
+        cost = [report["hospital_0"][key] for key in ("epsilon", "epsilon_rdp")]
+        assert 0 < cost[0] < cost[1]
+        assert report["hospital_0"]["loss"] is report["hospital_0"]["validation_loss"] is None
+    assert reports[0]["hospital_0"]["epsilon"] < reports[1]["hospital_0"]["epsilon"]
+    lines = [{"site": "hospital_0", "round": 2, **reports[1]["hospital_0"]}]
+    stated = privacy_statement.statement(federation.config, lines)
+    assert stated["epsilon"]["pld"] == reports[1]["hospital_0"]["epsilon"]
+    assert stated["covered"] and stated["not_covered"] and json.dumps(stated)
+    assert f"{stated['epsilon']['pld']:.3f} (PLD)" in privacy_statement.headline(stated)
+    weights = federation.driver.states[OWNER].vectors.params
+    assert all(np.isfinite(leaf).all() for leaf in weights)
+
+
+def test_resuming_goes_on_with_the_ledger_and_the_statistics(tmp_path):
+    """Nothing is forgotten, and what was released already is released again without a charge."""
+    changes = {"federated": {"rounds": 3}, "privacy": {"budget": 100.0}}
+    first = start(tmp_path, **changes)
+    train(first, rounds=1)
+    before, known = entries(tmp_path), first.driver.states["hospital_0"].statistics
+    assert len(before) == 3
+    second = start(tmp_path, **changes)
+    reports = train(second, first=1, rounds=2)
+    assert entries(tmp_path)[:3] == before and len(entries(tmp_path)) == 5
+    assert second.driver.states["hospital_0"].statistics.mean == known.mean
+    spent = Ledger(tmp_path / "sites" / "hospital_0" / FILE, 1e9, 1e-5, "").spent()
+    assert reports[-1]["hospital_0"]["epsilon"] == spent.pld
+
+
+def test_the_round_that_would_exceed_the_budget_is_refused(tmp_path, monkeypatch):
+    """Before its first step; what was trained stays and is committed."""
+    own = {"noise_multiplier": 3.0, "validation": "none", "statistics_noise": 0.0}
+    one = start(tmp_path / "a", privacy={**own, "budget": 100.0})
+    cost = [r["hospital_0"]["epsilon"] for r in train(one)]
+    budget = (cost[0] + cost[1]) / 2
+    federation = start(tmp_path / "b", privacy={**own, "budget": budget})
+    train(federation, rounds=1)
+    monkeypatch.setattr(private_training, "train", lambda *a: pytest.fail("a step was taken"))
+    with pytest.raises(BudgetError, match=r"hospital_\d: round 2 would bring ε to"):
+        federation.train_round(2)
+    assert checkpoints.latest(federation.owner_folder).round == 1
+    assert {entry.about["round"] for entry in entries(tmp_path / "b")} == {1}
+
+
+def test_runs_that_share_a_ledger_share_a_budget(tmp_path):
+    shared = {"ledger": str(tmp_path / "ledgers"), "budget": 6.0}
+    first = start(tmp_path / "a", privacy=shared)
+    spent = train(first)[-1]["hospital_0"]["epsilon"]
+    assert not (tmp_path / "a" / "sites" / "hospital_0" / FILE).exists()
+    second = start(tmp_path / "b", privacy={**shared, "budget": spent + 0.01})
+    with pytest.raises(BudgetError, match="ledgers/hospital_"):
+        train(second)
+
+
+def test_without_confusion_matrices_the_last_model_is_the_best(tmp_path):
+    federation = start(
+        tmp_path, privacy={"validation": "none", "statistics_noise": 0.0, "budget": 100.0}
+    )
+    reports = train(federation)
+    assert [report[OWNER]["best_round"] for report in reports] == [1, 2]
+    assert reports[0][OWNER]["validation"] is None
+    assert {entry.about["what"] for entry in entries(tmp_path)} == {"update"}
+    statistics = federation.driver.states["hospital_1"].statistics
+    assert (statistics.mean, statistics.std) == (0.5, 0.25) and set(statistics.class_weights) == {1}
+
+
+def test_exact_confusion_matrices_are_named_as_not_covered(tmp_path):
+    federation = start(tmp_path, privacy={"validation": "exact", "budget": 100.0})
+    (report,) = train(federation, rounds=1)
+    assert report["hospital_0"]["validation_loss"] is not None
+    images = sum(len(federation.driver.states[h].validation) for h in federation.hospitals)
+    assert report[OWNER]["validation"]["n"] == images
+    stated = privacy_statement.statement(federation.config, [])
+    assert any("confusion matrices" in text for text in stated["not_covered"])
+
+
+# --- what goes out -----------------------------------------------------------------------------
+
+
+def client_config(**own):
+    own = {"mode": "client", "missing_hospitals": 0, **own}
+    return config_with(privacy=own, federated={"hospitals": 5})
+
+
+def client_site(noise):
+    ledger = Ledger("nowhere", 1.0, 1e-5, "h")
+    return privacy.Site(privacy.Mechanisms(Release(noise), None, Release(3 * noise)), ledger)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("frac_bits", [12, 24])
+def test_no_update_is_longer_than_the_clip(scale, frac_bits):
+    changes = np.random.default_rng(0).standard_normal(1001) * scale
+    integers = privacy.clipped_update(changes, 0.7, frac_bits)
+    unit = 2.0**-frac_bits
+    assert np.linalg.norm(integers.astype(np.float64)) * unit <= 0.7
+    if scale == 1e-3 and frac_bits == 24:
+        np.testing.assert_allclose(integers * unit, changes, atol=unit)
+
+
+def test_a_fixed_point_too_coarse_for_the_clip_is_refused():
+    with pytest.raises(ConfigError, match=r"clip_norm = 0\.001 is too small"):
+        privacy.clipped_update(np.ones(10**6), 1e-3, 12)
+
+
+def test_the_secure_sum_decodes_to_sum_and_noise():
+    """Through the real aggregation: the deviation that the accountant was told, σ·C."""
+    names, p, noise, clip = ("h0", "h1", "h2"), 20_000, 1.5, 0.3
+    config = client_config(clip_norm=clip)
+    aggregate = aggregation.additive(names, OWNER, config.secure_aggregation)
+    keys = run_local(
+        {
+            **{n: sealing.exchange_keys(n, [m for m in names if m != n], PROVIDER) for n in names},
+            PROVIDER: sealing.distribute_keys(names),
+        }
+    )[0]
+    updates = np.random.default_rng(0).standard_normal((3, p)) * 1e-4
+    own = [
+        privacy.client_update(config, client_site(noise), (np.zeros(p),), (update,), 3)
+        for update in updates
+    ]
+    parties = {n: aggregate.contribute(n, keys[n], part) for n, part in zip(names, own)}
+    total = run_local({**parties, OWNER: aggregate.collect((p,), 0)})[0][OWNER]
+    np.testing.assert_array_equal(total.values[0], sum(part.values[0] for part in own))
+    rest = total.values[0] - updates.sum(0)
+    assert total.weight == 3
+    assert abs(rest.std() / (noise * clip) - 1) < 6 / np.sqrt(2 * p)
+
+
+def sums_of(config, updates, noise):
+    """Plainly: what the owner would decode of the hospitals' encoded updates."""
+    before = (np.zeros(updates.shape[1] // 2), np.zeros(updates.shape[1] - updates.shape[1] // 2))
+    total = 0
+    for update in updates:
+        after = tuple(np.split(update, [len(before[0])]))
+        own = privacy.client_update(config, client_site(noise), before, after, len(updates))
+        assert own.weight == 1 and own.counts.size == 0
+        values = np.concatenate(own.values)
+        scaled = values * 2.0**config.secure_aggregation.frac_bits
+        np.testing.assert_array_equal(scaled, np.rint(scaled))  # encoded without another rounding
+        total = total + values
+    return total
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_shares_of_noise_add_up_to_what_was_accounted_for(missing):
+    n, p, noise, clip = 5, 40_000, 1.5, 0.3
+    config = client_config(clip_norm=clip, missing_hospitals=missing)
+    updates = np.random.default_rng(0).standard_normal((n, p)) * 1e-4
+    rest = sums_of(config, updates, noise) - updates.sum(0)
+    expected = noise * clip * np.sqrt(n / (n - missing))
+    assert abs(rest.std() / expected - 1) < 6 / np.sqrt(2 * p)
+    assert abs(rest.mean()) < 6 * expected / np.sqrt(p)
+
+
+def test_too_few_to_add_noise_are_refused():
+    config = client_config(missing_hospitals=2)
+    assert privacy.noisy_hospitals(config, 5) == 3
+    with pytest.raises(ConfigError, match="none would be left to add noise"):
+        privacy.noisy_hospitals(config, 2)
+
+
+def owner(steps):
+    """Runs an owner's part that is given its total at once."""
+    return run_local({OWNER: steps})[0][OWNER]
+
+
+def collecting(total):
+    def collect(sizes, n_counts):
+        assert (list(sizes), n_counts) == ([len(total.values[0])], 0)
+        return total
+        yield  # a generator
+
+    return collect
+
+
+def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
+    """With no noise they are exact; the ledger gives the released ones again."""
+    config = config_with()
+    plan = make_plan(config)
+    data = plan.sites[0].load()[0]
+    site = privacy.open_site(config, "h", tmp_path, len(data), 2)
+    monkeypatch.setattr(
+        discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
+    )
+    own = privacy.statistics_contribution(site, data)
+    monkeypatch.undo()
+    again = privacy.statistics_contribution(site, data)  # drawn anew it would be noised
+    np.testing.assert_array_equal(own.values[0], again.values[0])
+    assert len(site.ledger.entries()) == 1
+    total = Total(tuple(own.weight * v for v in own.values), own.weight, np.zeros(0, np.int64))
+    found = owner(privacy.collect_statistics(config, collecting(total), 3))
+    pixels = data.images / 255
+    assert found.mean == pytest.approx(pixels.mean(), abs=1e-4)
+    assert found.std == pytest.approx(pixels.std(), abs=1e-3)
+    counts = data.class_counts()
+    np.testing.assert_allclose(found.class_weights, counts.sum() / (3 * counts), rtol=1e-6)
+
+
+def test_other_images_are_not_taken_for_those_released(tmp_path):
+    config = config_with(privacy={"budget": 100.0})
+    plan = make_plan(config)
+    first, second = (site.load()[0] for site in plan.sites[:2])
+    site = privacy.open_site(config, "h", tmp_path, len(first), 2)
+    privacy.statistics_contribution(site, first)
+    privacy.statistics_contribution(site, second)
+    assert len(site.ledger.entries()) == 2
+
+
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
+    config = config_with(privacy={"mode": mode, "missing_hospitals": 0})
+    site = client_site(2.0)
+    confusion = np.asarray([[5, 1, 0], [0, 7, 2], [3, 0, 2]])
+    drawn = []
+    for _ in range(400):
+        own = privacy.validation_contribution(config, site, confusion, 4)
+        drawn.append(own.values[0] * own.weight)
+    noise = np.asarray(drawn) - confusion.ravel() / (1 if mode == "record" else 20)
+    expected = 6.0 if mode == "record" else 6.0 / np.sqrt(4)
+    assert abs(noise.std() / expected - 1) < 6 / np.sqrt(2 * noise.size)
+
+
+def test_a_matrix_of_nothing_but_noise_is_judged():
+    config = config_with()
+    total = Total((np.full(9, -3.7),), 5, np.zeros(0, np.int64))
+    metrics = owner(privacy.collect_validation(config, collecting(total), ("a", "b", "c")))
+    assert metrics["n"] == 0 and metrics["mcc"] == 0

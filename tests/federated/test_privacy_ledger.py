@@ -1,0 +1,136 @@
+"""The ledger: what is charged stays charged, over crashes, processes and runs."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from primia_jax.errors import BudgetError, CheckpointError, StorageError
+from primia_jax.federated import accounting, privacy_ledger
+from primia_jax.federated.accounting import Release
+from primia_jax.federated.privacy_ledger import Entry, Ledger
+
+DELTA = 1e-5
+ONE = Entry("training images", Release(4.0), {"round": 1})
+
+
+def ledger_at(folder, budget=8.0):
+    return Ledger(folder / "sites" / "h0" / privacy_ledger.FILE, budget, DELTA, "h0")
+
+
+def test_what_is_charged_can_be_read_again(tmp_path):
+    first = ledger_at(tmp_path)
+    assert first.entries() == [] and first.spent() == (0.0, 0.0)
+    first.charge([ONE, ONE], "round 1")
+    first.charge([ONE], "round 2")
+    again = ledger_at(tmp_path)
+    assert again.entries() == [ONE, ONE, ONE]
+    assert again.spent() == accounting.epsilon([Release(4.0, 1.0, 3)], DELTA)
+
+
+def test_groups_of_other_records_do_not_add_up(tmp_path):
+    ledger = ledger_at(tmp_path)
+    other = Entry("validation images", Release(3.0))
+    ledger.charge([ONE, other], "round 1")
+    assert ledger.spent() == accounting.epsilon([Release(3.0)], DELTA)
+
+
+def test_beyond_the_budget_nothing_is_charged(tmp_path):
+    ledger = ledger_at(tmp_path, budget=2.0)
+    allowed = 0
+    with pytest.raises(BudgetError) as refusal:
+        for number in range(100):
+            ledger.charge([ONE], f"round {number}")
+            allowed += 1
+    spent = ledger.spent().pld
+    more = accounting.by_pld([Release(4.0, 1.0, allowed + 1)], DELTA)
+    assert spent <= 2.0 < more
+    assert len(ledger.entries()) == allowed > 0
+    text = str(refusal.value)
+    assert "\n" not in text and f"h0: round {allowed}" in text
+    assert f"{more:.3f}" in text and f"{spent:.3f}" in text and "--mode=evaluate" in text
+
+
+def test_checking_charges_nothing(tmp_path):
+    ledger = ledger_at(tmp_path, budget=1e-3)
+    with pytest.raises(BudgetError):
+        ledger.check([ONE], "round 1")
+    ledger_at(tmp_path).check([ONE], "round 1")
+    assert not ledger.path.exists()
+
+
+@pytest.mark.parametrize("torn", [b'{"group": "tr', b"{", b"\xff\xfe"])
+def test_a_line_cut_short_was_never_released(tmp_path, torn):
+    """A charge is on disk before a release, so a torn last line stands for none."""
+    ledger = ledger_at(tmp_path)
+    ledger.charge([ONE], "round 1")
+    with open(ledger.path, "ab") as file:
+        file.write(torn)
+    assert ledger.entries() == [ONE]
+    ledger.charge([ONE], "round 2")
+    assert ledger.entries() == [ONE, ONE]
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b"{}", b'{"group": "g", "noise_multiplier": 0, "sampling_rate": 1, '
+             b'"steps": 1, "about": {}}'],
+)  # fmt: skip
+def test_damage_is_named_and_nothing_goes_on(tmp_path, line):
+    ledger = ledger_at(tmp_path)
+    ledger.charge([ONE], "round 1")
+    content = ledger.path.read_bytes()
+    ledger.path.write_bytes(line + b"\n" + content)
+    for action in (ledger.entries, lambda: ledger.charge([ONE], "round 2")):
+        with pytest.raises(CheckpointError, match="damaged in line 1"):
+            action()
+    assert ledger.path.read_bytes() == line + b"\n" + content
+
+
+def test_a_full_disk_charges_nothing_and_says_so(tmp_path, monkeypatch):
+    ledger = ledger_at(tmp_path)
+    ledger.charge([ONE], "round 1")
+    monkeypatch.setattr(privacy_ledger.os, "fsync", _full)
+    with pytest.raises(StorageError, match=r"No space left.*nothing is released"):
+        ledger.charge([ONE], "round 2")
+    monkeypatch.undo()
+    assert ledger.entries() == [ONE]
+
+
+def _full(descriptor):
+    raise OSError(28, "No space left on device")
+
+
+_CHARGING = """
+import pathlib, sys
+from primia_jax.federated.accounting import Release
+from primia_jax.federated.privacy_ledger import Entry, Ledger
+ledger = Ledger(pathlib.Path(sys.argv[1]), 1e9, 1e-5, "h0")
+for number in range(int(sys.argv[2])):
+    ledger.charge([Entry("training images", Release(50.0), {"round": number})], "x")
+"""
+
+
+def charging(path, count):
+    """A process that charges `count` times."""
+    return subprocess.Popen([sys.executable, "-c", _CHARGING, str(path), str(count)])
+
+
+def test_processes_that_share_a_ledger_lose_no_charge(tmp_path):
+    ledger = ledger_at(tmp_path)
+    for process in [charging(ledger.path, 5) for _ in range(3)]:
+        assert process.wait() == 0
+    rounds = [entry.about["round"] for entry in ledger.entries()]
+    assert sorted(rounds) == sorted(3 * [0, 1, 2, 3, 4])
+
+
+def test_a_kill_at_any_moment_leaves_a_ledger_that_can_be_read(tmp_path):
+    ledger = ledger_at(tmp_path, budget=1e9)
+    process = charging(ledger.path, 10_000)
+    while len(ledger.entries()) < 3:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = len(ledger.entries())
+    ledger.charge([ONE], "after the kill")
+    assert ledger.entries()[-1] == ONE and len(ledger.entries()) == before + 1

@@ -1,0 +1,544 @@
+"""Secure sums over hospitals that may vanish at any stage: exact, or given up with nothing told."""
+
+import functools
+import itertools
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import cloudpickle
+from scipy import stats
+
+from primia_jax.config import SecureAggregationConfig
+from primia_jax.errors import ProtocolError
+from primia_jax.federated import sealing, secagg, secagg_graph
+from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution, masked
+from primia_jax.mpc import prg, shamir
+from primia_jax.runtime import (
+    Delay,
+    Receive,
+    Send,
+    Stage,
+    Vanish,
+    count,
+    ray_driver,
+    run_local,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import test modules
+
+SETTINGS = SecureAggregationConfig()
+STAYS = len(secagg.STAGES)
+LENGTH = 6
+
+
+def names_of(n):
+    return tuple(f"h{i}" for i in range(n))
+
+
+@functools.cache
+def keys_of(n):
+    """Every hospital's lasting keys for its neighbours."""
+    hospitals = names_of(n)
+    near = plan_of(n).neighbourhoods()
+    parties = {
+        name: sealing.exchange_keys(name, [hospitals[j] for j in near[i][1:]], PROVIDER)
+        for i, name in enumerate(hospitals)
+    }
+    return run_local({**parties, PROVIDER: sealing.distribute_keys(hospitals)})[0]
+
+
+@functools.cache
+def plan_of(n):
+    return secagg.Plan(names_of(n), OWNER, secagg_graph.choose(n, SETTINGS), 3, deadline_s=60.0)
+
+
+def inputs(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 2**64, LENGTH, dtype=np.uint64) for _ in range(n)]
+
+
+def run(n, words, faults=(), tamper=None, optional=True, plan=None):
+    """(the owner's Sum, trace); `tamper(event)` may change what anybody sends."""
+    plan = plan or plan_of(n)
+    parties = {
+        name: secagg.contribute(plan, name, keys_of(n)[name], own.copy())
+        for name, own in zip(plan.hospitals, words)
+    }
+    parties[OWNER] = secagg.collect(plan, len(words[0]))
+    if tamper is not None:
+        parties = {name: tampered(name, steps, tamper) for name, steps in parties.items()}
+    results, trace = run_local(
+        parties, optional=plan.hospitals if optional else (), faults=tuple(faults)
+    )
+    return results[OWNER], trace
+
+
+def tampered(name, steps, tamper):
+    message = None
+    while True:
+        try:
+            event = steps.send(message)
+        except StopIteration as stop:
+            return stop.value
+        message = yield tamper(name, event) or event
+
+
+def is_to_h1(name, event, label):
+    return name == OWNER and isinstance(event, Send) and (event.to, event.label) == ("h1", label)
+
+
+def faults_of(fates):
+    """A hospital's fate: the stage before whose message it vanishes, or STAYS."""
+    return [
+        Vanish(f"h{i}", stage=secagg.STAGES[fate]) for i, fate in enumerate(fates) if fate != STAYS
+    ]
+
+
+def survives(n, fates):
+    """Whether every key can be opened that must be, by the protocol's own rule."""
+    near, t = plan_of(n).neighbourhoods(), plan_of(n).graph.threshold
+    answered = [{i for i, fate in enumerate(fates) if fate > stage} for stage in range(STAYS)]
+    advertised, shared, masked_, unmasked = answered
+    must = ((advertised, advertised), (shared, shared), (masked_, shared), (unmasked, shared))
+    enough = all(len(there & set(near[i])) >= t for there, keys in must for i in keys)
+    return enough and bool(shared)
+
+
+def check(n, fates, seed=0):
+    """Exactly the sum of those whose masked input came, or an error that names who is missing."""
+    words = inputs(n, seed)
+    gone = [f"h{i}" for i, fate in enumerate(fates) if fate != STAYS]
+    if not survives(n, fates):
+        with pytest.raises(ProtocolError, match="given up, nothing of it was opened") as caught:
+            run(n, words, faults_of(fates))
+        assert any(name in str(caught.value) for name in gone)
+        return False
+    found, trace = run(n, words, faults_of(fates))
+    in_sum = [i for i, fate in enumerate(fates) if fate >= 3]
+    np.testing.assert_array_equal(found.words, sum(words[i] for i in in_sum))
+    assert found.took_part == tuple(f"h{i}" for i in in_sum)
+    assert found.present == tuple(f"h{i}" for i, fate in enumerate(fates) if fate == STAYS)
+    assert set(found.missing) == set(gone) == set(trace.lost)
+    for i, fate in enumerate(fates):
+        if fate != STAYS:
+            assert found.missing[f"h{i}"] == secagg.STAGES[fate]
+    return True
+
+
+class TestDropouts:
+    @pytest.mark.parametrize("n", [3, 4])
+    def test_every_fate_of_every_hospital(self, n):
+        kept = [check(n, fates) for fates in itertools.product(range(STAYS + 1), repeat=n)]
+        assert any(kept) and not all(kept)
+
+    @pytest.mark.parametrize("stage", range(STAYS))
+    def test_every_set_of_five_at_one_stage(self, stage):
+        for size in range(6):
+            for gone in itertools.combinations(range(5), size):
+                kept = check(5, [stage if i in gone else STAYS for i in range(5)])
+                assert kept == (size <= 2)  # three of the five are needed
+
+    @pytest.mark.slow
+    def test_every_fate_of_five(self):
+        kept = [check(5, fates) for fates in itertools.product(range(STAYS + 1), repeat=5)]
+        assert any(kept) and not all(kept)
+
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data(), n=st.sampled_from([5, 6, 10, 20]), seed=st.integers(0, 99))
+    def test_sampled_fates(self, data, n, seed):
+        """On sparse graphs too, from ten on."""
+        check(
+            n,
+            [data.draw(st.sampled_from([STAYS] * 4 + list(range(STAYS)))) for _ in range(n)],
+            seed,
+        )
+
+    @pytest.mark.parametrize("share", [0.0, 0.3])
+    def test_a_hundred_hospitals(self, share):
+        rng = np.random.default_rng(int(10 * share))
+        fates = np.full(100, STAYS)
+        gone = rng.choice(100, int(100 * share), replace=False)
+        fates[gone] = rng.integers(0, STAYS, len(gone))
+        assert check(100, fates.tolist())
+
+    def test_too_many_of_a_hundred(self):
+        assert not check(100, [2] * 80 + [STAYS] * 20)
+
+    @pytest.mark.slow
+    def test_a_thousand_hospitals(self):
+        fates = np.full(1000, STAYS)
+        fates[np.random.default_rng(1).choice(1000, 300, replace=False)] = 2
+        assert check(1000, fates.tolist())
+
+
+class TestDeadlines:
+    """In virtual time: no load of the machine can move them."""
+
+    def _delayed(self, seconds):
+        words = inputs(4)
+        delay = Delay("h1", OWNER, seconds, secagg.MASK)
+        return words, *run(4, words, [delay])
+
+    def test_a_straggler_is_left_out_and_named(self):
+        words, found, trace = self._delayed(1e4)
+        np.testing.assert_array_equal(found.words, words[0] + words[2] + words[3])
+        assert found.missing == {"h1": secagg.MASK}
+        assert trace.lost == {"h1": "it did not come in time"}
+        assert 60 <= trace.parties[OWNER].seconds < 1e4
+
+    def test_who_is_slow_but_in_time_is_in_the_sum(self):
+        words, found, trace = self._delayed(30.0)
+        np.testing.assert_array_equal(found.words, sum(words))
+        assert not found.missing and not trace.lost
+
+
+class TestSecrecy:
+    def _view(self, words, fates, monkeypatch):
+        """All that the owner got: its messages, and the keys that it opened."""
+        heard, opened = [], []
+        whole = secagg._opened
+
+        def keeping(*arguments):
+            opened.append(whole(*arguments))
+            return opened[-1]
+
+        monkeypatch.setattr(secagg, "_opened", keeping)
+        n = len(words)
+
+        def listen(name, event):
+            if isinstance(event, Send) and event.to == OWNER:
+                heard.append((name, event.label.split(":")[0], event.message))
+
+        found, _ = run(n, words, faults_of(fates), listen)
+        masked_inputs = {
+            name: message.copy() for name, label, message in heard if "masked" in label
+        }
+        return found, heard, masked_inputs, *opened[0]
+
+    def _uniform(self, words):
+        for shift in (0, 24, 56):
+            bytes_ = (words >> np.uint64(shift)).astype(np.uint8)
+            assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-6
+
+    @pytest.mark.parametrize("value", [0, 1 << 40])
+    def test_what_the_owner_opens_leaves_every_input_uniform(self, value, monkeypatch):
+        """Its own y_i less all masks that it can open is uniform; only their sum is not.
+
+        So its view can be drawn by whoever knows the sum alone: uniform vectors with that sum,
+        under masks of keys drawn at random.
+        """
+        words = [np.full(4000, value + i, np.uint64) for i in range(5)]
+        found, _, masked_inputs, seeds, keys = self._view(words, [4, 4, 2, 4, 3], monkeypatch)
+        assert set(keys) == {2} and set(seeds) == {0, 1, 3, 4}
+        left = {}
+        for i in seeds:
+            self._uniform(masked_inputs[f"h{i}"])
+            left[i] = masked_inputs[f"h{i}"] - prg.expand(seeds[i], 4000)
+        total = sum(left.values())
+        assert not np.array_equal(total, found.words)  # the masks towards h2 are still in it
+        for i, residue in left.items():
+            self._uniform(residue)
+            assert not np.any(residue == words[i])
+        np.testing.assert_array_equal(found.words, words[0] + words[1] + words[3] + words[4])
+
+    def test_no_message_holds_an_input(self, monkeypatch):
+        words = [np.full(100, 7 + i, np.uint64) for i in range(4)]
+        _, heard, *_ = self._view(words, [4, 4, 4, 4], monkeypatch)
+        labels = {label for _, label, _ in heard}
+        assert labels == {
+            "fresh public key, in the clear",
+            "shares of keys, sealed for their receivers",
+            "masked input",
+            "shares of survivors' seeds and dropped hospitals' keys",
+        }
+        for _, _, message in heard:
+            for leaf in jax.tree.leaves(message):
+                for own in words:
+                    assert own[:4].tobytes() not in np.asarray(leaf).tobytes()
+
+    def test_keys_are_fresh_in_every_sum(self, monkeypatch):
+        words = inputs(3)
+        views = [self._view(words, [4, 4, 4], monkeypatch) for _ in range(2)]
+        first, second = ({m.tobytes() for _, lab, m in v[1] if "public" in lab} for v in views)
+        assert len(first) == len(second) == 3 and not first & second
+        for name, masked_input in views[0][2].items():
+            assert not np.any(masked_input == views[1][2][name])
+
+    @pytest.mark.parametrize("fates", [[4, 3, 3, 3], [4, 2, 2, 2], [0, 0, 0, 4]])
+    def test_a_given_up_sum_opens_no_key(self, fates, monkeypatch):
+
+        def opens(*_):
+            raise AssertionError("keys were opened")
+
+        monkeypatch.setattr(secagg, "_opened", opens)
+        with pytest.raises(ProtocolError, match="given up"):
+            run(4, inputs(4), faults_of(fates))
+
+
+class TestRefusals:
+    """A hospital never gives what opens an input, whatever the owner asks."""
+
+    def _request(self, change):
+        def tamper(name, event):
+            if is_to_h1(name, event, "who is in the sum and who dropped out"):
+                lists = {key: [int(j) for j in value] for key, value in event.message.items()}
+                change(lists)
+                message = {key: np.asarray(value, np.uint16) for key, value in lists.items()}
+                return Send(event.to, message, event.label)
+            return None
+
+        return run(5, inputs(5), tamper=tamper, optional=False)
+
+    def test_both_keys_of_one_hospital(self):
+        with pytest.raises(ProtocolError, match="h1 refuses: model_owner asks for both keys of h3"):
+            self._request(lambda lists: lists["dropped"].append(3))
+
+    def test_the_same_share_twice(self):
+        with pytest.raises(ProtocolError, match=r"h1 refuses.*no claim"):
+            self._request(lambda lists: lists["survivors"].append(3))
+
+    def test_a_stranger(self):
+        with pytest.raises(ProtocolError, match=r"h1 refuses.*no claim"):
+            self._request(lambda lists: lists["dropped"].append(77))
+
+    def test_its_own_key(self):
+        def change(lists):
+            lists["survivors"].remove(1)
+            lists["dropped"].append(1)
+
+        with pytest.raises(ProtocolError, match=r"h1 refuses.*leave its input out"):
+            self._request(change)
+
+    def test_a_sum_over_too_few(self):
+        def change(lists):
+            lists["survivors"], lists["dropped"] = [1, 2], [0, 3, 4]
+
+        with pytest.raises(ProtocolError, match=r"h1 refuses.*only 2 are said to be in the sum"):
+            self._request(change)
+
+    def test_a_request_without_names(self):
+        def tamper(name, event):
+            if name == OWNER and isinstance(event, Send) and event.label.startswith("who is in"):
+                return Send(event.to, {"survivors": np.zeros(3)}, event.label)
+            return None
+
+        with pytest.raises(ProtocolError, match="without saying whose"):
+            run(3, inputs(3), tamper=tamper, optional=False)
+
+    def test_a_second_request_is_answered_by_nobody(self):
+        """The program ends with its one answer."""
+        sent = []
+
+        def listen(name, event):
+            if name == "h0" and isinstance(event, Send):
+                sent.append(event.label)
+
+        run(3, inputs(3), tamper=listen)
+        assert sent[-1].startswith("shares of survivors") and len(sent) == STAYS
+
+
+class TestTampering:
+    def _letters(self, change):
+        """Changes the table of sealed shares that h1 is handed."""
+
+        def tamper(name, event):
+            if is_to_h1(name, event, "shares of neighbours' keys, sealed"):
+                return Send(event.to, change(event.message), event.label)
+            return None
+
+        return tamper
+
+    def test_an_altered_share(self):
+        def change(table):
+            rows = table["rows"].copy()
+            rows[0, 40] ^= 1
+            return {**table, "rows": rows}
+
+        with pytest.raises(ProtocolError, match="h1: a sealed message said to be from h0 is not"):
+            run(4, inputs(4), tamper=self._letters(change), optional=False)
+
+    def test_a_share_under_another_name(self):
+        def change(table):
+            return {**table, "rows": table["rows"][::-1].copy()}
+
+        with pytest.raises(ProtocolError, match="not authentic"):
+            run(4, inputs(4), tamper=self._letters(change), optional=False)
+
+    def test_shares_of_an_earlier_sum(self):
+        kept = []
+
+        def keep(table):
+            kept.append(table)
+            return table
+
+        run(4, inputs(4), tamper=self._letters(keep))
+        with pytest.raises(ProtocolError, match="not authentic"):
+            run(4, inputs(4), tamper=self._letters(lambda _: kept[0]), optional=False)
+
+    def test_a_public_key_of_the_owners_own(self):
+        """It would know the mask between h1 and h0."""
+        forged = np.arange(32, dtype=np.uint8)
+
+        def tamper(name, event):
+            if is_to_h1(name, event, "neighbours' fresh public keys"):
+                rows = event.message["rows"].copy()
+                rows[0] = forged
+                return Send(event.to, {**event.message, "rows": rows}, event.label)
+            return None
+
+        with pytest.raises(ProtocolError, match="not authentic"):
+            run(4, inputs(4), tamper=tamper, optional=False)
+
+    @pytest.mark.parametrize("part", ["seeds", "keys"])
+    def test_wrong_shares_are_noticed(self, part):
+        """A hospital that lies in stage 4 stops the sum, it cannot change it."""
+
+        def tamper(name, event):
+            if (
+                name == "h0"
+                and isinstance(event, Send)
+                and event.label.startswith("shares of surv")
+            ):
+                rows = event.message[part].copy()
+                rows[...] ^= 1
+                return Send(event.to, {**event.message, part: rows}, event.label)
+            return None
+
+        with pytest.raises(ProtocolError, match="do not fit together"):
+            run(4, inputs(4), faults_of([4, 4, 4, 2]), tamper)
+
+    def test_one_that_cheats_is_lost_and_the_others_sum(self):
+        """A hospital that cannot open its letters drops out of this sum, like any other."""
+
+        def change(table):
+            return {**table, "rows": np.zeros_like(table["rows"])}
+
+        words = inputs(4)
+        found, trace = run(4, words, tamper=self._letters(change))
+        np.testing.assert_array_equal(found.words, words[0] + words[2] + words[3])
+        assert "not authentic" in trace.lost["h1"]
+
+    @pytest.mark.parametrize(
+        ("label", "message", "words"),
+        [
+            ("fresh public key", np.zeros(31, np.uint8), "public key that is none"),
+            ("shares of keys", {"rows": np.zeros(3)}, "table of hospitals that is none"),
+            ("masked input", np.zeros(1, np.uint64), "no vector of 6 words"),
+            ("shares of survivors", {"seeds": np.zeros(3)}, "other shares than asked for"),
+        ],
+    )
+    def test_what_is_not_due_names_its_sender(self, label, message, words):
+        def tamper(name, event):
+            if name == "h2" and isinstance(event, Send) and event.label.startswith(label):
+                return Send(event.to, message, event.label)
+            return None
+
+        with pytest.raises(ProtocolError, match=f"h2 sent.*{words}"):
+            run(4, inputs(4), tamper=tamper)
+
+
+def test_declared_cost():
+    """Counted without computing, and the same when it is computed."""
+    n, p = 6, 501
+    plan, hospitals = plan_of(n), names_of(n)
+    agg = masked(hospitals, OWNER, SETTINGS, seed=3)
+
+    def parties(vector):
+        own = Contribution((vector,), 1, np.zeros(0, np.int64))
+        programs = {name: agg.contribute(name, keys_of(n)[name], own) for name in hospitals}
+        return {**programs, OWNER: agg.collect((p,), 0)}
+
+    trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))
+    k = plan.graph.k
+    for name in hospitals:
+        assert trace.parties[name].bytes_sent == 32 + (94 * k + 32) + 8 * (p + 1) + 32 * (k + 1)
+    assert trace.round_trips == 3.5
+    _, real = run_local(parties(np.zeros(p, np.float32)))
+    assert real.bytes_sent == trace.bytes_sent and real.round_trips == trace.round_trips
+
+
+def test_a_hospital_without_a_neighbours_lasting_key_goes_on_without_it():
+    """As after an exchange of keys that the neighbour did not come to."""
+    n, words = 5, inputs(5)
+    rings = dict(keys_of(n))
+    short = {peer: key for peer, key in rings["h0"].seal_keys.items() if peer != "h1"}
+    rings["h0"] = sealing.KeyRing("h0", short, rings["h0"].open_keys)
+    plan = plan_of(n)
+    parties = {
+        name: secagg.contribute(plan, name, rings[name], own.copy())
+        for name, own in zip(plan.hospitals, words)
+    }
+    results, _ = run_local({**parties, OWNER: secagg.collect(plan, LENGTH)})
+    np.testing.assert_array_equal(results[OWNER].words, sum(words))
+
+
+def test_shares_below_the_threshold_open_nothing():
+    """What the owner would make of t - 1 shares of a seed."""
+    seed = prg.new_seed()
+    shares = shamir.share(seed[None], np.arange(1, 6), 3)
+    assert not np.array_equal(shamir.reconstruct(np.asarray([1, 2]), shares[:2])[0], seed)
+
+
+def test_programs_wait_for_hospitals_only_optionally():
+    """Of the owner's waits none must hang on one hospital."""
+    waits = []
+
+    def listen(name, event):
+        if name == OWNER and isinstance(event, Receive):
+            waits.append(event.optional)
+
+    run(3, inputs(3), tamper=listen)
+    assert waits and all(waits)
+
+
+def _ray_hospital(_, plan, name, keys, value, dies):
+    """Contributes `value`; one that dies does so when its masked input is due."""
+    steps = secagg.contribute(plan, name, keys, np.full(LENGTH, value, np.uint64))
+    message, stage = None, ""
+    while True:
+        try:
+            event = steps.send(message)
+        except StopIteration:
+            return None, value
+        stage = event.label if isinstance(event, Stage) else stage
+        if dies and stage == secagg.MASK and isinstance(event, Send):
+            os._exit(1)
+        message = yield event
+
+
+def _ray_owner(_, plan):
+    found = yield from secagg.collect(plan, LENGTH)
+    return None, (found.words.tolist(), found.took_part, found.missing)
+
+
+@pytest.mark.slow
+def test_a_killed_actor_is_left_out_of_a_sum_over_real_actors(ray_cluster):
+    """Its process ends in the midst of the sum; the others wait for no deadline."""
+    plan, keys, hospitals = plan_of(4), keys_of(4), names_of(4)
+    programs = {
+        name: functools.partial(
+            _ray_hospital, plan=plan, name=name, keys=keys[name], value=10**i, dies=i == 2
+        )
+        for i, name in enumerate(hospitals)
+    }
+    programs[OWNER] = functools.partial(_ray_owner, plan=plan)
+    parties = dict.fromkeys((*hospitals, OWNER), _nothing)
+    driver = ray_driver.RayDriver(parties, timeout_s=120)
+    try:
+        reports, trace = driver.run(programs, optional=hospitals)
+    finally:
+        driver.close()
+    words, took_part, missing = reports[OWNER]
+    assert words == [1011] * LENGTH and took_part == ("h0", "h1", "h3")
+    assert missing == {"h2": secagg.MASK} and "h2 was lost" in trace.lost["h2"]
+    assert set(reports) == {OWNER, "h0", "h1", "h3"}
+
+
+def _nothing():
+    return None
