@@ -3,7 +3,9 @@
 python -m primia_jax.launch --config=configs/tune.py --mode=tune --workdir=runs/tune
 python -m primia_jax.launch --config=configs/tune.py:quick --mode=tune --workdir=runs/tune_quick
 
-60 trials of up to 15 rounds of ResNet-18 on phantoms. `:quick`: 4 trials of a small CNN.
+60 trials of up to 15 rounds of ResNet-18 on phantoms: hours, since one training takes minutes on 2
+cores. `:quick`: 4 trials of a small CNN, two at a time, in less than three minutes on 2 cores; the
+best has a validation MCC of 0.39.
 
 Ranges of the original PriMIA system (Ziller et al. 2020, arXiv:2012.06354) are those of the
 learning rate, the weight decay, rotation, scale and the passes over the data before models are

@@ -21,6 +21,7 @@ _MODULES = {
     "experiment": ("Predictions", "Result", "evaluate", "predict", "train"),
     "encrypted": ("EncryptedPredictions", "predict_encrypted"),
     "leakage": ("audit",),
+    "judging": ("evaluate_federated",),
     "tuning": ("tune",),
     "paper_study": ("study",),
 }
@@ -30,6 +31,7 @@ __all__ = [
     "Result",
     "audit",
     "evaluate",
+    "evaluate_federated",
     "predict",
     "predict_encrypted",
     "study",

@@ -8,7 +8,15 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import encrypted, experiment, latency_study, leakage, paper_study, tuning
+from primia_jax import (
+    encrypted,
+    experiment,
+    judging,
+    latency_study,
+    leakage,
+    paper_study,
+    tuning,
+)
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import make_test_plan
 from primia_jax.evaluation.console import format_bytes
@@ -34,6 +42,19 @@ def train(config: ExperimentConfig, workdir: str, **arguments: Any) -> experimen
             print(f"  not covered: {text}")
     print(f"report: {result.workdir / 'report.html'}")
     return result
+
+
+def evaluate_federated(
+    config: ExperimentConfig, workdir: str, checkpoint: str, ray_address: str | None = None
+) -> None:
+    """--mode=evaluate --checkpoint=…: the hospitals judge it."""
+    found = judging.evaluate_federated(config, workdir, checkpoint, ray_address=ray_address)
+    for name, scores in [*found["sites"].items(), ("all hospitals", found["all"])]:
+        print(
+            f"{name:14} {scores['n']:5} images   MCC {scores['mcc']:.3f}   accuracy "
+            f"{scores['accuracy']:.3f}   loss {scores['loss']:.3f}"
+        )
+    print(f"written: {pathlib.Path(workdir) / judging.RESULT}")
 
 
 def evaluate(config: ExperimentConfig, workdir: str) -> None:

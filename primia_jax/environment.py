@@ -38,8 +38,10 @@ def compilation_cache_dir() -> str:
 
 
 def set_up_process(threads: int | None = None) -> None:
-    """Sets up this process; of use only before JAX is imported."""
+    """Sets up this process; of use only before JAX and Ray are imported."""
     os.environ.setdefault(_CACHE, compilation_cache_dir())
+    # Ray would start a cluster of its own for a call that comes after the run's has ended.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if threads is not None:
         os.environ.update(thread_variables(threads))
 

@@ -119,7 +119,7 @@ def _train(
         if progress.round < config.federated.rounds and not progress.finished:
             console.stage("starting")
             with clock("starting the parties"):
-                driver = stack.enter_context(_driver(config, plan, ray_address))
+                driver = stack.enter_context(training_driver(config, plan, ray_address))
             federation = Federation(driver, config, hospitals, directory.path)
             progress = _train_rounds(federation, directory, console, clock, progress, on_round)
             driver.close()
@@ -260,7 +260,9 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
 
 
 @contextlib.contextmanager
-def _driver(config: ExperimentConfig, plan: DataPlan, ray_address: str | None) -> Iterator[Driver]:
+def training_driver(
+    config: ExperimentConfig, plan: DataPlan, ray_address: str | None
+) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties of a training started."""
     run = config.runtime
     hospital = {"num_cpus": run.cpus_per_hospital, "num_gpus": run.gpus_per_hospital}

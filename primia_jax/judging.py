@@ -60,7 +60,7 @@ def evaluate_federated(
         config = dataclasses.replace(config, model=model)
     hospitals = tuple(site.site for site in plan.sites)
     folder = pathlib.Path(workdir).absolute()
-    with experiment.open_training_driver(config, plan, ray_address) as driver:
+    with experiment.training_driver(config, plan, ray_address) as driver:
         Federation(driver, config, hospitals, folder).set_up()
         every = config.evaluation.images == "all"
         programs: dict[str, Any] = dict.fromkeys(

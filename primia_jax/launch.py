@@ -2,7 +2,8 @@
 
 python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
     --mode=train|evaluate|predict|demo|benchmark|tune|audit|study --workdir=DIR
-    [--input=FILE|FOLDER] [--encrypted] [--resume] [--ray_address=HOST:PORT]
+    [--input=FILE|FOLDER] [--encrypted] [--checkpoint=FOLDER|FILE] [--resume]
+    [--ray_address=HOST:PORT]
 python -m primia_jax.launch --mode=status --workdir=DIR
 """
 
@@ -33,6 +34,11 @@ _INPUT = flags.DEFINE_string("input", None, "predict: an image, a DICOM file or 
 _ENCRYPTED = flags.DEFINE_bool(
     "encrypted", False, "predict: neither the model's owner sees the images, nor theirs the model."
 )
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "evaluate: the folder of another run or a file of weights, which all hospitals judge.",
+)
 _RESUME = flags.DEFINE_bool(
     "resume",
     False,
@@ -62,6 +68,8 @@ def main(_: Sequence[str]) -> None:
         )
     if _MODE.value == "predict" and not input_path:
         raise ConfigError("--mode=predict needs --input=FILE|FOLDER")
+    if _CHECKPOINT.value and _MODE.value != "evaluate":
+        raise ConfigError(f"--checkpoint goes with --mode=evaluate, not --mode={_MODE.value}")
     if _ENCRYPTED.value and _MODE.value != "predict":
         raise ConfigError(f"--encrypted goes with --mode=predict, not --mode={_MODE.value}")
     try:
@@ -91,7 +99,11 @@ def main(_: Sequence[str]) -> None:
         "tune": lambda: commands.tune(config, **run_arguments),
         "audit": lambda: commands.audit(config, **run_arguments),
         "study": lambda: commands.study(config, **run_arguments),
-        "evaluate": lambda: commands.evaluate(config, workdir),
+        "evaluate": lambda: (
+            commands.evaluate_federated(config, workdir, _CHECKPOINT.value, ray_address)
+            if _CHECKPOINT.value
+            else commands.evaluate(config, workdir)
+        ),
         "predict": lambda: (
             commands.predict_encrypted(config, workdir, input_path, ray_address)
             if _ENCRYPTED.value

@@ -490,6 +490,11 @@ class EvaluationConfig:
 
     batch_size: int = setting(64, "images at a time", low=1)
     bootstrap: int = setting(1000, "resamples behind each 95 % interval", low=10, high=100000)
+    images: str = setting(
+        "validation",
+        "of each hospital, that a --checkpoint is judged on; all only if it was trained on none",
+        choices=("validation", "all"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,6 +89,16 @@ def _torch_name(leaf: Path) -> str:
     return ".".join([*modules, LEAVES[kind]])
 
 
+def classes_in(path: str, config: ModelConfig) -> int | None:
+    """Classes that the network in a PyTorch file tells apart; None if it is of another kind.
+
+    Raises:
+      CheckpointError: if the file cannot be read.
+    """
+    head = HEADS[config.name].replace("_", ".")
+    return _classes(read_tensors(path), {f"{head}.weight", f"{head}.bias"})
+
+
 def _classes(tensors: dict[str, np.ndarray], head_names: set[str]) -> int | None:
     """The number of classes of the file's last layer, or None if it has no such layer."""
     sizes = {len(tensors[name]) for name in head_names if name in tensors and tensors[name].ndim}

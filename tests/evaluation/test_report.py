@@ -106,7 +106,7 @@ def made_up_run(k: int = 3, sites: int = 3, rounds: int = 4) -> RunRecord:
 @pytest.fixture
 def unplotted(monkeypatch):
     """Plots left blank, where a test is about the rest of the page."""
-    monkeypatch.setattr(figures, "_data_uri", lambda figure: "data:image/svg+xml;base64,")
+    monkeypatch.setattr(figures, "data_uri", lambda figure: "data:image/svg+xml;base64,")
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])

@@ -85,6 +85,7 @@ def test_what_is_attacked_is_the_update_of_the_true_images(runs, mode):
             np.testing.assert_allclose(seen, made, rtol=1e-3, atol=2e-4 * np.abs(made).max())
 
 
+@pytest.mark.slow
 def test_several_steps_with_adam_and_batch_norm_are_followed(tmp_path):
     """Two augmented steps of two images, summed over two hospitals, moments included."""
     config = tiny("federated_secure", sync_every=2, rounds=1, hospitals=2)

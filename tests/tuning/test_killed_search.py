@@ -67,6 +67,7 @@ def killed_and_resumed(folder, reached, *more):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_killed_in_a_round(tmp_path):
     said = killed_and_resumed(tmp_path, lambda trials: trials.get("0000", 0) >= 1, *SMALL)
     assert "trial 1: complete" in said and "(2 of 2)" in said
@@ -75,6 +76,7 @@ def test_killed_in_a_round(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_over_real_actors(tmp_path):
     """Two trials at a time, each with actors of its own; then the best configuration trains."""
     folder = tmp_path / "search"

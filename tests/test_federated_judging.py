@@ -1,0 +1,106 @@
+"""A model from elsewhere, judged by all hospitals without training."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import primia_jax
+from primia_jax import experiment, models
+from primia_jax.config import ExperimentConfig, to_config_dict
+from primia_jax.errors import CheckpointError, ConfigError
+from primia_jax.evaluation.record import read_rounds
+
+
+def small(seed=0, **data):
+    config = to_config_dict(ExperimentConfig())
+    config.seed = seed
+    config.data.image_size = 16
+    config.data.phantom.update(n_train=60, n_test=6)
+    config.data.update(data)
+    config.model.update(name="simple", width=4)
+    config.federated.update(rounds=1, sync_every=1, sync_unit="steps")
+    for name in config.augmentation:
+        if name.endswith("_p"):
+            config.augmentation[name] = 0.0
+    config.runtime.driver = "local"
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return primia_jax.train(small(), tmp_path_factory.mktemp("run"), judge=False).workdir
+
+
+def test_the_same_hospitals_find_what_the_training_found(run, tmp_path):
+    """Bit for bit: the best round's own validation."""
+    found = primia_jax.evaluate_federated(small(), tmp_path, run)
+    *sites, summary = read_rounds(run / "rounds.jsonl")
+    assert found["all"] == summary["validation"]
+    for line in sites:
+        assert found["sites"][line["site"]]["accuracy"] == line["validation_accuracy"]
+    assert json.loads((tmp_path / "federated_evaluation.json").read_text()) == found
+    assert {path.name for path in tmp_path.iterdir()} == {"federated_evaluation.json"}
+
+
+@pytest.mark.parametrize("mode", ["federated", "federated_secure"])
+def test_other_hospitals_judge_all_their_images(mode, run, tmp_path):
+    config = small(seed=3)
+    config.data.phantom.scanner = 100
+    config.federated.mode = mode
+    config.evaluation.images = "all"
+    found = primia_jax.evaluate_federated(config, tmp_path, run)
+    assert found["all"]["n"] == 60 == sum(site["n"] for site in found["sites"].values())
+    summed = np.sum([site["confusion"] for site in found["sites"].values()], axis=0)
+    assert summed.tolist() == found["all"]["confusion"]
+    expected = sum(s["loss"] * s["n"] for s in found["sites"].values()) / 60
+    assert found["all"]["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_file_of_weights(tmp_path):
+    """Judged with the pixel statistics that the hospitals pool."""
+    config = small()
+    checked = experiment.checked(config)
+    for n_classes in (3, 7):
+        module = models.build(checked.model, n_classes)
+        variables = models.init(module, jax.random.key(1), 16, 1)
+        save_file(torch_named(variables), tmp_path / f"{n_classes}.safetensors")
+    found = primia_jax.evaluate_federated(config, tmp_path, tmp_path / "3.safetensors")
+    assert 0 < found["all"]["n"] < 20
+    with pytest.raises(CheckpointError, match=r"has 7 classes for simple.*have 3 classes"):
+        primia_jax.evaluate_federated(config, tmp_path, tmp_path / "7.safetensors")
+
+
+def torch_named(variables):
+    """`variables` of the small network under PyTorch's names and in its layouts."""
+    from flax import traverse_util
+
+    from primia_jax.models import torch_import
+
+    tensors = {}
+    for leaf, value in traverse_util.flatten_dict(variables).items():
+        array = np.asarray(value)
+        if leaf[-1] == "kernel":
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        tensors[torch_import._torch_name(leaf)] = np.ascontiguousarray(array)
+    return tensors
+
+
+def test_what_does_not_fit_is_named(run, tmp_path):
+    config = small()
+    config.model.width = 8
+    with pytest.raises(CheckpointError, match=r"model\.width = 4.*--config\.model\.width=4"):
+        primia_jax.evaluate_federated(config, tmp_path, run)
+    config = small(image_size=24)
+    with pytest.raises(CheckpointError, match=r"--config\.data\.image_size=16"):
+        primia_jax.evaluate_federated(config, tmp_path, run)
+    with pytest.raises(CheckpointError, match="neither the folder of a run nor a file"):
+        primia_jax.evaluate_federated(small(), tmp_path, tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        primia_jax.evaluate_federated(small(), tmp_path, tmp_path)
+    config = small()
+    config.privacy.mode = "record"
+    with pytest.raises(ConfigError, match="no ledger is charged"):
+        primia_jax.evaluate_federated(config, tmp_path, run)
