@@ -81,7 +81,7 @@ def train(
       UserError: one line that says what is wrong, where and how to mend it; finished rounds stay.
     """
     config = checked(config)
-    aggregation.make(config, ("",) * config.federated.hospitals)  # refuses sums that could overflow
+    aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
     directory = Workdir(pathlib.Path(workdir).absolute())
     with Watch(config, directory.path, stream) as watch:
         return _train(config, directory, watch, resume, ray_address, command, on_round, judge)

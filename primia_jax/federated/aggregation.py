@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig
-from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.federated import secagg, secagg_graph
+from primia_jax.errors import ConfigError, ProtocolError, TrainingError
+from primia_jax.federated import robust, secagg, secagg_graph
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import MISSING, Receive, Send, Steps
@@ -78,18 +78,27 @@ class Aggregation(NamedTuple):
     collect: Callable[[Sequence[int], int], Steps]
 
 
-def make(config: ExperimentConfig, hospitals: Sequence[str]) -> Aggregation:
+def make(
+    config: ExperimentConfig, hospitals: Sequence[str], *, of_models: bool = False
+) -> Aggregation:
     """The aggregation that the configuration asks for: secure in mode `federated_secure` only.
 
+    Args:
+      config: of the experiment.
+      hospitals: that take part, in an order that all agree on.
+      of_models: whether models are averaged, robustly where that is asked for.
+
     Raises:
-      ConfigError: if a secure sum could overflow the ring.
+      ConfigError: if a secure sum could overflow the ring, or robust averages do not go with it.
     """
     if config.federated.mode == "federated_secure":
         if scheme(config, len(hospitals)) == "additive":
             return additive(hospitals, OWNER, config.secure_aggregation)
         patience = config.runtime.round_deadline_s or None
         return masked(hospitals, OWNER, config.secure_aggregation, config.seed, patience)
-    return plain(hospitals, OWNER, keep_parts=config.federated.record_updates)
+    combine = robust.make(config.federated) if of_models else None
+    keep_parts = config.federated.record_updates or combine is not None
+    return plain(hospitals, OWNER, keep_parts=keep_parts, combine=combine)
 
 
 def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
@@ -101,10 +110,17 @@ def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
     return "secagg" if many and n_hospitals > 2 else "additive"
 
 
-def plain(hospitals: Sequence[str], owner: str, *, keep_parts: bool = False) -> Aggregation:
+def plain(
+    hospitals: Sequence[str],
+    owner: str,
+    *,
+    keep_parts: bool = False,
+    combine: robust.Combine | None = None,
+) -> Aggregation:
     """The owner sees everything; sums in float64, in the order of `hospitals`.
 
-    With `keep_parts` the total holds what was summed, for `recording`.
+    With `keep_parts` the total holds what was summed. With `combine`, the mean of the total is what
+    `combine` makes of the values of those hospitals that have any weight, and not by samples.
     """
 
     def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
@@ -130,6 +146,9 @@ def plain(hospitals: Sequence[str], owner: str, *, keep_parts: bool = False) -> 
             counts += message["counts"]
             for total, value in zip(sums, message["values"]):
                 total += np.asarray(value, np.float64) * int(message["weight"])
+        counted = [part.values for part in parts if part.weight]
+        if combine is not None and counted:
+            sums = [combine(vectors) * weight for vectors in zip(*counted)]
         there = tuple(took_part)
         return Total(tuple(sums), weight, counts, tuple(parts), there, there)
 
@@ -260,7 +279,7 @@ def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig)
     for value in own.values:
         largest = float(np.max(np.abs(value), initial=0.0))
         if not largest <= settings.clip:
-            raise ConfigError(
+            raise TrainingError(
                 f"{me}: a value to be averaged has magnitude {largest:g}, beyond "
                 f"config.secure_aggregation.clip = {settings.clip:g} (or is no number); "
                 "the training has diverged or the clip is too tight"

@@ -122,7 +122,8 @@ def train_round(state: ModelOwner, number: int) -> Steps:
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
         sizes += state.optimizer_sizes
-    total = yield from collect(sizes, 1)
+    models = aggregation.make(state.config, state.hospitals, of_models=True)
+    total = yield from models.collect(sizes, 1)
     if recording.wanted(state.config.federated, number):
         state = _recorded(state, total)
     mean = total.mean()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig, from_config_dict
-from primia_jax.errors import ConfigError, ProtocolError
+from primia_jax.errors import ConfigError, ProtocolError, TrainingError
 from primia_jax.federated import aggregation, sealing
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
 from primia_jax.mpc import fixed_point
@@ -199,7 +199,7 @@ class TestRefusals:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 5000.0])
     def test_values_beyond_the_clip(self, bad):
         own = Contribution((np.asarray([0.0, bad], np.float32),), 1, np.zeros(0, np.int64))
-        with pytest.raises(ConfigError, match=r"h0.*clip"):
+        with pytest.raises(TrainingError, match=r"h0.*clip"):
             run("additive", [own, own], (2,), 0)
 
     @pytest.mark.parametrize("weight", [-1, SETTINGS.max_samples + 1])

@@ -3,6 +3,7 @@ injected where a real cluster would have them."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from test_federation import assert_same, at, config_with, model, start, train
@@ -165,8 +166,6 @@ def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
 
 
 def _nan(tree):
-    import jax
-
     return jax.tree.map(lambda leaf: leaf * np.float32(np.nan), tree)
 
 
@@ -215,3 +214,22 @@ def test_lost_parties_of_another_kind_are_not_mended(tmp_path):
     with pytest.raises(TrainingError) as caught:
         federation.recover(error, 0)
     assert caught.value is error and dataclasses.is_dataclass(federation.config)
+
+
+@pytest.mark.parametrize("kind", ("trimmed_mean", "median", "krum"))
+def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
+    """One of five hospitals sends weights a thousand times too large."""
+    real = hospital._train_locally
+
+    def poisoned(state, number):
+        state, result = real(state, number)
+        if state.name == "hospital_3":
+            params = jax.tree.map(lambda leaf: leaf * 1000, result.variables["params"])
+            result = result._replace(variables={**result.variables, "params": params})
+        return state, result
+
+    monkeypatch.setattr(hospital, "_train_locally", poisoned)
+    changes = {"hospitals": 5, "rounds": 1, "robust": kind}
+    federation = start(tmp_path, federated=changes)
+    train(federation)
+    assert max(np.abs(vector).max() for vector in model(federation).params) < 5
