@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, settled, to_plain
 from primia_jax.errors import ConfigError
 
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": True, "false": False}
 
 
 class Setting(NamedTuple):

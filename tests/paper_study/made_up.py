@@ -65,7 +65,7 @@ def found(
             judging.human(Reader("Dr. A_1", (labels + (np.arange(60) % 2 == 0)) % 3), 3),
             judging.human(Reader("Dr. B", half), 3),
         ]
-    numbers = judging.judge(made, CLASSES, raters, seeds, Choice(200, 0, 0.02))
+    numbers = judging.judge(made, CLASSES, raters, seeds, Choice(60, 0, 0.02))
     config = ExperimentConfig()
     whole = {
         "name": "A study <made up>",
