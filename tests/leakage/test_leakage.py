@@ -244,8 +244,12 @@ def test_settings_that_cannot_be_read(settings, message):
 
 def test_overrides_are_checked_as_at_the_door():
     config = overridden(
-        ExperimentConfig(), ("data.image_size=32", "model.pretrained=", "name=a b"), "here"
+        ExperimentConfig(),
+        ("data.image_size=32", "model.pretrained=", "name=a b", "model.norm=none"),
+        "here",
     )
+    assert config.model.norm == "none"
+    assert overridden(config, AuditConfig().overrides, "here").model.norm == "none"
     assert config.data.image_size == 32 and config.name == "a b"
     for word, message in (
         ("data.image_sise=32", "did you mean 'image_size'"),
