@@ -323,15 +323,20 @@ def _action(name: str, seconds: float, event: Event | None) -> Action:
 
 
 def _finish(arrays: Iterable[Any]) -> bool:
-    """Waits for JAX to compute `arrays`; False if that was done already."""
-    pending = [array for array in arrays if _is_pending(array)]
-    for array in pending:
-        array.block_until_ready()
-    return bool(pending)
+    """Waits for JAX to compute `arrays`; False if that was done already.
 
-
-def _is_pending(leaf: Any) -> bool:
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
-        return False
-    array: Any = leaf
-    return not (array.is_deleted() or array.is_ready())
+    Other threads may hold some of them, and delete or donate them meanwhile.
+    """
+    waited = False
+    for array in arrays:
+        if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+            continue
+        concrete: Any = array
+        try:
+            if not concrete.is_deleted() and not concrete.is_ready():
+                waited = True
+                concrete.block_until_ready()
+        except RuntimeError:
+            if not concrete.is_deleted():
+                raise
+    return waited
