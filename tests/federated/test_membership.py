@@ -69,10 +69,10 @@ def trained(federation):
 @pytest.mark.parametrize(
     ("mode", "party", "run"),
     (
-        ("federated", "hospital_1", 4),
+        pytest.param("federated", "hospital_1", 4, marks=pytest.mark.slow),
         ("federated_secure", "hospital_1", 5),
         ("federated_secure", OWNER, 4),
-        ("federated", OWNER, 6),
+        pytest.param("federated", OWNER, 6, marks=pytest.mark.slow),
     ),
 )
 def test_a_party_started_again_changes_nothing(tmp_path, mode, party, run):
