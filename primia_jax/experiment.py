@@ -362,9 +362,6 @@ def _round(
     Raises:
       UserError: what ended the round, if too few hospitals are left or it fails too often.
     """
-    mended = federation.readmit(number - 1)
-    if mended:
-        console.message(f"round {number}: {mended}")
     failure: UserError | None = None
     attempts = federation.config.runtime.retries + 1
     while True:
@@ -373,6 +370,8 @@ def _round(
             if failure is not None:
                 mended = federation.recover(failure, number - 1)
                 console.message(f"round {number} is begun again: {mended}")
+            elif mended := federation.readmit(number - 1):
+                console.message(f"round {number}: {mended}")
             console.stage("training")
             with clock("rounds"):
                 start = time.perf_counter()

@@ -41,6 +41,17 @@ STYLE: Any = {
     "svg.hashsalt": "primia_jax",  # the same run gives the same file, byte by byte
 }
 
+PICTURE_STYLE: Any = {  # of pictures on their own, whose names and titles are drawn
+    **STYLE,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # names are drawn as they are
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "ytick.minor.size": 0,
+}
+
 
 def colour(i: int) -> str:
     """The colour of the i-th site, class or curve."""

@@ -1,5 +1,6 @@
 """Pages of a report: how their templates are rendered, and how a page gets into its file."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def write_page(path: str | os.PathLike[str], page: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise not_written(path, error) from error
+
+
+def embedded(path: str | os.PathLike[str]) -> str:
+    """The PNG picture at `path` as a data URI.
+
+    Raises:
+      StorageError: the file cannot be read.
+    """
+    try:
+        return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read again: {error}") from error
 
 
 def not_written(path: str | os.PathLike[str], error: OSError) -> StorageError:

@@ -86,7 +86,8 @@ class Federation:
         self.hospitals, self.workdir = hospitals, workdir
         self.present = hospitals
         self.absent: dict[str, str] = {}
-        self._refused: collections.Counter[str] = collections.Counter()
+        self._refused: collections.Counter[str] = collections.Counter()  # useless updates so far
+        self._running: set[str] = set()  # absent, yet with a process that can go on at once
         self._behind: set[str] = set()  # present, without the present model
         self._attending: tuple[str, ...] = ()  # what the parties were told last
         self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
@@ -200,8 +201,9 @@ class Federation:
         if isinstance(error, PartyLost) and error.parties:
             said = [self._start_again(name, error) for name in error.parties]
         elif isinstance(error, TrainingError) and error.party in self.present:
-            self._refused[error.party] += 1
             said = [self._leave_out(error.party, str(error), error)]
+            self._refused[error.party] += 1
+            self._running.add(error.party)
         else:
             raise error
         self._set_back(after_round)
@@ -218,6 +220,7 @@ class Federation:
             return ""
         for name in back:
             del self.absent[name]
+            self._running.discard(name)
         self.present = tuple(name for name in self.hospitals if name not in self.absent)
         self._set_back(after_round)
         return f"{', '.join(back)} takes part again"
@@ -251,8 +254,10 @@ class Federation:
         return f"{name} is left out: {reason}"
 
     def _is_back(self, name: str) -> bool:
-        if self._refused[name]:
-            return self._refused[name] < _REFUSALS
+        if self._refused[name] >= _REFUSALS:
+            return False
+        if name in self._running:
+            return True
         try:
             return self.driver.revive(name)
         except UserError:

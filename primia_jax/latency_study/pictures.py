@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from primia_jax.evaluation.figures import FAINT, GRID, INK, colour
+from primia_jax.evaluation.figures import INK, PICTURE_STYLE, colour
 from primia_jax.latency_study.results import Study
 from primia_jax.latency_study.tables import stages
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
@@ -19,28 +19,6 @@ _COLOURS = {name: colour(i) for i, name in enumerate(PROTOCOLS)}
 _MARKS = "osD^vP"  # of networks
 _PARTIES = {DATA_OWNER: colour(5), MODEL_OWNER: colour(7), CRYPTO_PROVIDER: colour(6)}
 _DPI = 160
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # names are drawn as they are
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "lines.linewidth": 1.7,
-}
 
 
 def draw_all(study: Study, folder: Any, titles: Mapping[str, str]) -> dict[str, Any]:
@@ -54,7 +32,7 @@ def draw_all(study: Study, folder: Any, titles: Mapping[str, str]) -> dict[str, 
         "traffic": folder / "study_traffic.png",
         "layers": {name: folder / f"study_layers_{name}.png" for name in study.networks},
     }
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         _save(_latency(study, titles), paths["latency"])
         _save(_traffic(study, titles), paths["traffic"])
         for name, path in paths["layers"].items():

@@ -1,6 +1,5 @@
 """The page of a latency study, with its tables and pictures."""
 
-import base64
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +46,7 @@ def _render(study: Study, titles: Mapping[str, str], drawn: Mapping[str, Any]) -
             others=[(rate(mbps), tables.paper_table(study, mbps, titles)) for mbps in others],
             traffic=tables.traffic_table(study, titles),
             layers=[
-                (titles.get(n, n), _data_uri(drawn["layers"][n]), tables.layer_table(study, n))
+                (titles.get(n, n), page.embedded(drawn["layers"][n]), tables.layer_table(study, n))
                 for n in study.networks
             ],
             validation=tables.validation_table(study, titles),
@@ -57,8 +56,8 @@ def _render(study: Study, titles: Mapping[str, str], drawn: Mapping[str, Any]) -
                 for s in study.sessions
                 for warning in s.warnings
             ],
-            latency_picture=_data_uri(drawn["latency"]),
-            traffic_picture=_data_uri(drawn["traffic"]),
+            latency_picture=page.embedded(drawn["latency"]),
+            traffic_picture=page.embedded(drawn["traffic"]),
         )
     )
 
@@ -94,7 +93,3 @@ def _baseline_seconds(study: Study, network: str) -> float:
     """How long the baseline computes on a network: a measure of its size."""
     cells = [study.cell(network, BASELINE, t, study.reference_mbps) for t in study.latencies_ms]
     return max((cell.mean for cell in cells if cell), default=0.0)
-
-
-def _data_uri(path: pathlib.Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -14,28 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from primia_jax.errors import StorageError
-from primia_jax.evaluation.figures import FAINT, GRID, INK, colour
+from primia_jax.evaluation.figures import PICTURE_STYLE, colour
 from primia_jax.leakage.attacking import Found
 
 _SHOWN = 5  # images given away most, and as many least
 _DPI = 130
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # names are drawn as they are
-    "legend.frameon": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-}
 
 
 def draw_panel(path: pathlib.Path, found: Found) -> None:
@@ -53,7 +36,7 @@ def draw_panel(path: pathlib.Path, found: Found) -> None:
     gap = 0.35 if len(worst) else 0.0
     columns = len(best) + len(worst)
     widths = [1.0] * len(best) + ([gap] if gap else []) + [1.0] * len(worst)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(0.95 + 0.95 * columns, 2.5), layout="constrained")
         axes = figure.subplots(2, len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
         shown = [*best, *([None] if gap else []), *worst]
@@ -80,7 +63,7 @@ def draw_pair(path: pathlib.Path, original: np.ndarray, found: np.ndarray, psnr:
     Raises:
       StorageError: if it cannot be written.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(2.6, 1.5), layout="constrained")
         left, right = figure.subplots(1, 2)
         _show(left, original)
@@ -106,7 +89,7 @@ def draw_leakage(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     panels: list[tuple[str, str]] = [("psnr", "PSNR, dB"), ("ssim", "SSIM")]
     panels = [(key, title) for key, title in panels if all(row[key] for row in rows)]
     panels.append(("identified", "share identified"))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         height = 3.2 + 0.2 * ((len(rows) + 2) // 3)
         figure = Figure(figsize=(3.6 * len(panels), height), layout="constrained")
         found = figure.subplots(1, len(panels), squeeze=False)[0]

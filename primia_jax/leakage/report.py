@@ -1,11 +1,9 @@
 """The page of an audit: what its numbers say, in tables, pictures and plain sentences."""
 
-import base64
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from primia_jax.errors import StorageError
 from primia_jax.evaluation import page
 from primia_jax.leakage import pictures
 
@@ -49,12 +47,12 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
             anova=anova_table(result),
             tests=[(_NAMES[m], test_table(t)) for m, t in result["tests"].items() if t],
             defences=defence_table(result),
-            panels=[(row["setting"], _data_uri(folder / row["panel"])) for row in rows],
+            panels=[(row["setting"], page.embedded(folder / row["panel"])) for row in rows],
             control=result["control"],
             control_picture=(
-                _data_uri(folder / result["control"]["panel"]) if result["control"] else ""
+                page.embedded(folder / result["control"]["panel"]) if result["control"] else ""
             ),
-            plot=_data_uri(plot) if drawn else "",
+            plot=page.embedded(plot) if drawn else "",
             notes=[(row["setting"], note) for row in rows for note in row["notes"]],
         )
     )
@@ -268,10 +266,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return "–"
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def _data_uri(path: pathlib.Path) -> str:
-    try:
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read again: {error}") from error

@@ -13,34 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from primia_jax.evaluation.figures import FAINT, GRID, INK, colour
+from primia_jax.evaluation.figures import FAINT, GRID, INK, PICTURE_STYLE, colour
 from primia_jax.paper_study.judging import MODES, Rater
 from primia_jax.paper_study.sets import TEST_1, TITLES, ImageSet
 
 _COLOURS = {mode: colour(i) for i, mode in enumerate(MODES)}
 _MARKS = "D^vPXs*"  # of readers
 _DPI = 160
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # names are drawn as they are
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.7,
-}
 
 
 def draw_all(
@@ -57,7 +36,7 @@ def draw_all(
     """
     paths = {name: folder / f"study_{name}.png" for name in ("mcc", "roc", "equivalence")}
     first = next(each for each in sets if each.key == TEST_1)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         _save(_scores(found), paths["mcc"])
         _save(_roc(first, raters, class_names), paths["roc"])
         _save(_equivalence(found), paths["equivalence"])

@@ -1,6 +1,5 @@
 """Everything that a study leaves for readers: the page, and the tables in three forms."""
 
-import base64
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ def _render(
 ) -> str:
     inversion = found["inversion"] or {}
     panels = [
-        (MODES.get(name, name), _data_uri(folder / "inversion" / path))
+        (MODES.get(name, name), page.embedded(folder / "inversion" / path))
         for name, path in (inversion.get("panels") or {}).items()
     ]
     return (
@@ -93,7 +92,7 @@ def _render(
             other_sets=[key for key in found["table_1b"] if key != TEST_1],
             readers=[r["title"] for r in found["table_1a"]["raters"] if r["kind"] == "reader"],
             phantoms=found["settings"]["data"]["source"] == "phantom",
-            pictures={name: _data_uri(path) for name, path in pictured.items()},
+            pictures={name: page.embedded(path) for name, path in pictured.items()},
             inversion=inversion,
             panels=panels,
         )
@@ -128,7 +127,3 @@ def _tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": f"95 % interval {tables.interval(kappa)}",
         },
     ]
-
-
-def _data_uri(path: pathlib.Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_federation import assert_same, at, config_with, model, start, train
+from tiny import assert_same, at, config_with, model, start, train
 
 from primia_jax.errors import ClusterError, ConfigError, PartyLost, TrainingError
 from primia_jax.federated import checkpoints, hospital
@@ -233,3 +233,26 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
     federation = start(tmp_path, federated=changes)
     train(federation)
     assert max(np.abs(vector).max() for vector in model(federation).params) < 5
+
+
+def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, monkeypatch):
+    """Once of no use, it comes back; lost later, it must not be taken for one that still runs."""
+    real = hospital._train_locally
+
+    def sick(state, number):
+        state, result = real(state, number)
+        if state.name == "hospital_1" and number == 1:
+            result = result._replace(
+                variables={**result.variables, "params": _nan(result.variables["params"])}
+            )
+        return state, result
+
+    monkeypatch.setattr(hospital, "_train_locally", sick)
+    federation = start(tmp_path, federated={"rounds": 3})
+    assert len(trained(federation)) == 2
+    federation.driver = Unreliable(federation.driver, "hospital_1", at=1, calls=2)
+    with pytest.raises(PartyLost) as caught:
+        federation.train_round(4)
+    federation.recover(caught.value, 3)
+    assert federation.absent and not federation.readmit(3)
+    assert federation.readmit(3) == "hospital_1 takes part again"

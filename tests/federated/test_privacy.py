@@ -1,9 +1,11 @@
 """Trainings with differential privacy: what goes out is noised, charged and within the budget."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+import tiny
 
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
 from primia_jax.data import make_plan
@@ -20,52 +22,20 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
-from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.privacy_ledger import FILE, Ledger
-from primia_jax.runtime import LocalDriver, run_local
+from primia_jax.runtime import run_local
 
-TINY = {
-    "seed": 5,
-    "data": {"image_size": 16, "phantom": {"n_train": 40, "n_test": 6}},
-    "model": {"name": "simple", "width": 4},
-    "training": {"batch_size": 8},
-    "augmentation": {"rotation_p": 0.0, "noise_p": 0.0, "gamma_p": 0.0},
-    "federated": {
-        "mode": "federated_secure", "hospitals": 2, "rounds": 2, "sync_every": 2,
-        "sync_unit": "steps",
+PRIVATE = tiny.merged(
+    tiny.TINY,
+    {
+        "data": {"phantom": {"n_train": 40}},
+        "federated": {"mode": "federated_secure", "hospitals": 2},
+        "privacy": {"mode": "record", "noise_multiplier": 3.0, "epsilon": 2.0},
     },
-    "privacy": {"mode": "record", "noise_multiplier": 3.0, "epsilon": 2.0},
-}  # fmt: skip
-
-
-def merged(base, changes):
-    result = dict(base)
-    for key, value in changes.items():
-        result[key] = merged(base.get(key, {}), value) if isinstance(value, dict) else value
-    return result
-
-
-def config_with(**changes):
-    return settled(from_config_dict(ExperimentConfig, merged(TINY, changes)))
-
-
-def start(workdir, **changes):
-    config = config_with(**changes)
-    plan = make_plan(config)
-    driver = LocalDriver(party_makers(config, plan))
-    return Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
-
-
-def train(federation, first=0, rounds=None):
-    """The reports of each round; rounds are saved and committed."""
-    federation.set_up(first)
-    reports = []
-    for number in range(first + 1, (rounds or federation.config.federated.rounds) + 1):
-        reports.append(federation.train_round(number)[0])
-        federation.save(number)
-        best = reports[-1][OWNER]["best_round"]
-        checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
-    return reports
+)
+config_with = functools.partial(tiny.config_with, PRIVATE)
+start = functools.partial(tiny.start, base=PRIVATE)
+train = functools.partial(tiny.train, save=True)
 
 
 def entries(workdir, site="hospital_0"):
@@ -98,11 +68,11 @@ def test_what_breaks_the_guarantee_is_refused(changes, message):
 
 
 def test_batch_norm_becomes_group_norm_and_it_is_said():
-    asked = from_config_dict(ExperimentConfig, TINY)
+    asked = from_config_dict(ExperimentConfig, PRIVATE)
     assert asked.model.norm == "batch" and settled(asked).model.norm == "group"
     assert len(remarks(asked)) == 1 and "model.norm = 'group'" in remarks(asked)[0]
     assert remarks(settled(asked)) == ()
-    plain = from_config_dict(ExperimentConfig, merged(TINY, {"privacy": {"mode": "none"}}))
+    plain = from_config_dict(ExperimentConfig, tiny.merged(PRIVATE, {"privacy": {"mode": "none"}}))
     assert settled(plain).model.norm == "batch" and remarks(plain) == ()
 
 
