@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple, TextIO
 
@@ -23,10 +23,7 @@ from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predic
 from primia_jax.errors import (
     ConfigError,
     DataError,
-    PartyLost,
     StorageError,
-    TrainingError,
-    UserError,
 )
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
@@ -36,9 +33,10 @@ from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
-from primia_jax.runtime import Driver, Link, LocalDriver, Trace
+from primia_jax.rounds import Phases, absences, train_rounds
+from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.watch.watch import Watch
-from primia_jax.workdir import Workdir, write_scalars
+from primia_jax.workdir import Workdir
 
 _SAMPLES = 12  # test images shown in the report
 
@@ -98,7 +96,7 @@ def _train(
     judge: bool,
 ) -> Result:
     """See `train`."""
-    clock = _Phases()
+    clock = Phases()
     with clock("reading the data"):
         plan = make_plan(config)
     progress = Progress()
@@ -121,7 +119,7 @@ def _train(
             with clock("starting the parties"):
                 driver = stack.enter_context(training_driver(config, plan, ray_address))
             federation = Federation(driver, config, hospitals, directory.path)
-            progress = _train_rounds(federation, directory, console, clock, progress, on_round)
+            progress = train_rounds(federation, directory, console, clock, progress, on_round)
             driver.close()
         tested = None
         if judge and len(plan.test):
@@ -133,7 +131,7 @@ def _train(
     elif absent := _absent_classes(tested.data):
         warnings.append(absent)
     lines = [line for line in directory.rounds() if line["site"] == "all"]
-    warnings += _absences(lines)
+    warnings += absences(lines)
     metrics = {
         "mode": config.federated.mode,
         "model": config.model.name,
@@ -315,133 +313,6 @@ def open_driver(
         yield driver
 
 
-def _train_rounds(
-    federation: Federation,
-    directory: Workdir,
-    console: Watch,
-    clock: "_Phases",
-    progress: Progress,
-    on_round: Callable[[Mapping[str, Any]], bool] | None,
-) -> Progress:
-    """Trains from where `progress` is to the end, or until `on_round` gives False."""
-    console.stage("set-up")
-    with clock("set-up"):
-        reports, trace = federation.set_up(progress.round)
-    clock.add_bytes("set-up", trace)
-    for text in privacy_statement.opening(federation.config, reports):
-        console.message(text)
-    with directory.tensorboard(progress.round + 1) as writer:
-        for number in range(progress.round + 1, federation.config.federated.rounds + 1):
-            reports, trace, seconds = _round(federation, console, clock, number)
-            clock.add_bytes("rounds", trace)
-            owner = reports[OWNER]
-            progress = Progress(number, owner["best_round"], owner["finished"])
-            lines = _round_lines(number, federation, reports, trace, seconds)
-            with clock("checkpoints"):
-                directory.append_rounds(lines)
-                checkpoints.commit(federation.owner_folder, progress)
-            write_scalars(writer, lines)
-            console.round(lines)
-            if progress.finished:
-                console.message(f"too few sites go on training; it ends after round {number}")
-                break
-            if on_round is not None and not on_round(lines[-1]):
-                console.message(f"ended after round {number}, as was asked for")
-                break
-    return progress
-
-
-def _round(
-    federation: Federation, console: Watch, clock: "_Phases", number: int
-) -> tuple[dict[str, Any], Trace, float]:
-    """Trains round `number` and has it saved; begins it again where parties are lost on the way.
-
-    Returns:
-      the reports, the trace, and the seconds of the training that succeeded.
-
-    Raises:
-      UserError: what ended the round, if too few hospitals are left or it fails too often.
-    """
-    failure: UserError | None = None
-    attempts = federation.config.runtime.retries + 1
-    while True:
-        attempts -= 1
-        try:
-            if failure is not None:
-                mended = federation.recover(failure, number - 1)
-                console.message(f"round {number} is begun again: {mended}")
-            elif mended := federation.readmit(number - 1):
-                console.message(f"round {number}: {mended}")
-            console.stage("training")
-            with clock("rounds"):
-                start = time.perf_counter()
-                reports, trace = federation.train_round(number)
-                seconds = time.perf_counter() - start
-            console.stage("saving")
-            with clock("checkpoints"):
-                federation.save(number)
-            return reports, trace, seconds
-        except (PartyLost, TrainingError) as error:
-            if error is failure or not attempts:
-                raise
-            failure = error
-
-
-def _round_lines(
-    number: int,
-    federation: Federation,
-    reports: dict[str, Any],
-    trace: Trace,
-    seconds: float,
-) -> list[dict[str, Any]]:
-    """The lines of rounds.jsonl: one a site, and one for all."""
-    lines = []
-    for name in federation.hospitals:
-        if name not in reports:  # took no part
-            continue
-        cost = trace.parties[name]
-        lines.append(
-            {
-                "round": number,
-                "site": name,
-                **reports[name],
-                "seconds": cost.seconds,
-                "compute_seconds": cost.compute_seconds,
-                "bytes_sent": cost.bytes_sent,
-            }
-        )
-    owner = reports[OWNER]
-    lines.append(
-        {
-            "round": number,
-            "site": "all",
-            "validation": owner["validation"],
-            "best": owner["best_round"] == number,
-            "samples": owner["samples"],
-            "seconds": seconds,
-            "compute_seconds": trace.compute_seconds,
-            "bytes_sent": trace.bytes_sent,
-            "round_trips": trace.round_trips,
-            "absent": {**federation.absent, **trace.lost},
-        }
-    )
-    return lines
-
-
-def _absences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Warnings that name the hospitals without which rounds went on."""
-    rounds: dict[str, list[int]] = {}
-    reasons: dict[str, str] = {}
-    for line in lines:
-        for name, reason in line.get("absent", {}).items():
-            rounds.setdefault(name, []).append(line["round"])
-            reasons[name] = reason
-    return [
-        f"{name} took no part in {len(numbers)} rounds, from {numbers[0]} on: {reasons[name]}"
-        for name, numbers in rounds.items()
-    ]
-
-
 class _Tested(NamedTuple):
     """The best model on the test set."""
 
@@ -499,24 +370,3 @@ def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:
 def _versions() -> dict[str, str]:
     packages = ("primia_jax", "jax", "flax", "optax", "ray", "numpy")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
-
-
-class _Phases:
-    """Seconds and bytes by phase of a run."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, dict[str, float]] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._of(name)["seconds"] += time.perf_counter() - start
-
-    def add_bytes(self, name: str, trace: Trace) -> None:
-        self._of(name)["bytes"] += trace.bytes_sent
-
-    def _of(self, name: str) -> dict[str, float]:
-        return self.phases.setdefault(name, {"seconds": 0.0, "bytes": 0})

@@ -2,25 +2,27 @@
 
 from primia_jax.config.schema import from_config_dict, to_config_dict, to_plain
 from primia_jax.config.sections import (
-    AuditConfig,
     AugmentationConfig,
     DataConfig,
     EarlyStoppingConfig,
     EvaluationConfig,
     ExperimentConfig,
     FederatedConfig,
-    LatencyStudyConfig,
     ModelConfig,
     MpcConfig,
     PhantomConfig,
     PrivacyConfig,
     RuntimeConfig,
     SecureAggregationConfig,
-    StudyConfig,
     TrainingConfig,
-    TuningConfig,
 )
 from primia_jax.config.settle import remarks, settled
+from primia_jax.config.studies import (
+    AuditConfig,
+    LatencyStudyConfig,
+    StudyConfig,
+    TuningConfig,
+)
 
 __all__ = [
     "AuditConfig",
