@@ -203,10 +203,13 @@ class RayDriver:
             time.sleep(_AGAIN_S)
         actor, _ = self._returning.pop(name)
         self.actors[name] = actor
+        told = []
         for peer, other in self.actors.items():
             if peer != name:
-                other.replace_peer.remote(name, actor)
-                actor.replace_peer.remote(peer, other)
+                told.append(other.replace_peer.remote(name, actor))
+                told.append(actor.replace_peer.remote(peer, other))
+        # The next run must find the new actor everywhere; a peer that is lost too is told later.
+        ray.wait(told, num_returns=len(told), timeout=_ANSWER_S)
         return True
 
     def _has_returned(self, name: str, end_s: float) -> bool:
