@@ -38,6 +38,7 @@ from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import Workdir
 
+_LITTLE = 0.001  # of a resource that only says where an actor goes
 _SAMPLES = 12  # test images shown in the report
 
 
@@ -262,12 +263,26 @@ def training_driver(
     config: ExperimentConfig, plan: DataPlan, ray_address: str | None
 ) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties of a training started."""
-    run = config.runtime
-    hospital = {"num_cpus": run.cpus_per_hospital, "num_gpus": run.gpus_per_hospital}
-    placements: dict[str, dict[str, Any]] = {site.site: hospital for site in plan.sites}
+    run, sites = config.runtime, [site.site for site in plan.sites]
+    placements: dict[str, dict[str, Any]] = {
+        site: {
+            "num_cpus": run.cpus_per_hospital,
+            "num_gpus": run.gpus_per_hospital,
+            "resources": _resources(run.hospital_resource, site),
+        }
+        for site in sites
+    }
     placements[OWNER] = {"with_driver": True}
-    with open_driver(config, lambda: party_makers(config, plan), placements, ray_address) as driver:
+    # In turn, so that the first hospital of every actor comes before the second of any.
+    together = [sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))]
+    makers = functools.partial(party_makers, config, plan)
+    with open_driver(config, makers, placements, ray_address, together=together) as driver:
         yield driver
+
+
+def _resources(name: str, site: str) -> tuple[tuple[str, float], ...]:
+    """What `config.runtime.hospital_resource` asks for one site's actor: a little of it."""
+    return ((name.replace("{site}", site), _LITTLE),) if name else ()
 
 
 @contextlib.contextmanager
@@ -277,6 +292,7 @@ def open_driver(
     placements: Mapping[str, Mapping[str, Any]],
     ray_address: str | None,
     sealed: bool = False,
+    together: Sequence[Sequence[str]] = (),
 ) -> Iterator[Driver]:
     """The driver that `config.runtime` asks for, with the parties of `makers` started.
 
@@ -287,6 +303,7 @@ def open_driver(
       placements: by party, fields of `ray_driver.Placement` other than its threads.
       ray_address: a running Ray cluster; else one is started.
       sealed: whether messages between actors are encrypted and authenticated.
+      together: groups of parties that share an actor.
 
     Raises:
       ConfigError: for a cluster's address where no cluster is used.
@@ -307,7 +324,7 @@ def open_driver(
     with (
         ray_driver.cluster(ray_address),
         contextlib.closing(
-            ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed=sealed)
+            ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed, together)
         ) as driver,
     ):
         yield driver

@@ -233,7 +233,7 @@ class SecureAggregationConfig:
         False, "secagg: thresholds high enough that lies about dropouts open no hospital's keys"
     )
     stage_deadline_s: float = setting(
-        300.0, "secagg: longest wait for a hospital in a stage after the first", low=0.001
+        300.0, "secagg: longest wait for a hospital in a stage in which it does not train", low=0.001
     )
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
     clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
@@ -350,14 +350,20 @@ class RuntimeConfig:
     driver: str = setting("ray", "real actors, or all in this process", choices=("ray", "local"))
     threads: int = setting(
         0,
-        "threads of a party, part of what makes runs bit-identical (0: cores / hospitals)",
+        "threads of an actor, part of what makes runs bit-identical (0: cores / hospital actors)",
         low=0,
         high=1024,
     )
     cpus_per_hospital: float = setting(
-        0.01, "Ray CPUs of a hospital; a little keeps it off nodes without any", low=0, high=1024
+        0.01, "Ray CPUs of a hospital's actor; a little keeps it off nodes without", low=0, high=1024
     )
-    gpus_per_hospital: float = setting(0.0, "Ray GPUs reserved for a hospital", low=0, high=64)
+    gpus_per_hospital: float = setting(0.0, "Ray GPUs of a hospital's actor", low=0, high=64)
+    hospital_resource: str = setting(
+        "", "custom Ray resource of the nodes of a hospital, {site} for its name (empty: any node)"
+    )
+    hospital_actors: int = setting(
+        0, "Ray actors that all (simulated) hospitals share, a turn each (0: one each)", low=0
+    )
     message_timeout_s: float = setting(3600.0, "longest wait for a message", low=1)
     round_deadline_s: float = setting(
         0.0,

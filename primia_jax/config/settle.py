@@ -45,6 +45,17 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             "config.runtime.round_deadline_s needs config.runtime.driver = 'ray': in one process "
             "nobody can be ended"
         )
+    if runtime.hospital_actors > fed.hospitals:
+        raise ConfigError(
+            f"config.runtime.hospital_actors = {runtime.hospital_actors}: there are only "
+            f"{fed.hospitals} hospitals to share them (config.federated.hospitals)"
+        )
+    if runtime.hospital_actors and "{site}" in runtime.hospital_resource:
+        raise ConfigError(
+            "config.runtime.hospital_resource names each hospital's own node, and "
+            f"config.runtime.hospital_actors = {runtime.hospital_actors} lets several share one: "
+            "set one of them"
+        )
     if fed.mode == "local" and fed.participation < 1:
         raise ConfigError(
             f"config.federated.participation = {fed.participation:g} needs hospitals to draw from; "
@@ -60,7 +71,7 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
     if config.privacy.mode != "none":
         config = _settled_privacy(config)
     if runtime.threads == 0:
-        parties = 1 if fed.mode == "local" else fed.hospitals
+        parties = 1 if fed.mode == "local" else runtime.hospital_actors or fed.hospitals
         threads = max(1, len(os.sched_getaffinity(0)) // parties)
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=threads))
     return config

@@ -69,11 +69,16 @@ class Contribution(NamedTuple):
     counts: Any  # int64 [c], summed unweighted
 
 
+# What makes a contribution, called once what comes before it has been agreed with the others: so
+# nothing as long as the network is held while a hospital waits for them.
+Making = Callable[[], Contribution]
+
+
 class Aggregation(NamedTuple):
     """A way to sum: the hospital's half and the owner's half of one party program."""
 
-    # contribute(me, keys, own): the part of hospital `me`; `additive` needs its keys
-    contribute: Callable[[str, KeyRing | None, Contribution], Steps]
+    # contribute(me, keys, make): the part of hospital `me`; `additive` needs its keys
+    contribute: Callable[[str, KeyRing | None, Making], Steps]
     # collect(sizes, n_counts): the owner's part, returns a Total; sizes are the lengths p_j
     collect: Callable[[Sequence[int], int], Steps]
 
@@ -123,7 +128,8 @@ def plain(
     `combine` makes of the values of those hospitals that have any weight, and not by samples.
     """
 
-    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
+        own = make()
         message = {
             "values": own.values,
             "weight": np.asarray(own.weight, np.int64),
@@ -171,17 +177,16 @@ def additive(
         settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
     )
 
-    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
         seeds = {peer: prg.new_seed() for peer in hospitals if peer != me}
         for peer, seed in seeds.items():
             yield Send(peer, keys.seal(peer, seed), "seed of a share, sealed for its receiver")
-        share = sharing.own_share(_encoded(me, own, settings), list(seeds.values()))
-        del own  # as long as the network, and no longer needed
         received = []
         for peer in seeds:
             sealed = yield Receive(peer)
             received.append(keys.open(peer, sealed))
+        share = sharing.own_share(_encoded(me, make(), settings), list(seeds.values()))
         total = sharing.sum_of_shares(share, received)
         yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
 
@@ -217,7 +222,8 @@ def masked(
       owner: name of the model owner.
       settings: see `SecureAggregationConfig`.
       seed: of the graph of neighbours.
-      patience_s: how long the owner waits for a hospital to begin; None: as long as it lives.
+      patience_s: how long the owner waits for a hospital to begin, and for its contribution, which
+        may have to be trained for; None: as long as it lives.
 
     Raises:
       ConfigError: if the sum could overflow, or no graph has the security that the settings ask.
@@ -229,11 +235,9 @@ def masked(
     deadline_s = settings.stage_deadline_s
     plan = secagg.Plan(tuple(hospitals), owner, graph, seed, patience_s, deadline_s)
 
-    def contribute(me: str, keys: KeyRing | None, own: Contribution) -> Steps:
+    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
-        words = _encoded(me, own, settings)
-        del own  # as long as the network, and no longer needed
-        yield from secagg.contribute(plan, me, keys, words)
+        yield from secagg.contribute(plan, me, keys, lambda: _encoded(me, make(), settings))
 
     def collect(sizes: Sequence[int], n_counts: int) -> Steps:
         opened = yield from secagg.collect(plan, sum(sizes) + 1 + n_counts)

@@ -53,7 +53,7 @@ class Hospital:
     keys: sealing.KeyRing | None = None
     statistics: Statistics | None = None
     variables: Any = None  # the global model; under FedBN with this site's batch norms
-    opt_state: Any = None
+    opt_state: Any = None  # None: as at the start
     watch: SiteWatch = SiteWatch()
     guarantee: privacy.Site | None = None  # where config.privacy asks for one
     private_learner: private_training.PrivateLearner | None = None  # in its mode `record`
@@ -99,10 +99,10 @@ def set_up(state: Hospital) -> Steps:
         state = dataclasses.replace(state, keys=keys)
     if not privacy.is_on(state.config):
         own = statistics.contribution(state.train)
-        yield from state.aggregation.contribute(state.name, state.keys, own)
+        yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
     elif privacy.releases_statistics(state.config):
         own = privacy.statistics_contribution(_guarantee(state), state.train)
-        yield from state.aggregation.contribute(state.name, state.keys, own)
+        yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
     pooled = yield Receive(OWNER)
     size, channels = state.config.data.image_size, state.config.model.channels
     template = local_training.template(state.learner.module, size, channels)
@@ -111,7 +111,7 @@ def set_up(state: Hospital) -> Steps:
         state,
         statistics=Statistics(*pooled["statistics"]),
         variables=model,
-        opt_state=state.learner.optimizer.init(model["params"]),
+        opt_state=None,
         watch=SiteWatch(),
     )
     report: dict[str, Any] = {
@@ -138,15 +138,21 @@ def train_round(state: Hospital, number: int) -> Steps:
     if state.guarantee:
         releases = state.guarantee.mechanisms.of_round(mode, number)
         state.guarantee.ledger.check(releases, round_name)
-    with environment.memory_kept():
-        state, result = _train_locally(state, number)
-    if result.steps and recording.wanted(state.config.federated, number):
-        state = dataclasses.replace(state, truth=_entered(state, number, result, weight))
-    own = _contribution(state, result, weight)
-    if state.guarantee:
-        state.guarantee.ledger.charge(releases, round_name)
-    yield from state.aggregation.contribute(state.name, state.keys, own)
-    del own  # as long as the network
+    trained: list[tuple[Hospital, _Trained]] = []
+
+    def update() -> Contribution:
+        with environment.memory_kept():
+            new, result = _train_locally(state, number)
+        if result.steps and recording.wanted(state.config.federated, number):
+            new = dataclasses.replace(new, truth=_entered(new, number, result, weight))
+        own = _contribution(new, result, weight)
+        if state.guarantee:
+            state.guarantee.ledger.charge(releases, round_name)
+        trained.append((new, _to_keep(state.config, result)))
+        return own
+
+    yield from state.aggregation.contribute(state.name, state.keys, update)
+    state, result = trained.pop()
     state = _take_over(state, result, (yield Receive(OWNER)))
     judged = _score(state, state.variables)
     yield from _contribute_score(state, judged)
@@ -180,7 +186,7 @@ def _contribute_score(state: Hospital, judged: local_training.Score) -> Steps:
             own = privacy.validation_contribution(
                 state.config, state.guarantee, judged.confusion, len(state.hospitals)
             )
-    yield from state.aggregation.contribute(state.name, state.keys, own)
+    yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
 
 
 def _guarantee(state: Hospital) -> privacy.Site:
@@ -191,12 +197,28 @@ def _guarantee(state: Hospital) -> privacy.Site:
 class _Trained(NamedTuple):
     """What local training gives."""
 
-    variables: Any
-    opt_state: Any
+    variables: Any  # None once they are not needed any more
+    opt_state: Any  # None likewise
     loss: float | None
     steps: int
     learning_rate: float
     samples: tuple[np.ndarray, ...] = ()  # drawn for each step by private training
+
+
+def _optimizer_state(state: Hospital) -> Any:
+    """That the next round begins with."""
+    if state.opt_state is None:
+        return state.learner.optimizer.init(state.variables["params"])
+    return state.opt_state
+
+
+def _to_keep(config: ExperimentConfig, result: _Trained) -> _Trained:
+    """`result` without what is as long as the network and needed for the contribution only."""
+    fed = config.federated
+    return result._replace(
+        variables=result.variables if fed.batch_norm == "fedbn" else None,
+        opt_state=result.opt_state if fed.optimizer_state != "reset" else None,
+    )
 
 
 def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
@@ -204,9 +226,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     config, fed = state.config, state.config.federated
     per_round = steps_per_round(config, len(state.train))
     rate = local_training.learning_rate(config.training, (number - 1) / fed.rounds)
-    opt_state = state.opt_state
-    if fed.optimizer_state == "reset":
-        opt_state = state.learner.optimizer.init(state.variables["params"])
+    opt_state = _optimizer_state(state)
     if state.watch.stopped:
         return state, _Trained(state.variables, opt_state, None, 0, rate)
     if state.private_learner is not None:
@@ -438,7 +458,7 @@ def _kept(state: Hospital) -> dict[str, Any]:
     """What must survive a crash besides the global model."""
     fed, kept = state.config.federated, {}
     if fed.optimizer_state != "reset":
-        kept["optimizer"] = state.opt_state
+        kept["optimizer"] = _optimizer_state(state)
     if fed.batch_norm == "fedbn":
         kept["batch_norm"] = dict(state.variables)
     return kept

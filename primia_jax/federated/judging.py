@@ -41,11 +41,8 @@ def judge(state: Hospital, every: bool = False) -> Steps:
     n = sum(count for _, count in parts)
     loss = sum(score.loss * count for score, count in parts) / n
     found = Score(loss, np.sum([score.confusion for score, _ in parts], axis=0))
-    yield from state.aggregation.contribute(
-        state.name,
-        state.keys,
-        Contribution((np.asarray([found.loss]),), n, found.confusion.ravel()),
-    )
+    own = Contribution((np.asarray([found.loss]),), n, found.confusion.ravel())
+    yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
     metrics = metrics_from_confusion(found.confusion, state.validation.class_names)
     return state, {**metrics, "loss": found.loss}
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from primia_jax import models
-from primia_jax.config import AugmentationConfig, ExperimentConfig, TrainingConfig
+from primia_jax.config import AugmentationConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from primia_jax.data import Dataset
 from primia_jax.data.augmentation import augment
 
@@ -53,20 +53,35 @@ class Learner(NamedTuple):
 
 
 def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 0.0) -> Learner:
-    """The learner of `config`; nothing is compiled before it is called."""
-    module = models.build(config.model, n_classes)
-    optimizer = make_optimizer(config.training)
+    """The learner of `config`; nothing is compiled before it is called.
+
+    In one process there is one for all that train the same network in the same way, so that it is
+    compiled once.
+    """
+    return _learner(config.model, config.training, config.augmentation, n_classes, proximal_mu)
+
+
+@functools.lru_cache(maxsize=4)
+def _learner(
+    model: ModelConfig,
+    training: TrainingConfig,
+    augmentation: AugmentationConfig,
+    n_classes: int,
+    proximal_mu: float,
+) -> Learner:
+    module = models.build(model, n_classes)
+    optimizer = make_optimizer(training)
     train = functools.partial(
         _train_step,
         module=module,
         optimizer=optimizer,
-        channels=config.model.channels,
-        training=config.training,
-        augmentation=config.augmentation,
+        channels=model.channels,
+        training=training,
+        augmentation=augmentation,
         proximal_mu=proximal_mu,
     )
-    predict = functools.partial(_predict_step, module=module, channels=config.model.channels)
-    enter = functools.partial(_enter, n_classes=n_classes, augmentation=config.augmentation)
+    predict = functools.partial(_predict_step, module=module, channels=model.channels)
+    enter = functools.partial(_enter, n_classes=n_classes, augmentation=augmentation)
     return Learner(
         module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict), jax.jit(enter)
     )
@@ -187,6 +202,7 @@ def predict(
 ) -> np.ndarray:
     """Probabilities [n k] float32 of images [n s s 1], in batches of one shape."""
     results = []
+    variables = jax.device_put(variables)
     batch_size = min(batch_size, max(1, len(images)))
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]

@@ -61,16 +61,16 @@ class Plan:
       owner: name of the model owner.
       graph: neighbours and threshold.
       seed: of the graph.
-      first_deadline_s: how long the owner waits in the first stage; None: as long as the hospital
-        lives.
-      deadline_s: how long in each of the others.
+      patience_s: how long the owner waits for a hospital to begin, and for its input, which it may
+        have to make first; None: as long as it lives.
+      deadline_s: how long in each of the other stages.
     """
 
     hospitals: tuple[str, ...]
     owner: str
     graph: Graph
     seed: int = 0
-    first_deadline_s: float | None = None
+    patience_s: float | None = None
     deadline_s: float | None = None
 
     def neighbourhoods(self) -> list[tuple[int, ...]]:
@@ -229,7 +229,7 @@ def collect(plan: Plan, length: int) -> Steps:
             )
 
     yield Stage(ADVERTISE)
-    yield Deadline(plan.first_deadline_s)
+    yield Deadline(plan.patience_s)
     publics = yield from gather(ADVERTISE, range(len(names)))
     for i, public in publics.items():
         if getattr(public, "shape", None) != (_KEY,):
@@ -250,7 +250,7 @@ def collect(plan: Plan, length: int) -> Steps:
     check(shared, shared)
 
     yield Stage(MASK)
-    yield Deadline(plan.deadline_s)
+    yield Deadline(plan.patience_s)
     for i in shared:
         # Those two that wrote to each other will mask towards each other, and hold shares.
         senders = [j for j in letters[i] if i in letters.get(j, {})]

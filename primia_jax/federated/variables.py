@@ -40,12 +40,16 @@ def flat(tree: Any) -> tuple[np.ndarray, ...]:
 
 
 def unflat(template: Any, vectors: Sequence[np.ndarray]) -> Any:
-    """The tree of `template`'s structure, shapes and types with the values of `vectors`."""
+    """The tree of `template`'s structure, shapes and types with the values of `vectors`.
+
+    Its leaves are views of the vectors where their types are the same, so that parties of one
+    process that were sent one model hold it once.
+    """
     leaves, structure = jax.tree.flatten(template)
     return jax.tree.unflatten(
         structure,
         [
-            jax.numpy.asarray(np.reshape(vector, leaf.shape), leaf.dtype)
+            np.asarray(np.reshape(vector, leaf.shape), leaf.dtype)
             for leaf, vector in zip(leaves, vectors, strict=True)
         ],
     )

@@ -174,7 +174,7 @@ def checked_event(party: str, event: Any, parties: Mapping[str, Any]) -> Event:
 def name_party(error: BaseException, party: str) -> None:
     """Makes `error` say in whose program it was raised, unless it does so already."""
     if isinstance(error, UserError):
-        error.party = getattr(error, "party", "") or party
+        party = error.party = getattr(error, "party", "") or party
         if not re.search(rf"(?<!\w){re.escape(party)}(?!\w)", str(error)):
             error.args = (f"{party}: {error}", *error.args[1:])
     else:

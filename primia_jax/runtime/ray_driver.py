@@ -1,9 +1,10 @@
-"""Each party in a Ray actor of its own: the real thing.
+"""Each party in a Ray actor, by itself or with others: the real thing.
 
-An actor keeps its party's state between runs. Messages go from actor to actor; the driver hands
+An actor keeps its parties' states between runs. Messages go from actor to actor; the driver hands
 out programs, watches that every party lives, and ends the others when one fails.
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -23,7 +24,7 @@ from primia_jax.environment import thread_variables
 from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import Program, name_lost, name_party
-from primia_jax.runtime.ray_party import PartyRun, RemoteParty
+from primia_jax.runtime.ray_party import PartyRun, RemoteHost
 from primia_jax.runtime.trace import Trace
 
 _ANSWER_S = 10.0  # in which an actor must tell what it waits for
@@ -37,6 +38,7 @@ class Placement:
 
     num_cpus: float = 0.0
     num_gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()  # custom ones, by name
     threads: int = 1
     with_driver: bool = False  # on the node of the program that starts the run, to share its disk
 
@@ -101,48 +103,65 @@ class RayDriver:
         placements: Mapping[str, Placement] | None = None,
         timeout_s: float = 3600.0,
         sealed: bool = False,
+        together: Sequence[Sequence[str]] = (),
     ):
-        """Starts an actor a party, and makes its state there by calling its entry of `parties`.
+        """Starts the actors, and makes each party's state there by calling its entry of `parties`.
 
-        With `sealed`, messages travel as sealed frames (`runtime.frames`) of dicts, lists, tuples
-        and NamedTuples, and this driver hands out the actors' public keys.
+        Args:
+          parties: name -> what makes the state.
+          link: that joins every two.
+          placements: of the parties' actors; of several that share one, the first one's.
+          timeout_s: the longest wait for a message.
+          sealed: whether messages travel as sealed frames (`runtime.frames`) of dicts, lists,
+            tuples and NamedTuples; this driver then hands out the parties' public keys.
+          together: groups of parties that share an actor; they compute by turns.
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
-        self._placements = placements or {}
-        check_resources(self._placements)
         self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
+        self._group = {name: (name,) for name in parties}
+        for group in together:
+            self._group |= dict.fromkeys(group, tuple(group))
+        self._groups = tuple(dict.fromkeys(self._group.values()))
+        self._placements = {group: (placements or {}).get(group[0]) for group in self._groups}
+        check_resources([place for place in self._placements.values() if place])
         self.actors: dict[str, Any] = {}
         self._link, self._runs = link, itertools.count(1)
-        self._returning: dict[str, tuple[Any, Any]] = {}  # (actor, its start) of lost parties
-        for name in parties:
-            self.actors[name] = self._actor(name)
+        # (actor, its start) of groups that were lost
+        self._returning: dict[tuple[str, ...], tuple[Any, Any]] = {}
+        for group in self._groups:
+            self.actors |= dict.fromkeys(group, self._actor(group))
         try:
             public_keys = None
             if sealed:
-                public_keys = self._gather(
-                    {name: actor.public_key.remote() for name, actor in self.actors.items()}
-                )
+                asked = {group[0]: self.actors[group[0]].public_keys.remote() for group in self._groups}
+                public_keys = {}
+                for keys in self._gather(asked).values():
+                    public_keys |= keys
             self._gather(
                 {
-                    name: actor.start.remote(parties[name], self.actors, public_keys)
-                    for name, actor in self.actors.items()
+                    group[0]: self.actors[group[0]].start.remote(
+                        {name: parties[name] for name in group}, self.actors, public_keys
+                    )
+                    for group in self._groups
                 }
             )
         except BaseException:
             self.close()
             raise
 
-    def _actor(self, name: str) -> Any:
-        place = self._placements.get(name, Placement())
-        return RemoteParty.options(
+    def _actor(self, group: tuple[str, ...]) -> Any:
+        place = self._placements[group] or Placement()
+        return RemoteHost.options(
             num_cpus=place.num_cpus,
             num_gpus=place.num_gpus,
+            resources=dict(place.resources),
+            max_concurrency=len(group),
             scheduling_strategy=_here() if place.with_driver else "SPREAD",
             runtime_env={"env_vars": thread_variables(place.threads)},
-        ).remote(name, self._timeout_s, self._sealed)
+        ).remote(group, self._timeout_s, self._sealed)
 
     def with_link(self, link: Link) -> "RayDriver":
         """The same actors, joined by other links."""
@@ -167,7 +186,7 @@ class RayDriver:
         lost: dict[str, str] = {}
         results = self._gather(
             {
-                name: self.actors[name].run.remote(run, program, names, self._link)
+                name: self.actors[name].run.remote(name, run, program, names, self._link)
                 for name, program in programs.items()
             },
             run,
@@ -175,7 +194,7 @@ class RayDriver:
             optional,
             lost,
         )
-        commits = {name: self.actors[name].commit.remote(run) for name in results}
+        commits = {name: self.actors[name].commit.remote(name, run) for name in results}
         committed = self._gather(commits, optional=optional, lost=lost)
         results = {name: result for name, result in results.items() if name in committed}
         trace = dataclasses.replace(_joined(results), lost=lost)
@@ -196,57 +215,76 @@ class RayDriver:
         """
         if self._sealed:
             raise ClusterError(f"{name} was lost, and its keys with it: begin anew")
-        end_s = time.monotonic() + timeout_s
-        while not self._has_returned(name, end_s):
+        group, end_s = self._group[name], time.monotonic() + timeout_s
+        if len(group) > 1 and self._made_anew(name, timeout_s):
+            return True
+        while not self._has_returned(group, end_s):
             if time.monotonic() >= end_s:
                 return False
             time.sleep(_AGAIN_S)
-        actor, _ = self._returning.pop(name)
-        self.actors[name] = actor
-        told = []
-        for peer, other in self.actors.items():
-            if peer != name:
-                told.append(other.replace_peer.remote(name, actor))
-                told.append(actor.replace_peer.remote(peer, other))
+        actor, _ = self._returning.pop(group)
+        others = {peer: other for peer, other in self.actors.items() if peer not in group}
+        self.actors |= dict.fromkeys(group, actor)
+        told = [actor.replace_peers.remote(others)]
+        for other in self._groups:
+            if other != group:
+                new = dict.fromkeys(group, actor)
+                told.append(self.actors[other[0]].replace_peers.remote(new))
         # The next run must find the new actor everywhere; a peer that is lost too is told later.
         ray.wait(told, num_returns=len(told), timeout=_ANSWER_S)
         return True
 
-    def _has_returned(self, name: str, end_s: float) -> bool:
-        """Whether the new actor of a lost party is ready by `end_s`; begins one if there is none.
+    def _made_anew(self, name: str, timeout_s: float) -> bool:
+        """Makes the state of one party anew in an actor that it shares, if that lives."""
+        started = self.actors[name].start.remote({name: self._makers[name]}, self.actors, None)
+        try:
+            ray.get(started, timeout=max(timeout_s, _ANSWER_S))
+        except ray.exceptions.RayTaskError as error:
+            raise _as_user_error(name, error) from error
+        except (ray.exceptions.RayError, TimeoutError):
+            return False
+        return True
+
+    def _has_returned(self, group: tuple[str, ...], end_s: float) -> bool:
+        """Whether the new actor of lost parties is ready by `end_s`; begins one if there is none.
 
         A node that has just died is given actors for a while: they die too.
         """
-        if name not in self._returning:
+        if group not in self._returning:
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(self.actors[name])
-            actor = self._actor(name)
-            peers = {**self.actors, name: actor}
-            self._returning[name] = actor, actor.start.remote(self._makers[name], peers, None)
-        actor, started = self._returning[name]
+                ray.kill(self.actors[group[0]])
+            actor = self._actor(group)
+            peers = {**self.actors, **dict.fromkeys(group, actor)}
+            makers = {name: self._makers[name] for name in group}
+            self._returning[group] = actor, actor.start.remote(makers, peers, None)
+        actor, started = self._returning[group]
         done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
         if not done:
             return False
         try:
             ray.get(started)
         except ray.exceptions.RayError as error:
-            del self._returning[name]
+            del self._returning[group]
             ray.kill(actor)
             if isinstance(error, ray.exceptions.RayTaskError):
-                raise _as_user_error(name, error) from error
+                raise _as_user_error(group[0], error) from error
             return False
         return True
 
     def close(self) -> None:
         """Ends the actors."""
-        for actor in [*self.actors.values(), *(actor for actor, _ in self._returning.values())]:
+        living = [self.actors[group[0]] for group in self._groups if group[0] in self.actors]
+        for actor in [*living, *(actor for actor, _ in self._returning.values())]:
             ray.kill(actor)
         self.actors.clear()
         self._returning.clear()
 
     def peak_bytes(self) -> dict[str, int]:
-        """Largest resident memory of each actor so far, in bytes."""
-        return self._gather({n: a.peak_bytes.remote() for n, a in self.actors.items()})
+        """Largest resident memory of each party's actor so far, in bytes."""
+        by_group = self._gather(
+            {group[0]: self.actors[group[0]].peak_bytes.remote() for group in self._groups}
+        )
+        return {name: by_group[group[0]] for name, group in self._group.items()}
 
     def _gather(
         self,
@@ -293,10 +331,13 @@ class RayDriver:
                 try:
                     results[name] = ray.get(task)
                 except Exception as error:
-                    why = _as_user_error(name, error)
+                    why = _as_user_error(name, error, self._group[name])
                     if failure is None and name in optional and isinstance(why, UserError):
-                        lost[name] = str(why)
-                        self._tell([names[t] for t in waiting], run, "lose", name, lost[name])
+                        gone = why.parties if isinstance(why, PartyLost) else (name,)
+                        for party in gone:
+                            if party not in lost:
+                                lost[party] = str(why)
+                                self._tell([names[t] for t in waiting], run, "lose", party, str(why))
                     else:
                         give_up(why)
             missed = {n for result in results.values() for n in getattr(result, "missed", ())}
@@ -312,11 +353,11 @@ class RayDriver:
     def _tell(self, parties: Collection[str], run: int | None, what: str, *words: str) -> None:
         """Calls `abort` or `lose` of the parties' actors, if a run goes on."""
         for name in parties if run is not None else ():
-            getattr(self.actors[name], what).remote(run, *words)
+            getattr(self.actors[name], what).remote(name, run, *words)
 
     def _computing(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the parties that wait for nobody, or do not answer."""
-        asked = {self.actors[name].waits_for.remote(): name for name in names}
+        asked = {self.actors[name].waits_for.remote(name): name for name in names}
         done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
         late = [asked[task] for task in silent]
         for task in done:
@@ -353,7 +394,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 
 def check_resources(
-    placements: Mapping[str, Placement], who: str = "the parties", also: str = ""
+    placements: Collection[Placement], who: str = "the parties", also: str = ""
 ) -> None:
     """That the cluster has what `placements` ask for; Ray would wait for it for ever.
 
@@ -361,23 +402,30 @@ def check_resources(
       ClusterError: which says that `who` asks for too much; the remedy ends with `also`.
     """
     there = ray.cluster_resources()
-    for resource, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        wanted = sum(getattr(place, setting) for place in placements.values())
-        if wanted > there.get(resource, 0.0):
+    wanted: collections.Counter[str] = collections.Counter()
+    for place in placements:
+        wanted.update({"CPU": place.num_cpus, "GPU": place.num_gpus, **dict(place.resources)})
+    remedies = {
+        "CPU": "lower config.runtime.cpus_per_hospital",
+        "GPU": "lower config.runtime.gpus_per_hospital",
+    }
+    for resource, amount in wanted.items():
+        if amount > there.get(resource, 0.0):
+            custom = f"start a node with --resources='{{\"{resource}\": 1}}'"
             raise ClusterError(
-                f"{who} ask for {wanted:g} {resource}s, the cluster has "
-                f"{there.get(resource, 0.0):g}; "
-                f"lower config.runtime.{resource.lower()}s_per_hospital{also}"
+                f"{who} ask for {amount:g} of the resource {resource}, the cluster has "
+                f"{there.get(resource, 0.0):g}; {remedies.get(resource, custom)}{also}"
             )
 
 
-def _as_user_error(party: str, error: Exception) -> Exception:
+def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) -> Exception:
+    """What failed as this package's errors tell it; with a process all of its `group` is lost."""
     if isinstance(error, ray.exceptions.RayTaskError):
         found = error.cause if isinstance(error.cause, UserError) else error
         name_party(found, party)
         return found
     if isinstance(error, ray.exceptions.RayError):
-        return PartyLost(f"{party} was lost: {_first_line(error)}", (party,))
+        return PartyLost(f"{party} was lost: {_first_line(error)}", group or (party,))
     return error
 
 

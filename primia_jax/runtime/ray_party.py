@@ -1,9 +1,13 @@
-"""One party in a Ray actor: a thin shell that keeps a state, runs programs, carries messages."""
+"""Parties in a Ray actor: a thin shell that keeps their states, runs programs, carries messages.
+
+Usually there is one party in an actor; where several share it (simulated hospitals), each has its
+own state, mailbox and keys, and they compute by turns.
+"""
 
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +15,7 @@ import numpy as np
 import ray
 
 from primia_jax.environment import compilation_cache_dir, give_memory_back
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import ProtocolError, UserError
 from primia_jax.runtime import frames
 from primia_jax.runtime.link import Line, Link
 from primia_jax.runtime.mailbox import Delivery, Envelope, Mailbox
@@ -26,9 +30,11 @@ from primia_jax.runtime.party import (
     Steps,
     checked_event,
     message_bytes,
+    name_party,
     receivers,
 )
 from primia_jax.runtime.trace import MessageRecord, PartyTrace, Span, SpanRecorder
+from primia_jax.runtime.turns import Turns
 
 
 class PartyRun(NamedTuple):
@@ -43,19 +49,25 @@ class PartyRun(NamedTuple):
     missed: tuple[str, ...] = ()  # whom it missed
 
 
-class _PartyActor:
-    def __init__(self, name: str, timeout_s: float, sealed: bool):
-        self._name, self._timeout_s = name, timeout_s
-        self._mailbox = Mailbox()
-        self._seals = frames.Seals(name) if sealed else None
+class PartyShell:
+    """One party: its state, its mailbox, its seals."""
+
+    def __init__(
+        self, name: str, timeout_s: float, sealed: bool, turns: Turns | None = None, place: int = 0
+    ):
+        self.name, self.timeout_s = name, timeout_s
+        self.turns, self.place = turns or Turns(), place
+        self.mailbox = Mailbox()
+        self.seals = frames.Seals(name) if sealed else None
+        self.peers: dict[str, Any] = {}
+        self.clock = _clock_name()
         self._state: Any = None
         self._pending: tuple[int, Any] | None = None
-        self._peers: dict[str, Any] = {}
-        self._clock = _clock_name()
 
     def public_key(self) -> bytes:
-        assert self._seals is not None
-        return self._seals.public_key
+        """The key by which peers seal what they send."""
+        assert self.seals is not None
+        return self.seals.public_key
 
     def start(
         self,
@@ -63,47 +75,29 @@ class _PartyActor:
         peers: dict[str, Any],
         public_keys: dict[str, bytes] | None,
     ) -> None:
-        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
-        self._peers = peers
-        if self._seals is not None:
-            self._seals.agree(public_keys or {})
-        self._state = make_state()
+        """Makes the state, and takes in whom messages go to."""
+        self.peers = peers
+        if self.seals is not None:
+            self.seals.agree(public_keys or {})
+        self._pending, self._state = None, make_state()
 
-    @ray.method(concurrency_group="mail")
     def deliver(self, envelope: Envelope, number: int, body: Any) -> None:
-        self._mailbox.put(Delivery(envelope, number, body, time.monotonic()))
-
-    @ray.method(concurrency_group="control")
-    def abort(self, run: int, reason: str) -> None:
-        self._mailbox.abort(run, reason)
-
-    @ray.method(concurrency_group="control")
-    def lose(self, run: int, sender: str, reason: str) -> None:
-        self._mailbox.lose(run, sender, reason)
-
-    @ray.method(concurrency_group="control")
-    def waits_for(self) -> str:
-        """The party whose message is waited for now; empty while this one computes."""
-        return self._mailbox.waits_for
-
-    @ray.method(concurrency_group="control")
-    def replace_peer(self, name: str, actor: Any) -> None:
-        self._peers = {**self._peers, name: actor}
-
-    @ray.method(concurrency_group="control")
-    def peak_bytes(self) -> int:
-        with open("/proc/self/status") as status:
-            line = next(line for line in status if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        """Takes in a message."""
+        self.mailbox.put(Delivery(envelope, number, body, time.monotonic()))
 
     def run(self, run: int, program: Program, parties: tuple[str, ...], link: Link) -> PartyRun:
-        self._mailbox.begin(run)
+        """Runs `program` to its end; `commit` then makes the new state count."""
+        self.mailbox.begin(run)
         transport = _Transport(self, run, dict.fromkeys(parties), link)
-        (state, report), party_run = run_party(self._name, program(self._state), transport)
-        unread = [name for name in self._mailbox.unread(run) if name not in party_run.missed]
+        self.turns.take(self.place)
+        try:
+            (state, report), party_run = run_party(self.name, program(self._state), transport)
+        finally:
+            self.turns.give()
+        unread = [name for name in self.mailbox.unread(run) if name not in party_run.missed]
         if unread:
             raise ProtocolError(
-                f"{self._name} left messages unread at the end of its program, from "
+                f"{self.name} left messages unread at the end of its program, from "
                 f"{', '.join(unread)}"
             )
         self._pending = (run, state)
@@ -117,11 +111,76 @@ class _PartyActor:
         self._pending = None
 
 
+class _Host:
+    """The actor. Every call names the party that it is for."""
+
+    def __init__(self, names: Sequence[str], timeout_s: float, sealed: bool):
+        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
+        turns = Turns()
+        self._parties = {
+            name: PartyShell(name, timeout_s, sealed, turns, place)
+            for place, name in enumerate(names)
+        }
+
+    def public_keys(self) -> dict[str, bytes]:
+        return {name: party.public_key() for name, party in self._parties.items()}
+
+    def start(
+        self,
+        makers: Mapping[str, Callable[[], Any]],
+        peers: dict[str, Any],
+        public_keys: dict[str, bytes] | None,
+    ) -> None:
+        """Makes states, of all parties or of some anew."""
+        for name, make_state in makers.items():
+            try:
+                self._parties[name].start(make_state, peers, public_keys)
+            except UserError as error:
+                name_party(error, name)
+                raise
+
+    def run(
+        self, name: str, run: int, program: Program, parties: tuple[str, ...], link: Link
+    ) -> PartyRun:
+        return self._parties[name].run(run, program, parties, link)
+
+    def commit(self, name: str, run: int) -> None:
+        self._parties[name].commit(run)
+
+    @ray.method(concurrency_group="mail")
+    def deliver(self, envelope: Envelope, number: int, body: Any) -> None:
+        self._parties[envelope.receiver].deliver(envelope, number, body)
+
+    @ray.method(concurrency_group="control")
+    def abort(self, name: str, run: int, reason: str) -> None:
+        self._parties[name].mailbox.abort(run, reason)
+
+    @ray.method(concurrency_group="control")
+    def lose(self, name: str, run: int, sender: str, reason: str) -> None:
+        self._parties[name].mailbox.lose(run, sender, reason)
+
+    @ray.method(concurrency_group="control")
+    def waits_for(self, name: str) -> str:
+        """The party whose message is waited for now; empty while this one computes."""
+        return self._parties[name].mailbox.waits_for
+
+    @ray.method(concurrency_group="control")
+    def replace_peers(self, peers: dict[str, Any]) -> None:
+        for party in self._parties.values():
+            party.peers = {**party.peers, **peers}
+
+    @ray.method(concurrency_group="control")
+    def peak_bytes(self) -> int:
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
 _ACTOR_OPTIONS: dict[str, Any] = {
     "max_restarts": 0,
     "concurrency_groups": {"mail": 4, "control": 2},
 }
-RemoteParty: Any = ray.remote(**_ACTOR_OPTIONS)(_PartyActor)
+RemoteHost: Any = ray.remote(**_ACTOR_OPTIONS)(_Host)
 
 
 def _clock_name() -> str:
@@ -143,9 +202,9 @@ class _Transport:
       clock: names the machine's clock.
     """
 
-    def __init__(self, actor: Any, run: int, parties: Mapping[str, Any], link: Link):
-        self._actor, self._run, self.parties, self._link = actor, run, parties, link
-        self._me, self._seals, self.clock = actor._name, actor._seals, actor._clock
+    def __init__(self, shell: PartyShell, run: int, parties: Mapping[str, Any], link: Link):
+        self._shell, self._run, self.parties, self._link = shell, run, parties, link
+        self._me, self._seals, self.clock = shell.name, shell.seals, shell.clock
         self._sent: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self._lines: dict[str, Line] = {}
@@ -172,12 +231,14 @@ class _Transport:
             if self._seals is not None:
                 number, carried = self._seals.seal(name, body, _associated(envelope))
             envelope = envelope._replace(sent_s=time.monotonic())
-            self._actor._peers[name].deliver.remote(envelope, number, carried)
+            self._shell.peers[name].deliver.remote(envelope, number, carried)
 
     def wait(
         self, sender: str, optional: bool = False, until_s: float = float("inf")
     ) -> tuple[Delivery | None, bool]:
-        """The next delivery from `sender`, and whether it took time until the link let it arrive.
+        """The next delivery from `sender`, and whether it took time until this party could go on.
+
+        Meanwhile those that share its process may compute.
 
         What Ray needs to carry a message is part of the link's delay and not added to it, where
         sender and receiver share a clock. One that is `optional` is None if its sender has gone, or
@@ -192,11 +253,22 @@ class _Transport:
                     f"{self._me} asks for a message of {sender}, whom it missed before"
                 )
             return None, False
-        sequence, timeout_s = self._taken.get(sender, 0), self._actor._timeout_s
+        self._shell.turns.give()
+        try:
+            delivery, waited = self._arrived(sender, optional, until_s)
+        finally:
+            waited_for_turn = self._shell.turns.take(self._shell.place)
+        return delivery, waited or waited_for_turn
+
+    def _arrived(
+        self, sender: str, optional: bool, until_s: float
+    ) -> tuple[Delivery | None, bool]:
+        """The next delivery, and whether it took time until the link let it arrive."""
+        sequence, timeout_s = self._taken.get(sender, 0), self._shell.timeout_s
         self._taken[sender] = sequence + 1
         if optional:
             timeout_s = min(timeout_s, until_s - time.monotonic())
-        delivery, waited = self._actor._mailbox.take(
+        delivery, waited = self._shell.mailbox.take(
             self._run, sender, sequence, timeout_s, optional
         )
         if delivery is None:

@@ -159,9 +159,9 @@ def _cluster(config: ExperimentConfig, ray_address: str | None) -> Iterator[None
 
     with ray_driver.cluster(ray_address):
         hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
-        names = [f"{i}/{j}" for i in range(count) for j in range(config.federated.hospitals)]
+        actors = run.hospital_actors or config.federated.hospitals
         ray_driver.check_resources(
-            dict.fromkeys(names, hospital),
+            [hospital] * (count * actors),
             f"config.tuning.parallel = {count} trials",
             " or config.tuning.parallel",
         )

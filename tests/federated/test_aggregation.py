@@ -50,7 +50,7 @@ def run(kind, contributions, sizes, n_counts, transcript=None):
     else:
         agg = getattr(aggregation, kind)(hospitals, OWNER, SETTINGS)
     parties = {
-        name: agg.contribute(name, keys.get(name), own)
+        name: agg.contribute(name, keys.get(name), lambda own=own: own)
         for name, own in zip(hospitals, contributions)
     }
     parties[OWNER] = overheard(
@@ -166,7 +166,7 @@ class TestSecrecy:
         agg = aggregation.additive(hospitals, OWNER, SETTINGS)
         heard = []
         parties = {
-            h: overheard(agg.contribute(h, keys[h], o), heard) for h, o in zip(hospitals, own)
+            h: overheard(agg.contribute(h, keys[h], lambda o=o: o), heard) for h, o in zip(hospitals, own)
         }
         run_local({**parties, OWNER: agg.collect((4,), 0)})
         assert {message.shape for message in heard} == {(60,)}
@@ -184,7 +184,7 @@ def test_without_a_dropped_hospital_the_average_is_the_others():
         aggregation.masked(hospitals, OWNER, SETTINGS),
     )
     for agg in kinds:
-        parties = {h: agg.contribute(h, keys[h], o) for h, o in zip(hospitals, own)}
+        parties = {h: agg.contribute(h, keys[h], lambda o=o: o) for h, o in zip(hospitals, own)}
         parties[OWNER] = agg.collect((3,), 1)
         results, trace = run_local(parties, optional=hospitals, faults=(Vanish("h2"),))
         total = results[OWNER]
@@ -199,7 +199,7 @@ class TestRefusals:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 5000.0])
     def test_values_beyond_the_clip(self, bad):
         own = Contribution((np.asarray([0.0, bad], np.float32),), 1, np.zeros(0, np.int64))
-        with pytest.raises(TrainingError, match=r"h0.*clip"):
+        with pytest.raises(TrainingError, match=r"h[01]: .*clip"):
             run("additive", [own, own], (2,), 0)
 
     @pytest.mark.parametrize("weight", [-1, SETTINGS.max_samples + 1])
@@ -269,7 +269,7 @@ def test_declared_cost_of_the_additive_scheme():
 
     def parties(vector):
         own = Contribution((vector,), 1, np.zeros(0, np.int64))
-        programs = {h: agg.contribute(h, keys[h], own) for h in hospitals}
+        programs = {h: agg.contribute(h, keys[h], lambda: own) for h in hospitals}
         return {**programs, OWNER: agg.collect((p,), 0)}
 
     trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))

@@ -55,7 +55,8 @@ def keys_of(n):
 
 @functools.cache
 def plan_of(n):
-    return secagg.Plan(names_of(n), OWNER, secagg_graph.choose(n, SETTINGS), 3, deadline_s=60.0)
+    graph = secagg_graph.choose(n, SETTINGS)
+    return secagg.Plan(names_of(n), OWNER, graph, 3, patience_s=60.0, deadline_s=60.0)
 
 
 def inputs(n, seed=0):
@@ -451,7 +452,7 @@ def test_declared_cost():
 
     def parties(vector):
         own = Contribution((vector,), 1, np.zeros(0, np.int64))
-        programs = {name: agg.contribute(name, keys_of(n)[name], own) for name in hospitals}
+        programs = {name: agg.contribute(name, keys_of(n)[name], lambda: own) for name in hospitals}
         return {**programs, OWNER: agg.collect((p,), 0)}
 
     trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from primia_jax.errors import ClusterError, DataError, ProtocolError
+from primia_jax.errors import ClusterError, DataError, PartyLost, ProtocolError
 from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage
 from primia_jax.runtime.link import Line
 from primia_jax.runtime.mailbox import Envelope
@@ -81,6 +81,11 @@ def _divides(state):
 def _fails_without_a_name(state):
     raise DataError("the images are gone")
     yield
+
+
+def _reads_bob(state):
+    yield Receive("bob")
+    return state, None
 
 
 def _staged_alice(state):
@@ -304,6 +309,25 @@ class TestRayDriver(DriverContract):
         """The last test of the class: bob does not come back."""
         with pytest.raises(ClusterError, match="bob was lost"):
             driver.run({"alice": _wait_for_bob, "bob": _dies, "carol": _wait_for_bob})
+
+
+class TestSharedRayDriver(DriverContract):
+    """Whether parties share an actor or not, the programs and the trace are the same."""
+
+    @staticmethod
+    def make_driver():
+        return RayDriver(MAKERS, timeout_s=60, together=[("alice", "bob")])
+
+    def test_a_lost_process_is_all_its_parties(self, driver):
+        """The last test of the class: alice goes with bob; both can be started again, once."""
+        with pytest.raises(PartyLost, match=r"(alice|bob) was lost") as caught:
+            driver.run({"bob": _dies, "carol": _reads_bob})
+        assert set(caught.value.parties) == {"alice", "bob"}
+        driver.run({"carol": Locally(_nothing)})
+        assert driver.revive("bob", 60)
+        assert driver.revive("alice", 60)
+        reports, _ = driver.run({"alice": Locally(_read), "bob": Locally(_read)})
+        assert reports == {"alice": 0, "bob": 1}
 
 
 class TestSealedRayDriver(DriverContract):

@@ -8,7 +8,7 @@ import pytest
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime import Link, Receive, Send, Stage
 from primia_jax.runtime.link import Line
-from primia_jax.runtime.ray_party import _PartyActor
+from primia_jax.runtime.ray_party import PartyShell
 
 NAMES = ("alice", "bob")
 
@@ -17,7 +17,7 @@ class Wire:
     """Stands between two actors; keeps what alice sends to bob, to be delivered by `deliver`."""
 
     def __init__(self, sealed=True):
-        self.actors = {name: _PartyActor(name, 5.0, sealed) for name in NAMES}
+        self.actors = {name: PartyShell(name, 5.0, sealed) for name in NAMES}
         self.caught = []
         keys = {name: actor.public_key() for name, actor in self.actors.items()} if sealed else None
         peers = {name: self._handle() for name in NAMES}
