@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.training.learning_rate = 3e-3
     config.federated.hospitals = 100
     config.federated.participation = 0.5
+    config.federated.optimizer_state = "reset"  # else each would keep moments of its own
     config.federated.rounds = 15
     config.runtime.hospital_actors = 2
     return config

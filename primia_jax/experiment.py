@@ -275,7 +275,9 @@ def training_driver(
     }
     placements[OWNER] = {"with_driver": True}
     # In turn, so that the first hospital of every actor comes before the second of any.
-    together = [sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))]
+    together = [
+        sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))
+    ]
     makers = functools.partial(party_makers, config, plan)
     with open_driver(config, makers, placements, ray_address, together=together) as driver:
         yield driver

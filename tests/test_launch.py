@@ -22,6 +22,12 @@ def launch(*arguments, **options):
         (["--config.training.batch_size=many"], 2, ["batch_size", "many"]),
         (["--config.training.batch_size=0"], 2, ["config.training.batch_size = 0", "[1, 4096]"]),
         (["--config.federated.hospitals=1"], 2, ["hospitals = 1", "at least 2"]),
+        (["--config.runtime.hospital_actors=9"], 2, ["hospital_actors = 9", "only 3 hospitals"]),
+        (
+            ["--config.runtime.hospital_actors=2", "--config.runtime.hospital_resource={site}"],
+            2,
+            ["hospital_resource", "hospital_actors = 2", "set one"],
+        ),
         (["--config.data.source=folder"], 2, ["config.data.path"]),
         (["--config.model.norm=group", "--config.federated.batch_norm=fedbn"], 2, ["fedbn"]),
         (["--mode=fly"], 2, ["fly", "train"]),

@@ -233,7 +233,9 @@ class SecureAggregationConfig:
         False, "secagg: thresholds high enough that lies about dropouts open no hospital's keys"
     )
     stage_deadline_s: float = setting(
-        300.0, "secagg: longest wait for a hospital in a stage in which it does not train", low=0.001
+        300.0,
+        "secagg: longest wait for a hospital in a stage in which it does not train",
+        low=0.001,
     )
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
     clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)
@@ -355,7 +357,10 @@ class RuntimeConfig:
         high=1024,
     )
     cpus_per_hospital: float = setting(
-        0.01, "Ray CPUs of a hospital's actor; a little keeps it off nodes without", low=0, high=1024
+        0.01,
+        "Ray CPUs of a hospital's actor; a little keeps it off nodes without",
+        low=0,
+        high=1024,
     )
     gpus_per_hospital: float = setting(0.0, "Ray GPUs of a hospital's actor", low=0, high=64)
     hospital_resource: str = setting(

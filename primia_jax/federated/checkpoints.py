@@ -1,7 +1,7 @@
 """Checkpoints of the parties, and the commit that makes a round count.
 
     workdir/checkpoints/latest.json          which round is complete: written last, atomically
-    workdir/checkpoints/round_000012/        the model owner's state (orbax), about.json, layout.json
+    workdir/checkpoints/round_000012/        the model owner's state (orbax) and what it is
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
 
 Of each tree all arrays of one type are stored as one vector, an eighth of the time that orbax takes

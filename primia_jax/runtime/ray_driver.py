@@ -121,12 +121,13 @@ class RayDriver:
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
         self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
-        self._group = {name: (name,) for name in parties}
+        self._group: dict[str, tuple[str, ...]] = {name: (name,) for name in parties}
         for group in together:
             self._group |= dict.fromkeys(group, tuple(group))
         self._groups = tuple(dict.fromkeys(self._group.values()))
-        self._placements = {group: (placements or {}).get(group[0]) for group in self._groups}
-        check_resources([place for place in self._placements.values() if place])
+        places = placements or {}
+        self._placements = {group: places.get(group[0], Placement()) for group in self._groups}
+        check_resources(self._placements.values())
         self.actors: dict[str, Any] = {}
         self._link, self._runs = link, itertools.count(1)
         # (actor, its start) of groups that were lost
@@ -134,12 +135,12 @@ class RayDriver:
         for group in self._groups:
             self.actors |= dict.fromkeys(group, self._actor(group))
         try:
-            public_keys = None
+            public_keys: dict[str, bytes] | None = None
             if sealed:
-                asked = {group[0]: self.actors[group[0]].public_keys.remote() for group in self._groups}
-                public_keys = {}
-                for keys in self._gather(asked).values():
-                    public_keys |= keys
+                shown = self._gather(
+                    {group[0]: self.actors[group[0]].public_keys.remote() for group in self._groups}
+                )
+                public_keys = {name: key for keys in shown.values() for name, key in keys.items()}
             self._gather(
                 {
                     group[0]: self.actors[group[0]].start.remote(
@@ -153,7 +154,7 @@ class RayDriver:
             raise
 
     def _actor(self, group: tuple[str, ...]) -> Any:
-        place = self._placements[group] or Placement()
+        place = self._placements[group]
         return RemoteHost.options(
             num_cpus=place.num_cpus,
             num_gpus=place.num_gpus,
@@ -337,7 +338,9 @@ class RayDriver:
                         for party in gone:
                             if party not in lost:
                                 lost[party] = str(why)
-                                self._tell([names[t] for t in waiting], run, "lose", party, str(why))
+                                self._tell(
+                                    [names[t] for t in waiting], run, "lose", party, str(why)
+                                )
                     else:
                         give_up(why)
             missed = {n for result in results.values() for n in getattr(result, "missed", ())}

@@ -260,9 +260,7 @@ class _Transport:
             waited_for_turn = self._shell.turns.take(self._shell.place)
         return delivery, waited or waited_for_turn
 
-    def _arrived(
-        self, sender: str, optional: bool, until_s: float
-    ) -> tuple[Delivery | None, bool]:
+    def _arrived(self, sender: str, optional: bool, until_s: float) -> tuple[Delivery | None, bool]:
         """The next delivery, and whether it took time until the link let it arrive."""
         sequence, timeout_s = self._taken.get(sender, 0), self._shell.timeout_s
         self._taken[sender] = sequence + 1

@@ -106,6 +106,19 @@ def test_a_killed_party_comes_back(party, ray_cluster, driver, unbroken, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.fault("a process that several hospitals share is killed", SAME)
+def test_hospitals_that_share_a_process_come_back_together(ray_cluster, driver, unbroken, tmp_path):
+    def kill():
+        ray.kill(driver[0].actors["hospital_2"])
+
+    config = config_with(runtime__hospital_actors=2)
+    found = primia_jax.train(config, tmp_path, on_round=after_round(2, kill))
+    assert found.metrics == unbroken
+    assert driver[0].actors["hospital_0"] == driver[0].actors["hospital_2"]
+    assert [line["round"] for line in lines_of_all(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 @pytest.mark.fault(
     "a hospital is gone for good", "the others go on; report and log name it and its rounds"
 )

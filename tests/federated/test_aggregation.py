@@ -166,7 +166,8 @@ class TestSecrecy:
         agg = aggregation.additive(hospitals, OWNER, SETTINGS)
         heard = []
         parties = {
-            h: overheard(agg.contribute(h, keys[h], lambda o=o: o), heard) for h, o in zip(hospitals, own)
+            h: overheard(agg.contribute(h, keys[h], lambda o=o: o), heard)
+            for h, o in zip(hospitals, own)
         }
         run_local({**parties, OWNER: agg.collect((4,), 0)})
         assert {message.shape for message in heard} == {(60,)}

@@ -256,3 +256,16 @@ def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, mo
     federation.recover(caught.value, 3)
     assert federation.absent and not federation.readmit(3)
     assert federation.readmit(3) == "hospital_1 takes part again"
+
+
+def test_hospitals_of_one_process_hold_one_model(tmp_path):
+    """What many hospitals need of memory beyond their images does not grow with their number."""
+    fed = {"hospitals": 4, "optimizer_state": "reset", **SECURE}
+    federation = start(tmp_path, federated=fed, data={"partition": "iid"})
+    train(federation)
+    leaves = [
+        jax.tree.leaves(at(federation, name).variables["params"]) for name in federation.hospitals
+    ]
+    for other in leaves[1:]:
+        assert all(np.shares_memory(a, b) for a, b in zip(leaves[0], other))
+    assert all(at(federation, name).opt_state is None for name in federation.hospitals)

@@ -237,7 +237,9 @@ def test_the_secure_sum_decodes_to_sum_and_noise():
         privacy.client_update(config, client_site(noise), (np.zeros(p),), (update,), 3)
         for update in updates
     ]
-    parties = {n: aggregate.contribute(n, keys[n], lambda part=part: part) for n, part in zip(names, own)}
+    parties = {
+        n: aggregate.contribute(n, keys[n], lambda part=part: part) for n, part in zip(names, own)
+    }
     total = run_local({**parties, OWNER: aggregate.collect((p,), 0)})[0][OWNER]
     np.testing.assert_array_equal(total.values[0], sum(part.values[0] for part in own))
     rest = total.values[0] - updates.sum(0)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import re
 import sys
 import threading
 
@@ -15,7 +16,7 @@ from primia_jax.errors import ClusterError, DataError, PartyLost, ProtocolError
 from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage
 from primia_jax.runtime.link import Line
 from primia_jax.runtime.mailbox import Envelope
-from primia_jax.runtime.ray_driver import RayDriver, cluster
+from primia_jax.runtime.ray_driver import Placement, RayDriver, cluster
 
 PARTIES = ("alice", "bob", "carol")
 MAKERS = {name: functools.partial(int, i) for i, name in enumerate(PARTIES)}
@@ -377,6 +378,24 @@ def test_real_delay_is_injected(ray_cluster):
 def test_what_making_a_state_raises_is_told(ray_cluster):
     with pytest.raises(DataError, match="no such folder"):
         RayDriver({"alice": _cannot_start, "bob": MAKERS["bob"]})
+
+
+def test_of_parties_that_share_an_actor_the_right_one_is_named(ray_cluster):
+    with pytest.raises(DataError, match=r"bob: no such folder"):
+        RayDriver({"alice": MAKERS["alice"], "bob": _cannot_start}, together=[("alice", "bob")])
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    (
+        (Placement(num_cpus=1000.0), "lower config.runtime.cpus_per_hospital"),
+        (Placement(num_gpus=1000.0), "lower config.runtime.gpus_per_hospital"),
+        (Placement(resources=(("bob", 0.001),)), r"""start a node with --resources='{"bob": 1}'"""),
+    ),
+)
+def test_what_no_node_offers_is_not_waited_for(place, remedy, ray_cluster):
+    with pytest.raises(ClusterError, match=re.escape(remedy)):
+        RayDriver(MAKERS, placements={"bob": place})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:port"])
