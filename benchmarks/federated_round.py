@@ -12,6 +12,8 @@ busy machine slows all three alike; medians are compared. Prints JSON lines:
   `throughput_over_bare_loops_in_parallel`: over those of such loops in the hospitals' own
   processes, which is what federation itself costs.
 - `secure_over_plain`: seconds of a round.
+- `save_over_round`: seconds in which all parties write the state that a run is resumed from, over
+  those of the (secure) round before it.
 - `actor_peak_bytes`: largest resident memory that any party's process reached.
 """
 
@@ -35,7 +37,7 @@ import numpy as np  # noqa: E402
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
-from primia_jax.federated import hospital, local_training  # noqa: E402
+from primia_jax.federated import checkpoints, hospital, local_training  # noqa: E402
 from primia_jax.federated.federation import Federation, party_makers  # noqa: E402
 from primia_jax.federated.hospital import Hospital  # noqa: E402
 from primia_jax.federated.local_training import Statistics, Step  # noqa: E402
@@ -109,7 +111,7 @@ def main() -> None:
     given = parser.parse_args()
     images = HOSPITALS * given.steps * BATCH
     seconds: dict[str, list[float]] = {
-        kind: [] for kind in ("federated", "federated_secure", "bare", "bare_in_parallel")
+        kind: [] for kind in ("federated", "federated_secure", "save", "bare", "bare_in_parallel")
     }
     with tempfile.TemporaryDirectory() as folder, ray_driver.cluster(None):
         federations = {
@@ -123,6 +125,10 @@ def main() -> None:
                 begin = time.perf_counter()
                 federation.train_round(number)
                 seconds[mode].append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            federation.save(number)  # of the secure round, the last one
+            seconds["save"].append(time.perf_counter() - begin)
+            checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, number))
             seconds["bare"].append(bare_loop(site, HOSPITALS * given.steps)[1])
             loops = Locally(functools.partial(bare_loop, steps=given.steps))
             plain = federations["federated"]
@@ -151,6 +157,11 @@ def main() -> None:
         secure_over_plain=middle["federated_secure"] / middle["federated"],
         plain_seconds=middle["federated"],
         secure_seconds=middle["federated_secure"],
+    )
+    show(
+        setting,
+        save_over_round=middle["save"] / middle["federated_secure"],
+        save_seconds=middle["save"],
     )
     show(
         setting,
