@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 from statsmodels.stats import contingency_tables, inter_rater, multitest
 
-from primia_jax.evaluation.metrics import INTERVAL, count_scores, resampling_weights
+from primia_jax.evaluation.metrics import INTERVAL, resampling_weights
 
 EXACT_BELOW = 25  # images on which just one rater is right, under which the chi-square misleads
-_SEEDS = 1  # keeps the resampling of seeds apart from that of images
 
 
 class McNemar(NamedTuple):
@@ -43,12 +43,17 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> McNema
 
 
 def mcnemar_from_counts(first_only: int, second_only: int, exact: bool | None = None) -> McNemar:
-    """The test by its two counts; `exact` None chooses as `mcnemar` does."""
+    """The test by its two counts; `exact` None chooses as `mcnemar` does.
+
+    The chi-square that is asked for by `exact` False is as printed by Edwards, also where the
+    counts are equal and its correction goes beyond equality; else p is 1 there.
+    """
     differing = first_only + second_only
+    as_printed = exact is False
     if exact is None:
         exact = differing < EXACT_BELOW
-    if not differing:
-        return McNemar(0, 0, 1.0, exact)
+    if not differing or (first_only == second_only and not as_printed):
+        return McNemar(first_only, second_only, 1.0, exact)
     table = [[0, first_only], [second_only, 0]]  # where both are right or wrong tells nothing
     found = contingency_tables.mcnemar(table, exact=exact, correction=True)
     return McNemar(first_only, second_only, float(found.pvalue), exact)
@@ -58,7 +63,7 @@ class Kappa(NamedTuple):
     """Cohen's kappa with its asymptotic 95 % interval."""
 
     value: float | None  # None where both raters name one class alone: undefined
-    low: float | None
+    low: float | None  # None where one does, whatever the other says: then kappa is 0
     high: float | None
 
 
@@ -79,6 +84,8 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray, n_classes: int) -> Kappa:
         return Kappa(None, None, None)
     if np.trace(table) == table.sum():
         return Kappa(1.0, 1.0, 1.0)
+    if 1 in (np.count_nonzero(table.sum(0)), np.count_nonzero(table.sum(1))):
+        return Kappa(0.0, None, None)
     with np.errstate(invalid="ignore", divide="ignore"):  # in its z-value, which is not used
         found = inter_rater.cohens_kappa(table)
     return Kappa(
@@ -101,7 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % bootstrap interval over images and seeds."""
+    """A mean over seeds with its 95 % interval over images and seeds."""
 
     mean: float | None
     low: float | None
@@ -110,33 +117,46 @@ class Estimate(NamedTuple):
     by_seed: tuple[float | None, ...]
 
 
-def estimate(by_seed: Sequence[float | None], samples: np.ndarray, seed: int = 0) -> Estimate:
+def estimate(
+    by_seed: Sequence[float | None],
+    samples: np.ndarray,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+    least: float = 0.0,
+) -> Estimate:
     """The mean over seeds of a statistic that was resampled over images.
 
-    A resample draws images (the same ones for all seeds) and then seeds, both with replacement.
-    The interval so holds for another sample of images *and* another training. With s seeds it tells
-    the spread between trainings by s numbers only: with three it is some fifth too narrow in that
-    part.
+    The interval holds for another sample of images *and* other trainings. It joins two, at either
+    side by the root of the sum of squares of their lengths (MOVER; G. Zou and A. Donner, 2008): the
+    percentiles of the bootstrap over images, which are the same for all seeds; and the t-interval
+    of a mean of s seeds. Few seeds make it wide: of three, it reaches 2.5 deviations of a training
+    to either side.
 
     Args:
       by_seed: [s] the statistic on the images themselves; None where it is undefined.
-      samples: [b s] the statistic on resamples of the images, see `bootstrap_scores`.
-      seed: of drawing the seeds.
+      samples: [b s] the statistic on resamples of the images, NaN where it is undefined.
+      bounds: the least and greatest value that the statistic can take.
+      least: to which the images' part extends to either side at the least.
 
     Returns:
-      All None where a seed's statistic is undefined.
+      All None where a seed's statistic is undefined; no interval where more than half of the
+      resamples are.
     """
     values = [v for v in by_seed if v is not None]
-    if len(values) < len(by_seed) or np.isnan(samples).any():
+    if len(values) < len(by_seed):
         return Estimate(None, None, None, None, tuple(by_seed))
-    s = len(values)
-    if s > 1:
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _SEEDS))))
-        drawn = rng.integers(0, s, samples.shape)
-        samples = np.take_along_axis(samples, drawn, axis=1)
-    low, high = np.percentile(samples.mean(1), INTERVAL)
+    s, mean = len(values), float(np.mean(values))
     std = float(np.std(values, ddof=1)) if s > 1 else None
-    return Estimate(float(np.mean(values)), float(low), float(high), std, tuple(values))
+    means = samples.mean(1)
+    known = means[~np.isnan(means)]
+    if 2 * len(known) < len(means):
+        return Estimate(mean, None, None, std, tuple(values))
+    q_low, q_high = np.percentile(known, INTERVAL)
+    of_seeds = 0.0 if std is None else float(stats.t.ppf(0.975, s - 1)) * std / s**0.5
+    low, high = (
+        mean + side * float(np.hypot(max(part, least), of_seeds))
+        for side, part in ((-1, mean - q_low), (1, q_high - mean))
+    )
+    return Estimate(mean, max(low, bounds[0]), min(high, bounds[1]), std, tuple(values))
 
 
 def resampled_kappa(
@@ -149,15 +169,28 @@ def resampled_kappa(
 ) -> np.ndarray:
     """[b] Cohen's kappa of two raters on resamples of the images, stratified by their true class.
 
-    It is 0 on a resample that leaves it undefined.
+    It is NaN on a resample that leaves it undefined.
     """
     cells = np.asarray(first, np.int64) * n_classes + second
     in_cell = np.eye(n_classes**2)[cells]
-    blocks = [
-        count_scores((weights @ in_cell).reshape(-1, n_classes, n_classes))["kappa"]
-        for weights in resampling_weights(labels, n_classes, n_bootstrap, seed)
-    ]
+    blocks = []
+    for weights in resampling_weights(labels, n_classes, n_bootstrap, seed):
+        table = (weights @ in_cell).reshape(-1, n_classes, n_classes)
+        table /= table.sum((1, 2), keepdims=True)
+        agreed = np.trace(table, axis1=1, axis2=2)
+        by_chance = (table.sum(1) * table.sum(2)).sum(1)
+        with np.errstate(invalid="ignore"):
+            kappa = (agreed - by_chance) / (1 - by_chance)
+        blocks.append(np.where(by_chance > 1 - 1e-12, np.nan, kappa))
     return np.concatenate(blocks)
+
+
+def unseen_share(n: int) -> float:
+    """The largest share of images that 97.5 % of samples of `n` show at least one of.
+
+    What a sample shows nothing of is not nothing (the "rule of three", with two sides).
+    """
+    return float(1 - 0.025 ** (1 / n))
 
 
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
@@ -174,7 +207,7 @@ class Equivalence(NamedTuple):
 def equivalence(difference: Estimate, margin: float) -> Equivalence:
     """Judges a difference by its 95 % interval.
 
-    `EQUIVALENT` where the interval lies within ±margin (two one-sided tests at 2.5 % each),
+    `EQUIVALENT` where the interval lies within ±margin (as two one-sided tests at 2.5 % each),
     `DIFFERENT` where it lies outside, on one side; else the images do not suffice: `UNDECIDED`.
     An interval within the margin that leaves out 0 is equivalent: there is a difference, too small
     to matter.

@@ -22,6 +22,7 @@ MODES = {
 }
 SCALARS = ("accuracy", "roc_auc", "mcc")
 BY_CLASS = ("sensitivity", "specificity")
+_SHARE, _CORRELATION, _DIFFERENCE = (0.0, 1.0), (-1.0, 1.0), (-2.0, 2.0)  # values they can take
 
 
 class Rater(NamedTuple):
@@ -118,26 +119,34 @@ def _scores(
         samples.append(metrics.bootstrap_scores(labels, probabilities, class_names,
                                                 choice.bootstrap, choice.seed))  # fmt: skip
     scores: dict[str, Any] = {"n": len(labels)}
+    known = {
+        "accuracy": True,
+        "roc_auc": rater.kind == "model" and "roc_auc" in samples[0],
+        "mcc": len(np.unique(labels)) > 1,
+    }
     for name in SCALARS:
-        known = name != "roc_auc" or (rater.kind == "model" and "roc_auc" in samples[0])
+        bounds = _CORRELATION if name == "mcc" else _SHARE
         scores[name] = (
-            plain(_estimate([p[name] for p in points], [s[name] for s in samples], choice))
-            if known
+            plain(_estimate([p[name] for p in points], [s[name] for s in samples], bounds))
+            if known[name]
             else None
         )
     for name in BY_CLASS:
         scores[name] = {
             label: plain(_estimate([p[name][label] for p in points],
-                                   [s[name][:, c] for s in samples], choice))
+                                   [s[name][:, c] for s in samples], _SHARE))
             for c, label in enumerate(class_names)
         }  # fmt: skip
     return scores
 
 
 def _estimate(
-    by_seed: Sequence[float | None], samples: Sequence[np.ndarray], choice: Choice
+    by_seed: Sequence[float | None],
+    samples: Sequence[np.ndarray],
+    bounds: tuple[float, float],
+    least: float = 0.0,
 ) -> Estimate:
-    return agreement.estimate(by_seed, np.stack(samples, axis=1), choice.seed)
+    return agreement.estimate(by_seed, np.stack(samples, axis=1), bounds, least)
 
 
 def _pairs(
@@ -169,7 +178,7 @@ def _pairs(
              "p_high": max(t.p for t in tests),
              "by_seed": [{"seed": seed, **plain(t)} for seed, t in zip(of, tests)]}
         )  # fmt: skip
-        estimate = _estimate([value.value for value in kappas], samples, choice)
+        estimate = _estimate([value.value for value in kappas], samples, _CORRELATION)
         kappa.append(
             {**names, **plain(estimate),
              "seeds": [{"seed": seed, **plain(value)} for seed, value in zip(of, kappas)]}
@@ -179,10 +188,18 @@ def _pairs(
 
 
 def _adjust(pairs: Sequence[dict[str, Any]]) -> None:
-    """Adds Holm's adjusted p, over all pairs of a set."""
+    """Adds Holm's adjusted p: of each training's tests, over all pairs of raters on a set.
+
+    What has one rating only, as two readers have, is tested once and stands beside each training.
+    """
     tested = [pair for pair in pairs if pair["p"] is not None]
-    for pair, adjusted in zip(tested, agreement.holm([pair["p"] for pair in tested])):
-        pair["p_holm"] = adjusted
+    for i in range(max((len(pair["by_seed"]) for pair in tested), default=0)):
+        tests = [pair["by_seed"][min(i, len(pair["by_seed"]) - 1)] for pair in tested]
+        adjusted = agreement.holm([test["p"] for test in tests])
+        for test, p in zip(tests, adjusted):
+            test["p_holm"] = max(p, test.get("p_holm", 0.0))
+    for pair in tested:
+        pair["p_holm"] = pair["by_seed"][0]["p_holm"]
 
 
 def _classes(rater: Rater, key: str, i: int) -> np.ndarray:
@@ -198,9 +215,14 @@ def _nothing() -> Estimate:
 def _equivalence(
     found: ImageSet, class_names: Sequence[str], raters: Sequence[Rater], choice: Choice
 ) -> dict[str, Any]:
-    """The difference in MCC, secure less local, by a paired bootstrap over images and seeds."""
+    """The difference in MCC, secure less local, by a paired bootstrap.
+
+    It is undefined where a model names one class for all images. The interval allows for as many
+    images told differently as such a set may show none of.
+    """
     by_key = {rater.key: rater for rater in raters}
-    points, samples = [], []
+    points: list[float | None] = []
+    samples = []
     pair = (by_key[SECURE].probabilities[found.key], by_key[LOCAL].probabilities[found.key])
     for secure, local in zip(*pair):
         both = [
@@ -211,7 +233,12 @@ def _equivalence(
             metrics.evaluate_predictions(found.labels, p, class_names, n_bootstrap=1)["mcc"]
             for p in (secure, local)
         ]
-        points.append(mcc[0] - mcc[1])
+        constant = any(len(np.unique(p.argmax(1))) == 1 for p in (secure, local))
+        points.append(None if constant else mcc[0] - mcc[1])
         samples.append(both[0]["mcc"] - both[1]["mcc"])
-    judged = agreement.equivalence(_estimate(points, samples, choice), choice.margin)
+    # Classes of equal size: an image that only one of two gets right is worth k / (k - 1) / n.
+    k, n = len(class_names), len(found.labels)
+    least = agreement.unseen_share(n) * k / (k - 1)
+    difference = _estimate(points, samples, _DIFFERENCE, least)
+    judged = agreement.equivalence(difference, choice.margin)
     return {"score": "mcc", "first": SECURE, "second": LOCAL, **plain(judged)}

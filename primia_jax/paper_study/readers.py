@@ -47,6 +47,8 @@ def read_readings(
     place = {name: i for i, name in enumerate(images)}
     classes = {name.lower(): c for c, name in enumerate(class_names)}
     ratings: dict[str, np.ndarray] = {}
+    spelt: dict[str, str] = {}  # each reader's name in small letters -> as first written
+    other_spelling: list[str] = []
     images_unknown: list[str] = []
     labels_unknown: list[str] = []
     empty: list[str] = []
@@ -55,7 +57,10 @@ def read_readings(
         if not reader:
             empty.append(f"line {line}")
             continue
-        mine = ratings.setdefault(reader, np.full(len(place), UNREAD))
+        first = spelt.setdefault(reader.casefold(), reader)
+        if reader != first:
+            other_spelling.append(f"{reader!r} and {first!r} (line {line})")
+        mine = ratings.setdefault(first, np.full(len(place), UNREAD))
         if image not in place:
             images_unknown.append(f"{image!r} (line {line})")
         elif label.lower() not in classes:
@@ -64,23 +69,28 @@ def read_readings(
             twice.append(f"{image!r} by {reader} (line {line})")
         else:
             mine[place[image]] = classes[label.lower()]
+    wrong = []
     if empty:
-        raise DataError(f"readings {path}: no reader is named in {_listed(empty)}")
+        wrong.append(f"no reader is named in {_listed(empty)}")
+    if other_spelling:
+        wrong.append(f"one reader spelt in two ways: {_listed(other_spelling)}")
     if images_unknown:
-        raise DataError(
-            f"readings {path}: {_number(images_unknown, 'image')} not in Test Set 1: "
-            f"{_listed(images_unknown)}; its images are named like {images[0]!r}"
+        wrong.append(
+            f"{_number(images_unknown, 'image')} not in Test Set 1: {_listed(images_unknown)} "
+            f"(its images are named like {images[0]!r})"
         )
     if labels_unknown:
-        raise DataError(
-            f"readings {path}: {_number(labels_unknown, 'label')} unknown: "
-            f"{_listed(labels_unknown)}; allowed are {', '.join(class_names)}"
+        wrong.append(
+            f"{_number(labels_unknown, 'label')} unknown: {_listed(labels_unknown)} (allowed are "
+            f"{', '.join(class_names)})"
         )
     if twice:
-        raise DataError(
-            f"readings {path}: {_number(twice, 'reading')} given before: {_listed(twice)}; "
-            "keep one for each image and reader"
+        wrong.append(
+            f"{_number(twice, 'reading')} given before: {_listed(twice)} (keep one for each image "
+            "and reader)"
         )
+    if wrong:
+        raise DataError(f"readings {path}: {'; '.join(wrong)}")
     if len(ratings) < least:
         alone = (
             "; config.study.min_readers=1 goes without agreement between readers"
@@ -98,12 +108,14 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
     """The three columns of each line with its number; blank lines are left out."""
     try:
         text = pathlib.Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
+        reason = (error.strerror if isinstance(error, OSError) else "") or "it is not a UTF-8 text"
         raise DataError(
             f"readings {path} cannot be read: {reason}; set config.study.readers to a CSV file "
             f"with the columns {','.join(COLUMNS)}"
         ) from error
+    if text.startswith("sep="):  # a line that some spreadsheets put first
+        text = text.partition("\n")[2]
     first, *_ = text.splitlines() or [""]
     semicolons = first.count(";") > first.count(",")  # as some spreadsheets write it
     lines = csv.reader(text.splitlines(), delimiter=";" if semicolons else ",")
@@ -116,6 +128,9 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
                 f"readings {path}: no column {' and '.join(missing)} (found: {found}); the first "
                 f"line must name {','.join(COLUMNS)}"
             )
+        double = [name for name in COLUMNS if heads.count(name) > 1]
+        if double:
+            raise DataError(f"readings {path}: there are two columns {double[0]}; keep one")
         at = [heads.index(name) for name in COLUMNS]
         rows = []
         for row in lines:

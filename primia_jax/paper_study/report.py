@@ -51,13 +51,13 @@ def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Ta
         "table_1a": tables.long_rows(found),
         "table_1b": tables.pair_rows(found, "table_1b"),
         "table_1c": tables.pair_rows(found, "table_1c"),
+        "equivalence": tables.equivalence_rows(found),
     }
+    if found["inversion"]:
+        numbers["inversion"] = tables.inversion_rows(found)
+        numbers["inversion_tests"] = tables.test_rows(found)
     for name, (heads, rows) in numbers.items():
         (below / f"{name}.csv").write_text(layout.as_csv(heads, rows), encoding="utf-8")
-    for table in every:
-        if table.name not in numbers and not table.name.startswith(("table_1", "by_class")):
-            rows = [[layout.flat(cell) for cell in row] for row in table.rows]
-            (below / f"{table.name}.csv").write_text(layout.as_csv(table.heads, rows), "utf-8")
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:

@@ -63,6 +63,11 @@ def check(config: ExperimentConfig) -> None:
             f"config.study.modes = {study.modes!r}: {missing[0]!r} is missing; the study compares "
             f"{SECURE} with {LOCAL}"
         )
+    if config.privacy.mode == "client":
+        raise ConfigError(
+            "config.privacy.mode = 'client' protects hospitals, and the study trains on pooled "
+            "data too, where there are none; take 'record' or 'none'"
+        )
 
 
 def run(
@@ -142,6 +147,9 @@ def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig
     for seed in config.study.seeds:
         for mode in config.study.modes:
             training = config.training
+            federated = dataclasses.replace(config.federated, mode=mode)
+            if mode == LOCAL:  # which has no hospitals to draw from
+                federated = dataclasses.replace(federated, participation=1.0)
             if mode == LOCAL and config.study.pooled_batch:
                 batch = training.batch_size * config.federated.hospitals
                 training = dataclasses.replace(training, batch_size=batch)
@@ -151,7 +159,7 @@ def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig
                 seed=seed,
                 data=data,
                 training=training,
-                federated=dataclasses.replace(config.federated, mode=mode),
+                federated=federated,
             )
             yield mode, seed, experiment.checked(settings)
 

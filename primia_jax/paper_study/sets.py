@@ -104,7 +104,7 @@ def _second(config: ExperimentConfig) -> ImageSet | None:
         if not study.second_test_path:
             return None
         other = dataclasses.replace(data, test_path=study.second_test_path)
-        what = "of other hospitals (config.study.second_test_path)"
+        what = "of config.study.second_test_path"
     else:
         if study.second_test_path:
             raise ConfigError(

@@ -38,7 +38,7 @@ def table_1a(found: Mapping[str, Any]) -> Table:
     """Scores of all raters on all sets, the sets side by side under each score as in the paper."""
     rows = []
     for rater in found["table_1a"]["raters"]:
-        row = [Cell(rater["title"])]
+        row = [Cell(_title(rater, found))]
         for score, key in itertools.product(_SCORES, TITLES):
             scores = rater["sets"].get(key)
             if scores is None:
@@ -55,17 +55,24 @@ def table_1a(found: Mapping[str, Any]) -> Table:
         if len(seeds) > 1
         else "In brackets"
     )
-    over = "images and trainings" if len(seeds) > 1 else "images"
+    over = "images and trainings" if len(seeds) > 1 else "images (bootstrap)"
     return Table(
         "table_1a",
         "Table 1a. Classification performance on the validation set and on Test Sets 1 and 2",
         ["", *(TITLES[key] for _, key in itertools.product(_SCORES, TITLES))],
         rows,
         tuple((name, len(TITLES)) for name in _SCORES.values()),
-        f"{several} the 95 % bootstrap interval over {over}. Sensitivity and specificity: "
+        f"{several} the 95 % interval over {over}. Sensitivity and specificity: "
         f"{'/'.join(found['classes'])}. ROC-AUC: one class against the rest, weighted by the "
         "number of images. MCC: Matthews correlation coefficient.",
     )
+
+
+def _title(rater: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Its name, and how many images it rated where these are not all."""
+    n = rater["sets"].get(TEST_1, {}).get("n")
+    every = found["sets"][TEST_1]["n"]
+    return rater["title"] if n in (None, every) else f"{rater['title']} ({n} of {every} images)"
 
 
 def _all_classes(scores: Mapping[str, Any]) -> str:
@@ -79,7 +86,7 @@ def by_class(found: Mapping[str, Any], key: str) -> Table:
         scores = rater["sets"].get(key)
         if scores is not None:
             cells = [estimate(scores[s][name]) for s in BY_CLASS for name in found["classes"]]
-            rows.append([Cell(rater["title"]), *cells])
+            rows.append([Cell(_title(rater, found)), *cells])
     counts = found["sets"][key]["counts"]
     images = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], counts))
     return Table(
@@ -89,7 +96,7 @@ def by_class(found: Mapping[str, Any], key: str) -> Table:
         rows,
         tuple((_BY_CLASS[s], len(found["classes"])) for s in BY_CLASS),
         "An interval without width: all images of the class, or none, were told rightly; the "
-        "bootstrap then knows no spread.",
+        "bootstrap then knows no spread. Readers: of the images that they read.",
     )
 
 
@@ -114,9 +121,9 @@ def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
         "table_1b" if key == TEST_1 else f"table_1b_{key}",
         f"Table 1b. McNemar’s test on {TITLES[key]}: p-values",
         *_square(found, found["table_1b"][key]["pairs"], cell),
-        note="Two-sided; exact where two raters differ on fewer than 25 images, else chi-square "
-        f"with continuity correction. Bold: p < {SIGNIFICANT:g}, not adjusted for the number of "
-        f"tests (Holm’s adjusted ones are in tables.json).{several}",
+        note="Two-sided; exact where just one of two is right on fewer than 25 images, else "
+        f"chi-square with continuity correction. Bold: p < {SIGNIFICANT:g}, not adjusted for the "
+        f"number of tests (Holm’s adjusted ones are in tables.json).{several}",
     )
 
 
@@ -127,7 +134,7 @@ def table_1c(found: Mapping[str, Any], key: str = TEST_1) -> Table:
         "table_1c" if key == TEST_1 else f"table_1c_{key}",
         f"Table 1c. Cohen’s κ on {TITLES[key]}",
         *_square(found, found["table_1c"][key]["pairs"], estimate),
-        note=f"{mean} the 95 % bootstrap interval. 1: the same class for every image; 0: no more "
+        note=f"{mean} the 95 % interval. 1: the same class for every image; 0: no more "
         "than by chance.",
     )
 
@@ -159,14 +166,14 @@ def equivalence(found: Mapping[str, Any]) -> Table:
              Cell(interval(difference, signed=True)), Cell(f"±{judged['margin']:g}"),
              Cell(judged["verdict"])]
         )  # fmt: skip
-    over = "images and trainings" if len(found["seeds"]) > 1 else "images"
+    over = " and the spread between trainings" if len(found["seeds"]) > 1 else ""
     return Table(
         "equivalence",
         f"Difference in MCC, {MODES['federated_secure'].lower()} less {MODES['local'].lower()}",
         ["", "difference", "95 % interval", "margin", "verdict"],
         rows,
-        note=f"Paired bootstrap over {over}. Equivalent: the interval lies within the margin; "
-        "different: it lies outside, on one side; undecided: neither, more images would be needed.",
+        note=f"Paired bootstrap over images{over}. Equivalent: the interval lies within the "
+        "margin; different: it lies outside, on one side; undecided: neither.",
     )
 
 
@@ -185,8 +192,8 @@ def inversion(found: Mapping[str, Any]) -> Table:
         for score in ("fid", "kid"):
             part = row.get(score)
             cells.append(
-                Cell(figure(part["value"]), _span(part["interval"]))
-                if part and part.get("value") is not None
+                Cell(figure(part["found"]), f"{figure(part['floor'])} to {figure(part['ceiling'])}")
+                if part
                 else Cell()
             )
         told = row.get("identified")
@@ -202,8 +209,18 @@ def inversion(found: Mapping[str, Any]) -> Table:
         ["", "images", *_INVERSION.values(), "identified"],
         rows,
         note="Mean ± standard deviation over images, with the 95 % interval of the mean. A large "
-        "MSE, FID and KID, a small PSNR and SSIM: little was recovered. " + found.get("note", ""),
+        "MSE, FID and KID, a small PSNR and SSIM: little was recovered. FID and KID: of half of "
+        "the reconstructions against the other half of the originals, between what halves of the "
+        "originals give (floor) and what noise gives (ceiling). "
+        + " ".join([found.get("note", ""), *_notes(found["rows"])]),
     )
+
+
+def _notes(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """What the audit says of single settings."""
+    for row in rows:
+        name = MODES.get(row["setting"], row["setting"])
+        yield from (f"{name}: {note.rstrip('.')}." for note in row.get("notes", ()))
 
 
 def inversion_tests(found: Mapping[str, Any]) -> Table:
@@ -231,8 +248,47 @@ def inversion_tests(found: Mapping[str, Any]) -> Table:
         "Model inversion: one-way analysis of variance, and t-tests between the settings",
         ["", "compared", "difference", "statistic", "p", "p, Holm", "effect"],
         rows,
-        note=f"Bold: p < {SIGNIFICANT:g} after Holm’s correction.",
+        note=f"Bold: p < {SIGNIFICANT:g} after Holm’s correction, for each measure by itself.",
     )
+
+
+def equivalence_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The differences in MCC, for machines."""
+    rows = [
+        [key, *(judged["difference"][part] for part in ("mean", "low", "high", "std")),
+         judged["margin"], judged["verdict"]]
+        for key, judged in found["equivalence"].items()
+    ]  # fmt: skip
+    return ["set", "mean", "low", "high", "std", "margin", "verdict"], rows
+
+
+def inversion_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """What was reconstructed, with a line a setting and measure, for machines."""
+    rows: list[list[Any]] = []
+    for row in found["inversion"]["rows"]:
+        for score in ("mse", "psnr", "ssim"):
+            if part := row.get(score):
+                rows.append(
+                    [row["setting"], row["n"], score, part["mean"], part["std"], *part["interval"]]
+                )
+        for score in ("fid", "kid"):
+            if part := row.get(score):
+                rows.append(
+                    [row["setting"], row["n"], score, part["found"], None, part["floor"],
+                     part["ceiling"]]
+                )  # fmt: skip
+    return ["setting", "images", "measure", "value", "std", "low", "high"], rows
+
+
+def test_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The tests between settings of the attack, for machines."""
+    fields = ("first", "second", "difference", "t", "p", "p_holm", "cohens_d")
+    rows = [
+        [score, *(test[field] for field in fields)]
+        for score, tests in found["inversion"]["tests"].items()
+        for test in tests
+    ]
+    return ["measure", *fields], rows
 
 
 def long_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from primia_jax.evaluation.agreement import DIFFERENT, EQUIVALENT, holm
+from primia_jax.evaluation.agreement import DIFFERENT, EQUIVALENT
 from primia_jax.paper_study.judging import LOCAL, MODES, SECURE
 from primia_jax.paper_study.sets import TEST_1, TEST_2, TITLES, VALIDATION
 from primia_jax.paper_study.tables import (
@@ -111,24 +111,46 @@ def _tests(found: Mapping[str, Any]) -> str:
     sentences = []
     for key, part in found["table_1b"].items():
         pairs = [p for p in part["pairs"] if {p["first"], p["second"]} <= set(MODES)]
-        below = [pair for pair in pairs if pair["p"] < SIGNIFICANT]
-        if not below:
-            least = min(pair["p_low"] for pair in pairs)
-            extra = f" (smallest p of all trainings: {p_text(least)})"
+        told = [said for pair in pairs if (said := _told_apart(pair))]
+        if told:
             sentences.append(
-                f"On {TITLES[key]} McNemar’s test finds no difference between the modes{extra}. "
-                "That alone would not show that there is none; the interval above speaks to that."
+                f"On {TITLES[key]} McNemar’s test, with Holm’s correction, finds a difference: "
+                f"{'; '.join(told)}."
             )
         else:
-            told = [
-                f"{MODES[p['first']].lower()} and {MODES[p['second']].lower()} "
-                f"(p {_equals(p['p'])})"
-                for p in below
-            ]
+            least = min(test["p_holm"] for pair in pairs for test in pair["by_seed"])
             sentences.append(
-                f"On {TITLES[key]} McNemar’s test finds a difference between {_and(told)}."
+                f"On {TITLES[key]} McNemar’s test finds no difference between the modes (smallest "
+                f"p {_equals(least)}, with Holm’s correction). That alone would not show that "
+                "there is none; the interval above speaks to that."
             )
     return " ".join(sentences)
+
+
+def _told_apart(pair: Mapping[str, Any]) -> str:
+    """Who of two modes is right more often, in how many trainings; empty if in none."""
+    ahead = {side: _times_ahead(pair, side) for side in ("first", "second")}
+    told = []
+    for side, other in (("first", "second"), ("second", "first")):
+        if ahead[side]:
+            winner, loser = (MODES[pair[name]].lower() for name in (side, other))
+            times = _times(ahead[side], pair)
+            told.append(f"{winner} is right more often than {loser}{times}")
+    return ", ".join(told)
+
+
+def _times_ahead(pair: Mapping[str, Any], side: str) -> int:
+    """In how many trainings one of two is right more often, beyond chance."""
+    other = {"first": "second", "second": "first"}[side]
+    return sum(
+        test["p_holm"] < SIGNIFICANT and test[f"{side}_only"] > test[f"{other}_only"]
+        for test in pair["by_seed"]
+    )
+
+
+def _times(count: int, pair: Mapping[str, Any]) -> str:
+    of = len(pair["by_seed"])
+    return "" if of == 1 else f" in {count} of {of} trainings"
 
 
 def _kappa(found: Mapping[str, Any]) -> str:
@@ -136,12 +158,13 @@ def _kappa(found: Mapping[str, Any]) -> str:
     for key, part in found["table_1c"].items():
         for pair in part["pairs"]:
             if {pair["first"], pair["second"]} == {SECURE, LOCAL} and pair["mean"] is not None:
+                span = f" (95 % interval {interval(pair)})" if pair["low"] is not None else ""
                 sentences.append(
                     f"On {TITLES[key]} the models from secure aggregation and from pooled data "
-                    f"agree with κ = {number(pair['mean'], 3)} (95 % interval {interval(pair)}), "
+                    f"agree with κ = {number(pair['mean'], 3)}{span}, "
                     f"“{agreement_word(pair['mean'])}” by Landis and Koch."
                 )
-    return " ".join(sentences)
+    return " ".join(sentences) or "κ is undefined: the models name one class alone."
 
 
 def agreement_word(kappa: float) -> str:
@@ -156,32 +179,31 @@ def _readers(found: Mapping[str, Any]) -> str:
         for pair in found["table_1b"][TEST_1]["pairs"]
         if pair["p"] is not None and len({pair["first"], pair["second"]} & set(MODES)) == 1
     ]
-    adjusted = dict(zip([id(p) for p in pairs], holm([p["p"] for p in pairs])))
     sentences = []
     for rater in raters.values():
         if rater["kind"] != "reader":
             continue
         scores = rater["sets"][TEST_1]
         mine = [p for p in pairs if rater["key"] in (p["first"], p["second"])]
+        mcc = f" and an MCC of {number(scores['mcc']['mean'])}" if scores["mcc"] else ""
         sentences.append(
             f"{rater['title']} ({scores['n']} images read) reached an accuracy of "
-            f"{number(scores['accuracy']['mean'])} and an MCC of {number(scores['mcc']['mean'])}."
+            f"{number(scores['accuracy']['mean'])}{mcc}."
         )
-        differing = [p for p in mine if adjusted[id(p)] < SIGNIFICANT]
         better: list[str] = []
         worse: list[str] = []
-        for pair in differing:
-            test = pair["by_seed"][0]
-            mode = pair["first"] if pair["first"] in MODES else pair["second"]
-            ahead = (test["first_only"] > test["second_only"]) == (mode == pair["first"])
-            (better if ahead else worse).append(MODES[mode].lower())
+        for pair in mine:
+            mode, reader = ("first", "second") if pair["first"] in MODES else ("second", "first")
+            for side, told in ((mode, better), (reader, worse)):
+                if count := _times_ahead(pair, side):
+                    told.append(f"{MODES[pair[mode]].lower()}{_times(count, pair)}")
         if better:
             sentences.append(f"Right more often than this reader: {_and(better)}.")
         if worse:
             sentences.append(f"Right less often than this reader: {_and(worse)}.")
-        if not differing:
-            sentences.append("No model differs from this reader by McNemar’s test.")
-    return " ".join([*sentences, "(Tests of models against readers with Holm’s correction.)"])
+        if not better and not worse:
+            sentences.append("No model is told apart from this reader by McNemar’s test.")
+    return " ".join([*sentences, "(With Holm’s correction over all pairs of raters.)"])
 
 
 def _inversion(found: Mapping[str, Any]) -> str:
@@ -190,10 +212,10 @@ def _inversion(found: Mapping[str, Any]) -> str:
     if control:
         psnr = control.get("psnr")
         of = "" if psnr is None else f" (PSNR {figure(psnr)} dB)"
+        if not control.get("recovered"):
+            return f"The attack failed on its control{of}: nothing can be said of it."
         sentences.append(
             f"The attack works where nothing protects: it recovers the control image{of}."
-            if control.get("recovered")
-            else f"The attack failed on its control{of}: the figures here mean nothing."
         )
     rows = {row["setting"]: row for row in found["rows"]}
     told = [

@@ -67,7 +67,24 @@ def test_kappa_without_disagreement_or_without_variety():
     assert agreement.cohen_kappa(same, same, 3) == (1.0, 1.0, 1.0)
     assert agreement.cohen_kappa(same * 0, same * 0, 3) == (None, None, None)
     half = agreement.cohen_kappa(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), 3)
-    assert half.value == 0
+    assert half == (0, None, None)
+
+
+def test_resamples_without_the_rare_class_say_nothing_of_kappa():
+    """Two raters that agree on every image, on one of them on a rare class."""
+    same = np.array([0] * 30 + [1])
+    samples = agreement.resampled_kappa(same * 0, same, same, 2, 200)
+    assert 0 < np.isnan(samples).sum() < 200
+    assert set(samples[~np.isnan(samples)]) == {1.0}
+    assert agreement.estimate([1.0], samples[:, None])[:3] == (1.0, 1.0, 1.0)
+    mostly = np.where(np.arange(200) < 150, np.nan, 1.0)[:, None]
+    assert agreement.estimate([1.0], mostly)[:3] == (1.0, None, None)
+
+
+def test_equal_counts_are_no_difference_however_many():
+    for count in (1, 12, 13, 200):
+        assert agreement.mcnemar_from_counts(count, count).p == 1
+        assert agreement.mcnemar_from_counts(count, count + 1).p == 1
 
 
 def test_holm_by_hand():
@@ -126,6 +143,26 @@ def test_an_estimate_over_seeds_spreads_with_them():
     assert alike.high - alike.low < 0.05
     assert apart.low < 0.4 and apart.high > 0.6
     assert alike.mean == pytest.approx(0.5) and apart.mean == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_an_interval_over_few_seeds_covers_as_often_as_it_says(seeds, share):
+    """Whatever share of the spread is that of trainings, and the rest that of images."""
+    rng = np.random.default_rng(seeds)
+    covered = 0
+    for _ in range(400):
+        image = rng.normal(0, (1 - share) ** 0.5)
+        values = image + rng.normal(0, share**0.5, seeds)
+        samples = values + rng.normal(0, (1 - share) ** 0.5, (400, 1))
+        found = agreement.estimate(list(values), samples, (-99.0, 99.0))
+        covered += found.low <= 0 <= found.high
+    assert covered / 400 > 0.95 - 3 * (0.95 * 0.05 / 400) ** 0.5
+
+
+def test_an_estimate_keeps_within_what_the_score_can_be():
+    found = agreement.estimate([0.9, 0.99], np.array([[0.9, 0.99]] * 9), (0.0, 1.0))
+    assert found.high == 1.0 and 0 < found.low < 0.9
 
 
 def test_an_estimate_is_absent_where_a_seed_has_none():

@@ -99,13 +99,15 @@ def inversion(difference: float = 1.0, p: float = 1e-4, recovered: bool = True) 
         return {"mean": mean, "std": 0.5, "interval": [mean - 0.1, mean + 0.1], "worst": mean / 2}
 
     def distance(value):
-        return {"value": value, "interval": [value - 1, value + 1], "floor": 1.0, "ceiling": 99.0}
+        return {"value": value, "interval": [value - 1, value + 1], "found": value, "floor": 1.0,
+                "ceiling": 99.0}  # fmt: skip
 
     errors = {"local": 2.0, "federated": 2.5, "federated_secure": 2.5 + difference}
     rows = [
         {"setting": name, "n": 30, "mse": summary(mse), "psnr": summary(10.0), "ssim": None,
          "fid": distance(20.0), "kid": distance(0.0002),
-         "identified": {"share": 0.5, "interval": [0.3, 0.7], "chance": 0.02, "p": 0.01}}
+         "identified": {"share": 0.5, "interval": [0.3, 0.7], "chance": 0.02, "p": 0.01},
+         "notes": ["30 images are few."]}
         for name, mse in errors.items()
     ]  # fmt: skip
     test = {

@@ -13,6 +13,9 @@ from sklearn.metrics import (
 )
 
 from primia_jax.evaluation import agreement
+from primia_jax.paper_study import judging
+from primia_jax.paper_study.judging import Choice
+from primia_jax.paper_study.readers import UNREAD, Reader
 from tests.paper_study import made_up
 
 
@@ -102,8 +105,53 @@ def test_equivalence_is_of_paired_differences(study):
             for a, b in zip(raters[0].probabilities[each.key], raters[2].probabilities[each.key])
         ]
         assert judged["difference"]["mean"] == pytest.approx(np.mean(differences))
-        assert judged["difference"]["high"] <= 1e-12  # the local model is right wherever ours is
+        assert judged["difference"]["high"] < 0.1  # the local model is right wherever ours is
     same = made_up.found(wrong_secure=2, wrong_local=2)[0]["equivalence"]["test_1"]
-    assert same["verdict"] == "equivalent" and same["difference"]["mean"] == 0
+    assert same["difference"]["mean"] == 0
     far = made_up.found(wrong_secure=30, wrong_local=2)[0]["equivalence"]["test_1"]
     assert far["verdict"] == "different"
+
+
+def test_sixty_images_without_a_difference_show_no_equivalence():
+    """That they show none leaves 6 % of images that could be told differently."""
+    same = made_up.found(wrong_secure=2, wrong_local=2)[0]["equivalence"]["test_1"]
+    assert same["verdict"] == "undecided"
+    assert same["difference"]["high"] == pytest.approx(1.5 * (1 - 0.025 ** (1 / 60)))
+
+
+def test_models_that_name_one_class_are_not_called_equivalent():
+    sets = (made_up.image_set("test_1"),)
+    constant = np.tile([0.8, 0.1, 0.1], (2, 60, 1))
+    raters = [judging.model(mode, {"test_1": constant}) for mode in judging.MODES]
+    found = judging.judge(sets, made_up.CLASSES, raters, (0, 1), Choice(20, 0, 0.02))
+    judged = found["equivalence"]["test_1"]
+    assert judged["verdict"] == "undecided" and judged["difference"]["mean"] is None
+
+
+def test_p_values_are_adjusted_training_by_training_over_all_pairs(study):
+    found, *_ = study
+    pairs = found["table_1b"]["test_1"]["pairs"]
+    models = [pair for pair in pairs if len(pair["by_seed"]) > 1]
+    for i in range(2):
+        tests = [pair["by_seed"][min(i, len(pair["by_seed"]) - 1)] for pair in pairs]
+        adjusted = agreement.holm([test["p"] for test in tests])
+        for test, p in zip(tests, adjusted):
+            assert test["p_holm"] >= p
+        assert [pair["by_seed"][i]["p_holm"] for pair in models] == [
+            p for pair, p in zip(pairs, adjusted) if len(pair["by_seed"]) > 1
+        ]
+
+
+def test_a_reader_of_one_class_has_no_mcc():
+    labels = made_up.image_set("test_1").labels
+    read = np.where((labels == 0) & (np.arange(60) < 9), labels, UNREAD)
+    found = judging.judge(
+        (made_up.image_set("test_1"),),
+        made_up.CLASSES,
+        [*made_up.found(readers=False, sets=("validation", "test_1"))[2],
+         judging.human(Reader("Dr. C", read), 3)],
+        made_up.SEEDS,
+        Choice(20, 0, 0.02),
+    )  # fmt: skip
+    reader = found["table_1a"]["raters"][-1]["sets"]["test_1"]
+    assert reader["mcc"] is None and reader["accuracy"]["mean"] == 1

@@ -43,11 +43,17 @@ def test_what_spreadsheets_write(tmp_path, mark):
         ),
         (
             GOOD + "c.png,X,bactrial\n",
-            r"1 label is unknown: 'bactrial' \(line 5\); allowed are nor",
+            r"1 label is unknown: 'bactrial' \(line 5\) \(allowed are nor",
         ),
         (GOOD + "c.png,X\n", r"1 label is unknown: '' \(line 5\)"),
         (GOOD + "a.png,X,viral\n", r"1 reading is given before: 'a.png' by X \(line 5\)"),
         (GOOD + "a.png,,viral\n", "no reader is named in line 5"),
+        (
+            GOOD + "d.png,X,normal\nc.png,X,bactrial\na.png,X,viral\n",
+            r"1 image is not in .*; 1 label is unknown: .*; 1 reading is given before",
+        ),
+        (GOOD + "c.png,x,viral\n", r"one reader spelt in two ways: 'x' and 'X' \(line 5\)"),
+        ("image,reader,label,label\n", "there are two columns label"),
         ("image,label\na.png,viral\n", r"no column reader \(found: image, label\)"),
         ("", r"no column image and reader and label \(found: none\)"),
         ("image,reader,label\n", "0 readers found, and agreement between"),
