@@ -57,12 +57,14 @@ class TuningConfig:
 class AuditConfig:
     """The audit: which runs' updates are attacked, by what, and what the attacker knows.
 
-    A run's settings stand behind its name as in "large batches: training.batch_size=16".
+    A run's settings stand behind its name as in "large batches: training.batch_size=16". A run of
+    mode local takes the batches of all hospitals together as its own, unless it names
+    training.batch_size.
     """
 
     settings: tuple[str, ...] = setting(
         (
-            "local: federated.mode=local training.batch_size=3",
+            "local: federated.mode=local federated.participation=1.0",
             "federated: federated.mode=federated",
             "federated_secure: federated.mode=federated_secure",
         ),

@@ -8,7 +8,7 @@ To add an attack, write a module with a factory like theirs; nothing else needs 
 
 from primia_jax.inversion.analytic import recover_image, recover_input
 from primia_jax.inversion.attack import Attack, Inversion, invert, invert_all
-from primia_jax.inversion.comparison import anova, compare_pairs
+from primia_jax.inversion.comparison import anova, compare_two, corrected
 from primia_jax.inversion.distances import SetDistances, fid, judge, kid
 from primia_jax.inversion.dlg import DeepLeakage, deep_leakage
 from primia_jax.inversion.features import penultimate
@@ -31,7 +31,8 @@ __all__ = [
     "Summary",
     "anova",
     "compare",
-    "compare_pairs",
+    "compare_two",
+    "corrected",
     "deep_leakage",
     "fid",
     "identify",

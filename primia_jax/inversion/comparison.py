@@ -3,7 +3,6 @@
 Axis letters: g settings (groups), n values of one.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from primia_jax.errors import DataError
+from primia_jax.evaluation.agreement import holm
 
 _LEVEL = 0.95
 
@@ -26,17 +26,18 @@ class Anova(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Student's t-test of two settings, two-sided; values the data do not define are None."""
+    """A t-test of two settings, two-sided; values the data do not define are None."""
 
     first: str
     second: str
     difference: float  # mean of the first less that of the second
     interval: tuple[float, float] | None  # 95 %, of the difference, not corrected
     t: float | None
-    degrees: float
+    degrees: float | None
     p: float | None
     p_holm: float | None  # corrected for all comparisons made together
-    cohens_d: float | None  # difference over the pooled deviation, or over that of the differences
+    cohens_d: float | None  # difference over the deviation, see `compare_two`
+    paired: bool  # whether it is the test of pairs; else Welch's
 
 
 def anova(groups: Mapping[str, Any]) -> Anova:
@@ -59,66 +60,49 @@ def anova(groups: Mapping[str, Any]) -> Anova:
     return Anova(float(test.statistic), float(test.pvalue), *degrees, between / (between + within))
 
 
-def compare_pairs(groups: Mapping[str, Any], *, paired: bool = False) -> list[Comparison]:
-    """t-tests of every two settings, with Holm's correction and effect sizes.
+def compare_two(groups: Mapping[str, Any], *, paired: bool) -> Comparison:
+    """The t-test of two settings, with an effect size; not corrected, see `corrected`.
 
     Args:
-      groups: {setting: [n] values}, at least two of them with at least two values.
-      paired: whether value i is of the same image in every setting. The test is then on
-        differences and the effect size theirs (Cohen's d_z); else deviations are pooled.
+      groups: {setting: [n] values}, two of them with at least two values.
+      paired: whether value i is of the same image in both. The test is then on differences, and the
+        effect size over their deviation (Cohen's d_z); else it is Welch's, which takes neither
+        variances nor numbers for equal, and the effect size is over the root of the mean variance.
 
     Raises:
       DataError: if there are too few settings or values, one is not finite, or pairs do not fit.
     """
-    groups = _checked(groups)
-    found = [
-        _compare(first, second, groups[first], groups[second], paired)
-        for first, second in itertools.combinations(groups, 2)
-    ]
-    defined = [i for i, one in enumerate(found) if one.p is not None]
-    for i, p in zip(defined, holm([found[i].p for i in defined])):
-        found[i] = found[i]._replace(p_holm=float(p))
-    return found
-
-
-def holm(p_values: Sequence[Any]) -> np.ndarray:
-    """p-values corrected for making all these tests (Holm 1979), in the order given."""
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    scaled = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(scaled, 1)
-    return corrected
-
-
-def _compare(first: str, second: str, a: np.ndarray, b: np.ndarray, paired: bool) -> Comparison:
-    difference = float(a.mean() - b.mean())
+    (first, a), (second, b) = _checked(groups).items()
     if paired and len(a) != len(b):
         raise DataError(
             f"{first} has {len(a)} values and {second} {len(b)}: pairs need one of each an image"
         )
-    degrees = len(a) - 1 if paired else len(a) + len(b) - 2
+    found = Comparison(
+        first, second, float(a.mean() - b.mean()), None, None, None, None, None, None, paired
+    )
     if _constant([a - b] if paired else [a, b]):
-        return Comparison(first, second, difference, None, None, degrees, None, None, None)
+        return found
     if paired:
         spread = (a - b).std(ddof=1)
         test: Any = stats.ttest_rel(a, b)
     else:
-        squares = np.square(a - a.mean()).sum() + np.square(b - b.mean()).sum()
-        spread = np.sqrt(squares / degrees)
-        test = stats.ttest_ind(a, b)
+        spread = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+        test = stats.ttest_ind(a, b, equal_var=False)
     interval = test.confidence_interval(_LEVEL)
-    return Comparison(
-        first=first,
-        second=second,
-        difference=difference,
+    return found._replace(
         interval=(float(interval.low), float(interval.high)),
         t=float(test.statistic),
         degrees=float(test.df),
         p=float(test.pvalue),
-        p_holm=None,
-        cohens_d=float(difference / spread),
+        cohens_d=float(found.difference / spread),
     )
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same, with p-values corrected for all that are defined (Holm)."""
+    defined = [one.p for one in comparisons if one.p is not None]
+    adjusted = iter(holm(defined))
+    return [one if one.p is None else one._replace(p_holm=next(adjusted)) for one in comparisons]
 
 
 def _constant(values: Sequence[np.ndarray]) -> bool:

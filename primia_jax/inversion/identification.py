@@ -1,13 +1,19 @@
-"""Whether a reconstruction tells whose image it is: its nearest neighbour among a gallery.
+"""Whether reconstructions tell whose images they are: nearest neighbours among a gallery.
 
-Axis letters: n reconstructions, m images of the gallery, d features.
+The truth must not choose what it is judged by: reconstructions of an update come in no order, and
+of many of them the one matched with an image is near it by the matching alone. So none is matched
+here. An image counts as identified where it is nearer than all decoys to *any* reconstruction of
+its update; of reconstructions that know nothing this is so for one image in m, however many stand
+behind an update.
+
+Axis letters: t reconstructions of an update, n true images, d decoys, m = d + 1 of a gallery.
 """
 
 import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from primia_jax.errors import DataError
 from primia_jax.inversion.similarity import all_mse
@@ -20,12 +26,13 @@ class Identification:
     """How often the true image is the nearest one.
 
     Attributes:
-      ranks: [n] rank of the true image by distance, 1 for the nearest; images at the same distance
-        share the mean of their ranks.
-      top1: share of reconstructions whose true image is nearest, and no other as near.
-      interval: 95 % interval of that share (Clopper and Pearson 1934).
-      chance: the share that guessing would reach, 1/m.
-      p: probability of so large a share by guessing (one-sided binomial test).
+      ranks: [n] rank of the true image in its gallery, 1 for the nearest; images at the same
+        distance share the mean of their ranks.
+      top1: share of true images that are nearest, no decoy being as near.
+      interval: 95 % interval of that share (Clopper and Pearson 1934), taking images for
+        independent.
+      chance: the share that reconstructions which know nothing reach, 1/m.
+      p: probability that those reach so large a share (one-sided, exact).
     """
 
     ranks: np.ndarray
@@ -35,41 +42,66 @@ class Identification:
     p: float
 
 
-def identify(found: Any, gallery: Any, truth: Any) -> Identification:
-    """Ranks the true image behind each reconstruction among a gallery, by mean squared error.
+def identify(found: Any, truths: Any, decoys: Any) -> np.ndarray:
+    """Ranks each true image among decoys by its distance to the nearest reconstruction.
 
     Args:
-      found: [n …] images clamped to [0, 1], or their features [n d].
-      gallery: [m …] likewise; the hospital's own images, the true ones among them.
-      truth: [n] int; the true image of found[i] is gallery[truth[i]].
+      found: [t …] all reconstructions of an update, clamped to [0, 1], in any order.
+      truths: [n …] the images of one hospital behind it.
+      decoys: [d …] others of that hospital, drawn at random and treated alike.
+
+    Returns:
+      [n] ranks among d + 1 images, see `Identification`.
 
     Raises:
-      DataError: if there is nothing to compare, or a true image is not in the gallery.
+      DataError: if there is nothing to compare, or a value is not finite.
     """
-    found, gallery, truth = np.asarray(found), np.asarray(gallery), np.asarray(truth)
-    n, m = len(found), len(gallery)
-    if not n or not m or truth.shape != (n,) or found.shape[1:] != gallery.shape[1:]:
+    found, truths, decoys = np.asarray(found), np.asarray(truths), np.asarray(decoys)
+    shapes = {images.shape[1:] for images in (found, truths, decoys)}
+    if not len(found) or not len(truths) or len(shapes) > 1:
         raise DataError(
-            f"{found.shape} reconstructions with {truth.shape} true images cannot be sought in a "
-            f"gallery of {gallery.shape}"
+            f"{truths.shape} true images and {decoys.shape} decoys cannot be sought in "
+            f"{found.shape} reconstructions"
         )
-    if truth.min() < 0 or truth.max() >= m:
-        raise DataError(f"true images {truth.min()} to {truth.max()} in a gallery of {m}")
-    distances = all_mse(found, gallery)
+    distances = all_mse(found, np.concatenate([truths, decoys])).min(0)
     if not np.isfinite(distances).all():
         raise DataError("reconstructions or gallery have values that are not finite")
-    return of_ranks(stats.rankdata(distances, axis=1)[np.arange(n), truth], m)
+    own, other = np.split(distances, [len(truths)])
+    nearer, as_near = other < own[:, None], other == own[:, None]
+    return 1 + nearer.sum(1) + as_near.sum(1) / 2
 
 
-def of_ranks(ranks: np.ndarray, m: int) -> Identification:
-    """What the ranks [n] of the true images say, each among m images of a gallery of its own."""
-    n, hits = len(ranks), int((ranks == 1).sum())
-    test = stats.binomtest(hits, n, 1 / m, alternative="greater")
-    interval = stats.binomtest(hits, n).proportion_ci(_LEVEL, method="exact")
+def of_ranks(ranks: Any, m: int, groups: Any) -> Identification:
+    """What the ranks of true images say.
+
+    Images that were ranked among the same decoys are not independent: where none of the decoys is
+    near, all of them are nearest. Knowing nothing, every order of n such images and d decoys is as
+    likely, so that the first k are all true with probability n(n-1)…/((n+d)(n+d-1)…), k factors
+    each. The p-value is exact for the sum of these.
+
+    Args:
+      ranks: [n] by `identify`.
+      m: images of each gallery.
+      groups: [n] int; equal for images ranked by one call of `identify`.
+    """
+    ranks = np.asarray(ranks)
+    hits, n = ranks == 1, len(ranks)
+    total = np.ones(1)  # of hits so far, the probability of each number
+    for size in np.unique(np.asarray(groups), return_counts=True)[1]:
+        total = np.convolve(total, _hits_by_chance(int(size), m - 1))
+    interval = stats.binomtest(int(hits.sum()), n).proportion_ci(_LEVEL, method="exact")
     return Identification(
         ranks=ranks,
-        top1=hits / n,
+        top1=float(hits.mean()),
         interval=(float(interval.low), float(interval.high)),
         chance=1 / m,
-        p=float(test.pvalue),
+        p=min(1.0, float(total[hits.sum() :].sum())),
     )
+
+
+def _hits_by_chance(n: int, d: int) -> np.ndarray:
+    """[n + 1] probabilities that just so many of n true images come before all d decoys."""
+    k = np.arange(n + 2)
+    at_least = np.zeros(n + 2)
+    at_least[:-1] = special.comb(n + d - k[:-1], d) / special.comb(n + d, d)
+    return at_least[:-1] - at_least[1:]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from primia_jax.config import AuditConfig, to_plain
+from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
 from primia_jax.errors import StorageError
 from primia_jax.inversion import (
     Attack,
@@ -25,7 +25,7 @@ from primia_jax.inversion import (
     invert,
     inverting_gradients,
 )
-from primia_jax.leakage.views import Case, Views, gallery, gallery_size
+from primia_jax.leakage.views import Case, Views, decoys, gallery_size
 
 Progress = Callable[[str, int, int], None]  # (setting, updates attacked, updates)
 _PURPOSE = 17  # folded into the seed, so that no other keys are these
@@ -40,12 +40,14 @@ class Found:
     mse: np.ndarray  # [n]
     psnr: np.ndarray  # [n] dB
     ssim: np.ndarray  # [n]; NaN for images below 11 pixels
-    ranks: np.ndarray  # [n] of the true image in its gallery
+    ranks: np.ndarray  # [n] of the true image in its gallery; see `inversion.identify`
     gallery: np.ndarray  # scalar: images in each gallery
     losses: np.ndarray  # [u] matching losses
     labels_right: np.ndarray  # [n] bool: whether the label was known or inferred rightly
     rounds: np.ndarray  # [n]
     updates: np.ndarray  # [n] number of the update that each image stands behind
+    hospitals: np.ndarray  # [n] str, whose it is
+    records: np.ndarray  # [n] which of that hospital's images
 
     def write(self, path: pathlib.Path, fingerprint: str) -> None:
         """Keeps it, with what it depends on.
@@ -101,13 +103,18 @@ def fingerprint(run: Any, audit: AuditConfig, wanted: int, seed: int) -> str:
 
 
 def attack_all(
-    name: str, folder: pathlib.Path, views: Views, audit: AuditConfig, seed: int, progress: Progress
+    name: str,
+    config: ExperimentConfig,
+    views: Views,
+    audit: AuditConfig,
+    seed: int,
+    progress: Progress,
 ) -> Found:
     """Attacks every update, and compares what is found with the truth.
 
     Args:
       name: of the setting, for `progress`.
-      folder: of the run.
+      config: of the run.
       views: its updates.
       audit: the attack.
       seed: of its starts.
@@ -116,7 +123,7 @@ def attack_all(
     attack, cases = make_attack(audit), views.cases
     key = jax.random.fold_in(jax.random.key(seed), _PURPOSE)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _PURPOSE])))
-    size = gallery_size(folder, cases, audit.gallery)
+    size = gallery_size(views, audit.gallery)
     parts: list[dict[str, Any]] = []
     progress(name, 0, len(cases))
     for u, case in enumerate(cases):
@@ -130,10 +137,11 @@ def attack_all(
         )
         similar = compare(case.images, result.images)
         found = result.images[similar.order]
-        ranks = [
-            identify(found[i : i + 1], gallery(folder, case, i, size, rng), [0]).ranks[0]
-            for i in range(len(found))
-        ]
+        ranks, owners = np.zeros(len(found)), np.asarray(case.hospitals)
+        for hospital in dict.fromkeys(case.hospitals):
+            others = decoys(views, config, case, hospital, size - 1, rng)
+            own = owners == hospital
+            ranks[own] = identify(found, case.images[own], others)
         parts.append(
             {
                 "originals": case.images,
@@ -141,11 +149,13 @@ def attack_all(
                 "mse": similar.mse,
                 "psnr": similar.psnr,
                 "ssim": similar.ssim,
-                "ranks": np.asarray(ranks),
+                "ranks": ranks,
                 "losses": np.asarray([result.loss]),
                 "labels_right": _right(case, result.targets.argmax(-1)),
                 "rounds": np.full(len(found), case.round),
                 "updates": np.full(len(found), u),
+                "hospitals": owners,
+                "records": case.records,
             }
         )
         progress(name, u + 1, len(cases))

@@ -22,11 +22,15 @@ SIDE = 32
 _CLASSES = 3
 
 
-def control(image: np.ndarray, audit: AuditConfig, seed: int) -> dict[str, Any]:
+def control(
+    image: np.ndarray, mean: float, std: float, audit: AuditConfig, seed: int
+) -> dict[str, Any]:
     """Attacks one image behind the small CNN; JSON-able, but for the two pictures in it.
 
     Args:
       image: [s s 1] in [0, 1], brought to 32×32.
+      mean: of the pixels of all hospitals together, which is all that the attacker knows of them.
+      std: likewise.
       audit: the attack; its `control_steps` are taken.
       seed: of the network and of the attack.
     """
@@ -34,7 +38,6 @@ def control(image: np.ndarray, audit: AuditConfig, seed: int) -> dict[str, Any]:
     module = models.build(ModelConfig(name="simple"), _CLASSES)
     network_key, attack_key = jax.random.split(jax.random.key(seed))
     variables = models.init(module, network_key, SIDE, 1)
-    mean, std = float(original.mean()), max(float(original.std()), 1e-3)
     training = LocalTraining(module, train=False, mean=mean, std=std)
     seen = observe(training, variables, original, jnp.zeros(1, jnp.int32), labels_known=False)
     found = invert(

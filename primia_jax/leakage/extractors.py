@@ -10,15 +10,28 @@ import pathlib
 import jax
 
 from primia_jax import models
-from primia_jax.config import ExperimentConfig, ModelConfig, from_config_dict
+from primia_jax.config import ExperimentConfig, ModelConfig
 from primia_jax.errors import CheckpointError
-from primia_jax.federated import checkpoints
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.inversion import penultimate
 from primia_jax.leakage.judging import Extract
+from primia_jax.leakage.settings import recorded_config
 
 _SIDE = 64  # of the images that the random network is made for; it takes others as well
 _MEAN, _STD = 0.5, 0.25  # of grey values, for networks without statistics of their own
+
+
+def check(config: ExperimentConfig) -> None:
+    """That what `config.audit.features` names is there; computes nothing.
+
+    Raises:
+      CheckpointError: if it is not.
+    """
+    named = config.audit.features
+    if named and not pathlib.Path(named).exists():
+        raise CheckpointError(
+            f"config.audit.features = {named!r}: no such folder of a run or file of weights"
+        )
 
 
 def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, str]:
@@ -33,6 +46,7 @@ def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, st
     """
     if extract is not None:
         return extract, "a function given by the caller"
+    check(config)
     named = config.audit.features
     model = ModelConfig(name="resnet18")
     if named and pathlib.Path(named).is_dir():
@@ -42,10 +56,6 @@ def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, st
     if not named:
         told = "the project's ResNet-18 with random weights (config.audit.features names others)"
         return penultimate(module, variables, mean=_MEAN, std=_STD), told
-    if not pathlib.Path(named).exists():
-        raise CheckpointError(
-            f"config.audit.features = {named!r}: no such folder of a run or file of weights"
-        )
     variables = models.load_torch(named, model, 3, variables)
     return penultimate(
         module, variables, mean=_MEAN, std=_STD
@@ -53,8 +63,7 @@ def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, st
 
 
 def _of_run(folder: pathlib.Path, config: ExperimentConfig) -> tuple[Extract, str]:
-    stored = checkpoints.read_json(folder / "config.json")
-    own = from_config_dict(ModelConfig, stored["model"])
+    own = recorded_config(folder).model
     model = load_trained(folder, dataclasses.replace(config, model=own))
     extract = penultimate(
         model.learner.module,

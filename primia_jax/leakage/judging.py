@@ -3,6 +3,7 @@
 Axis letters: n images of a setting.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 from scipy import stats
 
 from primia_jax.config import AuditConfig
-from primia_jax.inversion import anova, compare_pairs, judge, summarise
-from primia_jax.inversion.comparison import Comparison, holm
+from primia_jax.inversion import anova, compare_two, corrected, judge, summarise
+from primia_jax.inversion.comparison import Comparison
 from primia_jax.inversion.distances import SMALLEST_SET, SetDistance
-from primia_jax.inversion.identification import of_ranks
+from primia_jax.inversion.identification import Identification, of_ranks
 from primia_jax.leakage.attacking import Found
 
 METRICS = ("mse", "psnr", "ssim")
@@ -25,7 +26,7 @@ _LEVEL = 0.95
 
 def measures(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> dict[str, Any]:
     """All metrics of one setting."""
-    identified = of_ranks(found.ranks, int(found.gallery))
+    identified = _identified(found)
     measured: dict[str, Any] = {
         name: _summary(getattr(found, name), low_is_close=name == "mse") for name in METRICS
     }
@@ -39,6 +40,14 @@ def measures(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> d
     measured["labels_right"] = float(found.labels_right.mean())
     measured |= _distances(found, extract, audit, seed)
     return measured
+
+
+def _identified(found: Found) -> Identification:
+    """Counts an image that stands behind an update twice but once."""
+    keys = np.stack([found.updates, np.unique(found.hospitals, return_inverse=True)[1]], axis=1)
+    once = np.unique(np.column_stack([keys, found.records]), axis=0, return_index=True)[1]
+    groups = np.unique(keys[once], axis=0, return_inverse=True)[1].ravel()
+    return of_ranks(found.ranks[once], int(found.gallery), groups)
 
 
 def _summary(values: np.ndarray, *, low_is_close: bool) -> dict[str, Any] | None:
@@ -92,30 +101,60 @@ def _distance(one: SetDistance) -> dict[str, Any]:
 
 
 def tests(findings: Mapping[str, Found]) -> dict[str, Any]:
-    """ANOVA over all settings, and t-tests of every two with Holm's correction, by metric."""
+    """ANOVA over all settings, and t-tests of every two with Holm's correction, by metric.
+
+    Where two settings were attacked behind the very same images the test is of pairs, else Welch's.
+    """
     analysis: dict[str, Any] = {"anova": {}, "tests": {}}
     for metric in METRICS:
         groups = _groups(findings, metric)
         analysis["anova"][metric] = anova(groups)._asdict() if groups else None
-        analysis["tests"][metric] = [_plain(one) for one in compare_pairs(groups)] if groups else []
+        pairs = itertools.combinations(groups, 2)
+        compared = [_compared(findings, first, second, metric) for first, second in pairs]
+        analysis["tests"][metric] = [_plain(one) for one in corrected(compared)]
     return analysis
 
 
 def against(
     reference: str, findings: Mapping[str, Found], others: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """t-tests of each of `others` against the reference, corrected for all of these, by metric."""
+    """t-tests of each of `others` against the reference, corrected for all of these, by metric.
+
+    They are of pairs or Welch's, see `tests`.
+    """
     found = {}
     for metric in METRICS:
-        pairs = []
-        for name in others:
-            groups = _groups({reference: findings[reference], name: findings[name]}, metric)
-            pairs += compare_pairs(groups) if groups else []
-        defined = [i for i, one in enumerate(pairs) if one.p is not None]
-        for i, p in zip(defined, holm([pairs[i].p for i in defined])):
-            pairs[i] = pairs[i]._replace(p_holm=float(p))
-        found[metric] = [_plain(one) for one in pairs]
+        compared = [
+            _compared(findings, reference, name, metric)
+            for name in others
+            if _groups({one: findings[one] for one in (reference, name)}, metric)
+        ]
+        found[metric] = [_plain(one) for one in corrected(compared)]
     return found
+
+
+def _compared(findings: Mapping[str, Found], first: str, second: str, metric: str) -> Comparison:
+    orders = _paired(findings[first], findings[second])
+    values = (getattr(findings[name], metric) for name in (first, second))
+    if orders is None:
+        return compare_two(dict(zip((first, second), values)), paired=False)
+    ordered = (v[order] for v, order in zip(values, orders))
+    return compare_two(dict(zip((first, second), ordered)), paired=True)
+
+
+def _paired(first: Found, second: Found) -> tuple[np.ndarray, np.ndarray] | None:
+    """Orders [n] that bring both to the same images, or None if they were not the same ones.
+
+    Images are the same by hospital, round and record, if they were also augmented alike.
+    """
+    if first.originals.shape != second.originals.shape:
+        return None
+    keys = [(found.records, found.rounds, found.hospitals) for found in (first, second)]
+    one, other = (np.lexsort(key) for key in keys)
+    alike = all(np.array_equal(a[one], b[other]) for a, b in zip(*keys))
+    if alike and np.allclose(first.originals[one], second.originals[other], atol=1e-6):
+        return one, other
+    return None
 
 
 def _groups(findings: Mapping[str, Found], metric: str) -> dict[str, np.ndarray]:

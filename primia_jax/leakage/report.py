@@ -30,7 +30,7 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
     Raises:
       StorageError: if it cannot be written.
     """
-    rows = result["settings"]
+    rows, control = result["settings"], result["control"]
     plot = folder / "audit" / "leakage.png"
     drawn = pictures.draw_leakage(plot, rows)
     html = (
@@ -39,6 +39,7 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
         .render(
             result=result,
             rows=rows,
+            works=control is None or control["recovered"],
             tiles=_tiles(rows),
             verdicts=result["verdicts"],
             attacked=attacked_table(rows),
@@ -48,10 +49,8 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
             tests=[(_NAMES[m], test_table(t)) for m, t in result["tests"].items() if t],
             defences=defence_table(result),
             panels=[(row["setting"], page.embedded(folder / row["panel"])) for row in rows],
-            control=result["control"],
-            control_picture=(
-                page.embedded(folder / result["control"]["panel"]) if result["control"] else ""
-            ),
+            control=control,
+            control_picture=page.embedded(folder / control["panel"]) if control else "",
             plot=page.embedded(plot) if drawn else "",
             notes=[(row["setting"], note) for row in rows for note in row["notes"]],
         )
@@ -60,7 +59,7 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """What the numbers do and do not say, in plain sentences."""
+    """What the numbers do and do not say, in plain sentences; nothing after a failed control."""
     found, control = [], result["control"]
     if control is None:
         found.append(
@@ -72,12 +71,12 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
             f"recovered the image ({control['psnr']:.1f} dB, at least {control['needed']:g} dB)."
         )
     else:
-        found.append(
+        return [
             f"The control failed: behind the gradient of one image at an untrained network the "
             f"attack reached {control['psnr']:.1f} dB only, where {control['needed']:g} dB can be "
-            "had. The attack is broken as it is set here, and no other figure on this page means "
-            "anything."
-        )
+            "had. The attack is broken as it is set here, and nothing is concluded from what it "
+            "found. More config.audit.control_steps, or other settings of the attack, may mend it."
+        ]
     for test in result["tests"]["psnr"] if result["tests"] else []:
         found.append(_of_test(test))
     weak = [row["setting"] for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
@@ -95,7 +94,10 @@ def _of_test(test: Mapping[str, Any]) -> str:
     first, second, difference = test["first"], test["second"], test["difference"]
     if test["p_holm"] is None:
         return f"Between {first} and {second} no test is defined."
-    told = f"{abs(difference):.1f} dB, {_p(test['p_holm'])} corrected, d = {test['cohens_d']:.2f}"
+    told = (
+        f"{abs(difference):.1f} dB, {_test(test)} test, {_p(test['p_holm'])} corrected, "
+        f"d = {test['cohens_d']:.2f}"
+    )
     worse, better = (second, first) if difference > 0 else (first, second)
     for level, word in _LEVELS:
         if test["p_holm"] < level:
@@ -209,8 +211,9 @@ def anova_table(result: Mapping[str, Any]) -> Table:
 
 
 def test_table(tests: Sequence[Mapping[str, Any]]) -> Table:
-    """t-tests of pairs of settings."""
-    heads = ["First", "Second", "Difference", "95 % interval", "t", "p", "p corrected", "Cohen’s d"]
+    """t-tests of every two settings."""
+    heads = ["First", "Second", "Test", "Difference", "95 % interval", "t", "p", "p corrected"]
+    heads.append("Cohen’s d")
     table = []
     for one in tests:
         interval = "–"
@@ -220,6 +223,7 @@ def test_table(tests: Sequence[Mapping[str, Any]]) -> Table:
             [
                 one["first"],
                 one["second"],
+                _test(one),
                 f"{one['difference']:.4g}",
                 interval,
                 _number(one["t"], 2),
@@ -236,7 +240,7 @@ def defence_table(result: Mapping[str, Any]) -> Table:
     heads = ["Setting", "MCC (95 % interval)", "PSNR, dB", "Most", "SSIM", "Identified"]
     compared = result["defences"] is not None
     if compared:
-        heads += ["PSNR against the reference", "p corrected"]
+        heads += ["PSNR against the reference", "Test", "p corrected"]
     tests = {one["second"]: one for one in result["defences"]["psnr"]} if compared else {}
     table = []
     for row in result["settings"]:
@@ -253,9 +257,17 @@ def defence_table(result: Mapping[str, Any]) -> Table:
             f"{row['identified']['share']:.2f}",
         ]
         if compared:
-            cells += [f"{-test['difference']:+.1f}", _p(test["p_holm"])] if test else ["–", "–"]
+            cells += (
+                [f"{-test['difference']:+.1f}", _test(test), _p(test["p_holm"])]
+                if test
+                else ["–"] * 3
+            )
         table.append(cells)
     return Table(heads, table)
+
+
+def _test(one: Mapping[str, Any]) -> str:
+    return "paired" if one["paired"] else "Welch’s"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -5,11 +5,13 @@ A setting is written "NAME: KEY=VALUE KEY=VALUE"; anything that can be configure
 
 import ast
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, settled, to_plain
-from primia_jax.errors import ConfigError
+from primia_jax.errors import CheckpointError, ConfigError
+from primia_jax.federated import checkpoints
 
 _WORDS = {"true": True, "false": False}
 
@@ -21,6 +23,15 @@ class Setting(NamedTuple):
     overrides: tuple[str, ...]  # "KEY=VALUE"
     images: int  # attacked, at least
     is_defence: bool
+
+
+class Run(NamedTuple):
+    """A run that is attacked."""
+
+    setting: Setting
+    folder: pathlib.Path
+    config: ExperimentConfig
+    is_own: bool = False  # to be trained by the audit
 
 
 def parse(audit: AuditConfig) -> tuple[Setting, ...]:
@@ -94,12 +105,38 @@ def _split(word: str, where: str) -> tuple[str, Any]:
 
 
 def run_config(config: ExperimentConfig, setting: Setting) -> ExperimentConfig:
-    """The configuration of the run that `setting` asks for, which records its updates."""
+    """The configuration of the run that `setting` asks for, which records its updates.
+
+    In mode `local` a step takes the batches of all hospitals together, unless the setting names
+    `training.batch_size`: so it is of as many images as a round of one step elsewhere.
+    """
     asked = overridden(config, setting.overrides, f"config.audit, {setting.name}")
-    federated = dataclasses.replace(asked.federated, record_updates=True)
+    training = asked.training
+    named = any(word.partition("=")[0] == "training.batch_size" for word in setting.overrides)
+    if asked.federated.mode == "local" and not named:
+        pooled = training.batch_size * asked.federated.hospitals
+        training = dataclasses.replace(training, batch_size=pooled)
     return dataclasses.replace(
         asked,
         name=f"{config.name}: {setting.name}",
-        federated=federated,
+        training=training,
+        federated=dataclasses.replace(asked.federated, record_updates=True),
         audit=AuditConfig(),  # how a run is attacked is not of the run
     )
+
+
+def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
+    """The configuration of the run in `folder`, without its section `audit`.
+
+    Raises:
+      CheckpointError: if config.json is missing, or is none of a run.
+    """
+    path = folder / "config.json"
+    stored = checkpoints.read_json(path)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
+    try:
+        own = {key: value for key, value in stored.items() if key != "audit"}
+        return from_config_dict(ExperimentConfig, own)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is not of a run that can be read: {error}") from error

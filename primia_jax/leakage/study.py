@@ -2,7 +2,8 @@
 
 workdir/audit.json     everything measured
 workdir/report.html    for readers; audit.html where the folder is itself that of a run
-workdir/audit/         pictures, and what each attack found (NAME.npz), taken up by --resume
+workdir/audit/         pictures (panels/NAME.png), and what each attack found (NAME.npz), taken up
+                       by --resume
 workdir/runs/NAME/     the runs that the audit trained
 """
 
@@ -11,33 +12,25 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from primia_jax import experiment
-from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, to_plain
-from primia_jax.errors import CheckpointError, StorageError
+from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
+from primia_jax.data import make_plan
+from primia_jax.errors import CheckpointError, ConfigError, StorageError
 from primia_jax.federated import checkpoints
-from primia_jax.leakage import extractors, judging, pictures, report
+from primia_jax.leakage import extractors, judging, pictures, report, threat_model
 from primia_jax.leakage.attacking import Found, Progress, attack_all, fingerprint
 from primia_jax.leakage.control import control
 from primia_jax.leakage.judging import Extract
-from primia_jax.leakage.settings import Setting, overridden, parse, run_config
-from primia_jax.leakage.views import HOW_TO_RECORD, Views, check, views
+from primia_jax.leakage.settings import Run, Setting, overridden, parse, recorded_config, run_config
+from primia_jax.leakage.views import HOW_TO_RECORD, Views, check, check_ahead, digest, views
 from primia_jax.workdir import differences, move_aside
 
 AUDIT, FOLDER = "audit.json", "audit"
 _TABLE = ("local", "federated", "federated_secure")
-
-
-class _Run(NamedTuple):
-    """A run that is attacked."""
-
-    setting: Setting
-    folder: pathlib.Path
-    config: ExperimentConfig
-    is_own: bool = False  # to be trained by the audit
 
 
 def audit(
@@ -60,7 +53,8 @@ def audit(
       workdir: a run's folder, or one for the audit's own runs.
       extract: features [n d] of images [n s s 1], for FID and KID; by `config.audit.features` where
         None.
-      resume: take up the audit in `workdir`: what was trained and attacked already is kept.
+      resume: take up the audit in `workdir`: what was trained and attacked already is kept, where
+        settings and images are the same.
       ray_address: a running Ray cluster for the trainings; else one is started.
       command: the command line, for the report.
       progress: see `Progress`.
@@ -87,7 +81,7 @@ def audit(
                 "runs of config.audit.settings there"
             )
         runs = [
-            _Run(setting, folder / "runs" / setting.name, run_config(config, setting), True)
+            Run(setting, folder / "runs" / setting.name, run_config(config, setting), True)
             for setting in settings
         ]
         page = folder / "report.html"
@@ -123,31 +117,22 @@ def inversion_table(
       `images` of the smallest row, and `note`, a sentence on what was attacked.
 
     Raises:
-      UserError: see `audit`.
+      UserError: see `audit` and `check_inversion`.
     """
     config = experiment.checked(config)
     folder = pathlib.Path(workdir).absolute()
     plain = dataclasses.replace(config.audit, defences=())
+    whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
     if runs is None:
-        small = overridden(config, config.audit.overrides, "config.audit.overrides")
-        wanted = [setting for setting in parse(plain) if setting.name in _TABLE]
-        found = [
-            _Run(one, folder / "runs" / one.name, run_config(small, one), True) for one in wanted
-        ]
-        note = (
-            "Attacked were the first rounds of runs trained for this table alone, of a small "
-            "network with one local step a round: the attacker's best case."
-        )
+        found = _table_runs(whole, folder)
     else:
         found = [_recorded_run(pathlib.Path(runs[name]), plain, name) for name in runs]
-        note = "Attacked were recorded rounds of the runs themselves."
-    whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
     result = _audit(whole, folder, page, found, extract, resume, None, "", progress)
     rows = [{k: v for k, v in row.items() if k != "config"} for row in result["settings"]]
     rows.sort(key=lambda row: _TABLE.index(row["setting"]) if row["setting"] in _TABLE else 9)
     return {
         "images": min(row["n"] for row in rows),
-        "note": note,
+        "note": threat_model.note(found, result["settings"]),
         "threat_model": result["threat_model"],
         "rows": rows,
         "anova": result["anova"],
@@ -157,20 +142,44 @@ def inversion_table(
     }
 
 
-def _recorded_run(folder: pathlib.Path, audit: AuditConfig, name: str) -> _Run:
+def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
+    """That `inversion_table` can train and attack runs of its own under `config`; trains nothing.
+
+    Raises:
+      UserError: of settings that cannot be read, that no run goes by or that name no row of the
+        table, and of a threat model that a run does not allow; see `audit`.
+    """
+    config = experiment.checked(config)
+    plain = dataclasses.replace(config.audit, defences=())
+    for run in _table_runs(dataclasses.replace(config, audit=plain), pathlib.Path()):
+        check_ahead(run.config, plain, run.setting.name)
+    extractors.check(config)
+
+
+def _table_runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:
+    """The runs that are trained for the table of inversions."""
+    small = overridden(config, config.audit.overrides, "config.audit.overrides")
+    wanted = [setting for setting in parse(config.audit) if setting.name in _TABLE]
+    if not wanted:
+        raise ConfigError(
+            f"config.audit.settings names none of {', '.join(_TABLE)}, which are the rows of the "
+            "table of inversions; name one so, as in 'federated: federated.mode=federated'"
+        )
+    return [Run(one, folder / "runs" / one.name, run_config(small, one), True) for one in wanted]
+
+
+def _recorded_run(folder: pathlib.Path, audit: AuditConfig, name: str) -> Run:
     """The run in a folder, as it was configured."""
     folder = folder.absolute()
-    stored = checkpoints.read_json(folder / "config.json")
-    stored.pop("audit", None)
-    config = from_config_dict(ExperimentConfig, stored)
-    return _Run(Setting(name or config.federated.mode, (), audit.images, False), folder, config)
+    config = recorded_config(folder)
+    return Run(Setting(name or config.federated.mode, (), audit.images, False), folder, config)
 
 
 def _audit(
     config: ExperimentConfig,
     folder: pathlib.Path,
     page: pathlib.Path,
-    runs: Sequence[_Run],
+    runs: Sequence[Run],
     extract: Extract | None,
     resume: bool,
     ray_address: str | None,
@@ -178,7 +187,7 @@ def _audit(
     progress: Progress,
 ) -> dict[str, Any]:
     for run in runs:
-        check(run.config, config.audit, run.setting.name)
+        (check_ahead if run.is_own else check)(run.config, config.audit, run.setting.name)
     features, features_told = extractors.make(config, extract)
     _begin(folder, page, resume)
     seen: dict[str, Views] = {}
@@ -191,19 +200,21 @@ def _audit(
         for run in runs
     }
     others = [run.setting.name for run in runs if run.setting.is_defence]
+    first = runs[0].setting.name
     main = {name: found for name, found in findings.items() if name not in others}
+    rows = [
+        _row(config, folder, run, seen[run.setting.name], findings[run.setting.name], features)
+        for run in runs
+    ]
     result: dict[str, Any] = {
         "name": config.name,
         "command": command,
-        "threat_model": _threat_model(config, runs, seen),
+        "threat_model": threat_model.rows(config.audit, runs, rows),
         "features": features_told,
-        "settings": [
-            _row(config, folder, run, seen[run.setting.name], findings[run.setting.name], features)
-            for run in runs
-        ],
+        "settings": rows,
         **judging.tests(main),
         "defences": judging.against(config.audit.reference, findings, others) if others else None,
-        "control": _control(config, folder, findings[runs[0].setting.name]),
+        "control": _control(config, folder, seen[first], findings[first]),
         "config": to_plain(config),
     }
     result["verdicts"] = report.verdicts(result)
@@ -224,13 +235,11 @@ def _begin(folder: pathlib.Path, page: pathlib.Path, resume: bool) -> None:
         raise StorageError(f"workdir {folder} cannot be used: {error}") from error
 
 
-def _train(run: _Run, resume: bool, ray_address: str | None, progress: Progress) -> None:
-    """Trains a run, unless it is there and finished and may be kept."""
-    stored = run.folder / "config.json"
-    if resume and (run.folder / "metrics.json").exists() and stored.exists():
-        kept = checkpoints.read_json(stored)
-        if not list(differences(kept, to_plain(run.config))):
-            return
+def _train(run: Run, resume: bool, ray_address: str | None, progress: Progress) -> None:
+    """Trains a run; one that is there is kept or goes on, if settings and images are the same."""
+    resume = resume and _is_same(run)
+    if resume and (run.folder / "metrics.json").exists():
+        return
     progress(f"training {run.setting.name}", 0, run.config.federated.rounds)
     with open(os.devnull, "w") as nowhere:
         experiment.train(
@@ -243,7 +252,18 @@ def _train(run: _Run, resume: bool, ray_address: str | None, progress: Progress)
         )
 
 
-def _tell(progress: Progress, run: _Run, number: int) -> bool:
+def _is_same(run: Run) -> bool:
+    """Whether what is in the run's folder was begun with its settings, on its images."""
+    paths = [run.folder / name for name in ("config.json", "data.json")]
+    if not all(path.exists() for path in paths):
+        return False
+    stored, data = map(checkpoints.read_json, paths)
+    if not isinstance(stored, Mapping) or any(differences(stored, to_plain(run.config))):
+        return False
+    return bool(data["fingerprint"] == make_plan(run.config).fingerprint)
+
+
+def _tell(progress: Progress, run: Run, number: int) -> bool:
     progress(f"training {run.setting.name}", number, run.config.federated.rounds)
     return True
 
@@ -251,7 +271,7 @@ def _tell(progress: Progress, run: _Run, number: int) -> bool:
 def _attacked(
     config: ExperimentConfig,
     folder: pathlib.Path,
-    run: _Run,
+    run: Run,
     seen: Views,
     resume: bool,
     progress: Progress,
@@ -260,14 +280,14 @@ def _attacked(
     name = run.setting.name
     kept = folder / FOLDER / f"{name}.npz"
     depends = fingerprint(
-        [to_plain(run.config), [(case.round, case.sender) for case in seen.cases]],
+        [to_plain(run.config), digest(seen)],
         config.audit,
         run.setting.images,
         config.seed,
     )
     found = Found.read(kept, depends) if resume else None
     if found is None:
-        found = attack_all(name, run.folder, seen, config.audit, config.seed, progress)
+        found = attack_all(name, run.config, seen, config.audit, config.seed, progress)
         found.write(kept, depends)
     return found
 
@@ -275,7 +295,7 @@ def _attacked(
 def _row(
     config: ExperimentConfig,
     folder: pathlib.Path,
-    run: _Run,
+    run: Run,
     seen: Views,
     found: Found,
     extract: Extract,
@@ -283,7 +303,10 @@ def _row(
     """One setting: what was attacked, what was found, and what its model is worth."""
     first = seen.cases[0]
     training = first.observed.training
-    panel = pathlib.Path(FOLDER) / f"{run.setting.name}.png"
+    panel = pathlib.Path(FOLDER) / "panels" / f"{run.setting.name}.png"
+    notes = list(seen.notes)
+    if found.gallery == 1:
+        notes.append("all images of a hospital are behind one update, with none to tell them from")
     pictures.draw_panel(folder / panel, found)
     return {
         "setting": run.setting.name,
@@ -299,7 +322,7 @@ def _row(
         "rounds": sorted({case.round for case in seen.cases}),
         **judging.measures(found, extract, config.audit, config.seed),
         "utility": _utility(run.folder),
-        "notes": list(seen.notes),
+        "notes": notes,
         "panel": str(panel),
         "config": to_plain(run.config),
     }
@@ -321,48 +344,14 @@ def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
     }
 
 
-def _control(config: ExperimentConfig, folder: pathlib.Path, found: Found) -> dict[str, Any] | None:
+def _control(
+    config: ExperimentConfig, folder: pathlib.Path, seen: Views, found: Found
+) -> dict[str, Any] | None:
     if not config.audit.control_steps:
         return None
-    result = control(found.originals[0], config.audit, config.seed)
+    known = seen.cases[0].observed.training
+    result = control(found.originals[0], known.mean, known.std, config.audit, config.seed)
     picture = pathlib.Path(FOLDER) / "control.png"
     original, image = result.pop("original"), result.pop("found")
     pictures.draw_pair(folder / picture, original, image, result["psnr"])
     return {**result, "panel": str(picture)}
-
-
-def _threat_model(
-    config: ExperimentConfig, runs: Sequence[_Run], seen: Mapping[str, Views]
-) -> list[list[str]]:
-    """What the attacker is taken to know and to do, as rows for readers."""
-    given, norms = config.audit, {run.config.model.norm for run in runs}
-    models = {(run.config.model.name, run.config.model.width) for run in runs}
-    first = runs[0].config.training
-    optimizer = f"{first.optimizer}, learning rate {first.learning_rate:g} ({first.schedule})"
-    sizes = sorted({run.config.training.batch_size for run in runs})
-    steps = sorted({v.cases[0].observed.training.local_steps for v in seen.values()})
-    rows = [
-        ["network", ", ".join(f"{name}, width {width}" for name, width in sorted(models))],
-        ["normalisation", ", ".join(sorted(norms))],
-        ["image side", ", ".join(sorted({str(run.config.data.image_size) for run in runs}))],
-        ["images of a local step", ", ".join(map(str, sizes))],
-        ["local steps in a round", ", ".join(map(str, steps))],
-        ["local optimiser", optimizer],
-        ["labels", "known" if given.labels_known else "inferred from the last layer's gradient"],
-        ["moments of batch norm", _moments(given, norms)],
-        ["hospitals' numbers of images", "known" if given.sizes_known else "not known"],
-        ["pixel statistics, class weights, schedule, optimiser", "known"],
-        ["rounds", f"of the {given.checkpoint} of training"],
-        ["attack", f"{given.attack}, {given.steps} steps, {given.restarts} start(s)"],
-    ]
-    if given.attack == "inverting_gradients":
-        weights = f"{given.total_variation:g}, first step {given.learning_rate:g}"
-        rows.append(["total variation", weights])
-    return rows
-
-
-def _moments(given: AuditConfig, norms: set[str]) -> str:
-    if "batch" not in norms:
-        return "none: local steps compute alike in training and evaluation"
-    known = "known" if given.moments_known else "not used"
-    return f"{known}; local steps use those of the batch (training mode)"

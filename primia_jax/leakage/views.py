@@ -6,15 +6,19 @@ h hospitals, m images of a hospital.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from primia_jax.config import AuditConfig, ExperimentConfig, TrainingConfig
+from primia_jax.config.sections import AugmentationConfig
+from primia_jax.data.augmentation import augment
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, rules, variables
 from primia_jax.federated.recording import Arrival, Seen, Truth
@@ -42,6 +46,7 @@ class Views(NamedTuple):
     """All that is attacked of one run."""
 
     cases: tuple[Case, ...]
+    images: dict[str, np.ndarray]  # by hospital, all its own images [m s s 1]
     notes: tuple[str, ...]  # what a reader must know of them
 
 
@@ -71,6 +76,31 @@ def check(config: ExperimentConfig, audit: AuditConfig, name: str) -> None:
     if audit.labels_known and config.augmentation.mixup_p:
         raise ConfigError(
             f"{where}: labels_known needs config.augmentation.mixup_p = 0, mixed labels being none"
+        )
+
+
+def check_ahead(config: ExperimentConfig, audit: AuditConfig, name: str) -> None:
+    """As `check`, for a run that is still to be trained: its updates must not be too large.
+
+    Raises:
+      ConfigError: see `check`; of too large updates where the settings tell.
+    """
+    check(config, audit, name)
+    fed = config.federated
+    if fed.sync_unit != "steps" or config.privacy.mode == "record":
+        return  # it depends on the hospitals' images, or on what is drawn
+    summed = fed.mode == "federated_secure" and fed.participation == 1
+    hospitals = fed.hospitals if summed else 1
+    _check_size(fed.sync_every, config.training.batch_size, hospitals, audit, name)
+
+
+def _check_size(t: int, b: int, hospitals: int, audit: AuditConfig, where: str) -> None:
+    n = t * b * hospitals
+    if n > audit.largest_update:
+        raise ConfigError(
+            f"{where}: {n} images stand behind an update ({t} steps of {b}, {hospitals} "
+            f"hospitals), more than config.audit.largest_update = {audit.largest_update}; raise "
+            "it, or record a run that synchronises more often"
         )
 
 
@@ -104,7 +134,9 @@ def views(folder: pathlib.Path, config: ExperimentConfig, audit: AuditConfig, wa
                 cases += [case] if case is not None else []
     if not cases:
         raise DataError(f"no image stands behind the rounds recorded in {folder}")
-    return Views(tuple(cases), tuple(_notes(config, audit, cases, wanted)))
+    names = sorted({name for case in cases for name in case.hospitals})
+    images = {name: recording.read_images(folder / "sites" / name) for name in names}
+    return Views(tuple(cases), images, tuple(_notes(config, audit, cases, wanted)))
 
 
 def _chosen(
@@ -148,14 +180,8 @@ def _case(
             "with config.federated.sync_unit = steps (and sync_every = 1 under config.privacy)"
         )
     t, b = len(parts[0].sizes), int(parts[0].sizes[0])
-    n = t * b * len(parts)
-    if n > audit.largest_update:
-        raise ConfigError(
-            f"round {number} of {folder}: {n} images stand behind an update ({t} steps of {b}, "
-            f"{len(parts)} hospitals), more than config.audit.largest_update = "
-            f"{audit.largest_update}; raise it, or record a run that synchronises more often"
-        )
-    if not n:
+    _check_size(t, b, len(parts), audit, f"round {number} of {folder}")
+    if not t * b:
         return None
     rates = _rates(config, number, t)
     weights = tuple(part.weight for part in parts)
@@ -310,30 +336,62 @@ def _notes(
     return notes
 
 
-def gallery(
-    folder: pathlib.Path, case: Case, image: int, size: int, rng: np.random.Generator
+def decoys(
+    seen: Views,
+    config: ExperimentConfig,
+    case: Case,
+    hospital: str,
+    n: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """[size s s 1] images of a hospital, the true one first, the others its own at random.
+    """[n s s 1] images of a hospital that are not behind an update, augmented as those that are.
 
     Args:
-      folder: of the run.
-      case: whose truth it is.
-      image: number of the true image in the case.
-      size: at most the hospital's images.
+      seen: of the run.
+      config: of the run.
+      case: the update.
+      hospital: one of those behind it.
+      n: at most as many as it has.
       rng: consumed.
     """
-    own = _images(folder / "sites" / case.hospitals[image])
-    others = np.delete(np.arange(len(own)), case.records[image])
-    chosen = rng.permutation(others)[: size - 1]
-    return np.concatenate([case.images[image : image + 1], own[chosen]])
+    chosen = seen.images[hospital][rng.permutation(_others(seen, case, hospital))[:n]]
+    key = jax.random.key(int(rng.integers(2**31)))
+    if not n:
+        return chosen
+    size = min(config.training.batch_size, n)  # MixUp mixes the images of a batch
+    batches = np.resize(chosen, (-(-n // size), size, *chosen.shape[1:]))
+    changed = _augmented(jax.random.split(key, len(batches)), batches, config.augmentation)
+    return np.asarray(changed).reshape(-1, *chosen.shape[1:])[:n]
 
 
-def gallery_size(folder: pathlib.Path, cases: Sequence[Case], most: int) -> int:
-    """How many images galleries have: `most`, or as many as the smallest hospital holds."""
-    names = {name for case in cases for name in case.hospitals}
-    return min(most, *(len(_images(folder / "sites" / name)) for name in names))
+def gallery_size(seen: Views, most: int) -> int:
+    """Images in each gallery, the true one and decoys: `most`, or what every hospital has."""
+    rest = [len(_others(seen, case, name)) for case in seen.cases for name in set(case.hospitals)]
+    return min(most, min(rest) + 1)
 
 
-@functools.lru_cache(maxsize=16)
-def _images(site: pathlib.Path) -> np.ndarray:
-    return recording.read_images(site)
+def _others(seen: Views, case: Case, hospital: str) -> np.ndarray:
+    """Which of a hospital's images are not behind an update."""
+    behind = case.records[np.asarray(case.hospitals) == hospital]
+    return np.setdiff1d(np.arange(len(seen.images[hospital])), behind)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _augmented(keys: jax.Array, batches: jax.Array, config: AugmentationConfig) -> jax.Array:
+    """Batches [g b s s 1] with draws of their own; their labels do not matter."""
+    labels = jnp.zeros((batches.shape[1], 1))
+    return jax.vmap(lambda key, images: augment(key, images, labels, config)[0])(keys, batches)
+
+
+def digest(seen: Views) -> str:
+    """A hash of all recorded arrays that attacks and their judgement depend on."""
+    found, arrays = hashlib.sha256(), list(seen.images.values())
+    for case in seen.cases:
+        own = case.observed
+        found.update(repr((case.round, case.hospitals)).encode())
+        arrays += jax.tree.leaves((own.variables, own.update, own.moments, case.images))
+        arrays += [case.labels, case.records]
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

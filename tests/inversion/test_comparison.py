@@ -1,4 +1,6 @@
-"""Tests between settings, against scipy, statsmodels and textbook formulas."""
+"""Tests between settings, against scipy and textbook formulas."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -7,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from primia_jax.errors import DataError
-from primia_jax.inversion import anova, compare_pairs
-from primia_jax.inversion.comparison import holm
+from primia_jax.inversion import anova, compare_two, corrected
 
 
 def groups(seed=0, sizes=(12, 15, 9)):
@@ -32,59 +33,58 @@ def test_anova_is_the_ratio_of_variances(seed):
 
 
 @given(st.integers(0, 999))
-def test_unpaired_comparisons(seed):
-    data = groups(seed)
-    found = compare_pairs(data)
-    assert [(c.first[-1], c.second[-1]) for c in found] == [("0", "1"), ("0", "2"), ("1", "2")]
-    for c in found:
-        a, b = data[c.first], data[c.second]
-        n, m = len(a), len(b)
-        pooled = np.sqrt(((n - 1) * a.var(ddof=1) + (m - 1) * b.var(ddof=1)) / (n + m - 2))
-        t = (a.mean() - b.mean()) / (pooled * np.sqrt(1 / n + 1 / m))
-        np.testing.assert_allclose((c.t, c.degrees), (t, n + m - 2))
-        np.testing.assert_allclose(c.p, 2 * stats.t.sf(abs(t), n + m - 2))
-        np.testing.assert_allclose(c.cohens_d, (a.mean() - b.mean()) / pooled)
-        width = stats.t.ppf(0.975, n + m - 2) * pooled * np.sqrt(1 / n + 1 / m)
-        np.testing.assert_allclose(c.interval, (c.difference - width, c.difference + width))
-    np.testing.assert_allclose([c.p_holm for c in found], holm([c.p for c in found]))
+def test_unpaired_comparisons_are_welch_s(seed):
+    data = groups(seed, (12, 15))
+    c = compare_two(data, paired=False)
+    a, b = data.values()
+    assert (c.first[-1], c.second[-1], c.paired) == ("0", "1", False)
+    parts = [v.var(ddof=1) / len(v) for v in (a, b)]
+    error = np.sqrt(sum(parts))
+    degrees = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (a, b)))
+    t = (a.mean() - b.mean()) / error
+    np.testing.assert_allclose((c.t, c.degrees), (t, degrees))
+    np.testing.assert_allclose(c.p, 2 * stats.t.sf(abs(t), degrees))
+    width = stats.t.ppf(0.975, degrees) * error
+    np.testing.assert_allclose(c.interval, (c.difference - width, c.difference + width))
+    deviation = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    np.testing.assert_allclose(c.cohens_d, c.difference / deviation)
 
 
 @given(st.integers(0, 999))
 def test_paired_comparisons_are_on_differences(seed):
     data = groups(seed, (10, 10))
-    (c,) = compare_pairs(data, paired=True)
+    c = compare_two(data, paired=True)
     difference = data[c.first] - data[c.second]
     d = difference.mean() / difference.std(ddof=1)
     np.testing.assert_allclose((c.cohens_d, c.t, c.degrees), (d, d * np.sqrt(10), 9))
     np.testing.assert_allclose(c.p, stats.ttest_1samp(difference, 0).pvalue)
-    assert c.p_holm == c.p
+    assert c.paired and c.p_holm is None
 
 
-def test_holm_is_statsmodels():
-    # Recorded from statsmodels 0.15: multipletests(method='holm').
-    p = [0.01, 0.04, 0.03, 0.005, 0.9, 0.03]
-    np.testing.assert_allclose(holm(p), [0.05, 0.12, 0.12, 0.03, 0.9, 0.12])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_never_lowers_a_p_value_nor_changes_their_order(p):
-    corrected = holm(p)
-    assert (corrected >= np.array(p)).all() and (corrected <= 1).all()
-    order = np.argsort(p, kind="stable")
-    assert (np.diff(corrected[order]) >= 0).all()
-    assert (corrected <= np.minimum(1, np.array(p) * len(p)) + 1e-15).any()
+def test_correction_leaves_out_what_is_undefined():
+    # By hand: of p = 0.01, 0.04, 0.03 Holm makes 0.03, 0.06, 0.06.
+    one = compare_two({"a": [1, 2], "b": [2, 4]}, paired=True)
+    found = corrected([one._replace(p=p) for p in (0.01, 0.04, None, 0.03)])
+    np.testing.assert_allclose([c.p_holm for c in found if c.p], [0.03, 0.06, 0.06])
+    assert found[2].p_holm is None
+    assert corrected([]) == []
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's, of a constant setting
 def test_settings_without_variance_have_no_test():
     data = {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [1.0, 3.0]}
-    first, *others = compare_pairs(data)
+    first, *others = corrected(
+        [
+            compare_two({n: data[n] for n in two}, paired=False)
+            for two in itertools.combinations(data, 2)
+        ]
+    )
     assert first.difference == -1
     undefined = (first.interval, first.t, first.p, first.p_holm, first.cohens_d)
     assert undefined == (None,) * 5
     assert all(c.p_holm is not None for c in others)
     assert anova({"a": [1, 1], "b": [2, 2]}).p is None
-    (same,) = compare_pairs({"a": [0.1, 0.7], "b": [0.3, 0.9]}, paired=True)
+    same = compare_two({"a": [0.1, 0.7], "b": [0.3, 0.9]}, paired=True)
     assert same.p is None  # a constant difference but for rounding
 
 
@@ -92,8 +92,8 @@ def test_too_little_is_refused():
     with pytest.raises(DataError, match="1 setting: at least two"):
         anova({"a": [1, 2]})
     with pytest.raises(DataError, match="b: 1 values"):
-        compare_pairs({"a": [1, 2], "b": [1]})
+        compare_two({"a": [1, 2], "b": [1]}, paired=False)
     with pytest.raises(DataError, match="b: 2 values; take two or more, all finite"):
         anova({"a": [1, 2], "b": [1, np.nan]})
     with pytest.raises(DataError, match="a has 2 values and b 3"):
-        compare_pairs({"a": [1, 2], "b": [1, 2, 3]}, paired=True)
+        compare_two({"a": [1, 2], "b": [1, 2, 3]}, paired=True)

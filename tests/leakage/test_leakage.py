@@ -14,9 +14,9 @@ from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, variables
 from primia_jax.inversion import observe
-from primia_jax.leakage import inversion_table
-from primia_jax.leakage.settings import overridden, parse
-from primia_jax.leakage.views import views
+from primia_jax.leakage import check_inversion, inversion_table
+from primia_jax.leakage.settings import overridden, parse, run_config
+from primia_jax.leakage.views import check_ahead, decoys, digest, gallery_size, views
 
 
 def run_views(folder, **audit):
@@ -160,14 +160,31 @@ def test_an_audit_trains_what_it_compares(tmp_path):
     assert told["settings"][1]["images_per_update"] == 3
     assert [one["second"] for one in told["defences"]["psnr"]] == ["noise"]
     assert [(t["first"], t["second"]) for t in told["tests"]["psnr"]] == [("plain", "secure")]
-    assert told["control"]["recovered"] is False and "broken" in told["verdicts"][0]
+    assert told["tests"]["psnr"][0]["paired"]  # the same three images, summed or not
+    assert told["control"]["recovered"] is False
     assert all(-1 <= row["utility"]["mcc"] <= 1 for row in told["settings"])
     assert "too few for FID" in told["settings"][0]["distances"]
     page = (tmp_path / "report.html").read_text()
-    assert "update_noise=0.01" in page and "too few for FID" in page
-    when = (tmp_path / "runs" / "plain" / "metrics.json").stat().st_mtime_ns
-    primia_jax.audit(config, tmp_path, extract=pixels, resume=True)
-    assert (tmp_path / "runs" / "plain" / "metrics.json").stat().st_mtime_ns == when
+    assert "update_noise=0.01" in page
+    # Of an attack that fails where it must succeed nothing is concluded, nor shown.
+    assert len(told["verdicts"]) == 1 and "The control failed" in page
+    assert "report ends here" in page and "Student" not in page and "too few for FID" not in page
+    # Taken up, runs are kept but for the one whose settings changed, which is trained anew.
+    config.audit.defences = ("noise: federated.update_clip=0.1 federated.update_noise=0.02",)
+    trained, attacked = set(), set()
+
+    def note(what, done, total):
+        (trained if what.startswith("training ") else attacked).add(what)
+
+    primia_jax.audit(config, tmp_path, extract=pixels, resume=True, progress=note)
+    assert trained == {"training noise"} and attacked == {"noise"}
+    assert (tmp_path / "runs" / "noise" / "previous" / "1" / "metrics.json").exists()
+    # So is one that was trained on other images.
+    data = tmp_path / "runs" / "noise" / "data.json"
+    data.write_text(json.dumps({**json.loads(data.read_text()), "fingerprint": "other"}))
+    trained.clear()
+    primia_jax.audit(config, tmp_path, extract=pixels, resume=True, progress=note)
+    assert trained == {"training noise"}
 
 
 def test_the_table_of_recorded_runs(runs, tmp_path):
@@ -176,8 +193,72 @@ def test_the_table_of_recorded_runs(runs, tmp_path):
     assert [row["setting"] for row in table["rows"]] == ["local", "federated", "federated_secure"]
     assert table["images"] == 2  # rounds of one pooled image
     assert table["anova"]["mse"]["p"] is not None and len(table["tests"]["mse"]) == 3
+    paired = {(t["first"], t["second"]): t["paired"] for t in table["tests"]["mse"]}
+    assert paired.pop(("federated_secure", "federated")) and not any(paired.values())
+    assert table["note"] == "Attacked were updates of rounds 1 to 2 (of 2) of the runs themselves."
     assert all((tmp_path / panel).exists() for panel in table["panels"].values())
     json.dumps(table)
+
+
+def test_numbers_of_other_recordings_are_not_kept(runs, tmp_path):
+    """Whatever an attack or its judgement depends on is in the hash that `--resume` looks at."""
+    folder = _copied(runs["federated"], tmp_path)
+    before = digest(run_views(folder)[0])
+    assert digest(run_views(folder)[0]) == before
+    for name in ("images", "round_000001"):
+        path = folder / "sites" / "hospital_1" / "recorded" / f"{name}.npz"
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        arrays["images"] = arrays["images"][:, ::-1]
+        np.savez(path, **arrays)
+        after = digest(run_views(folder)[0])
+        assert after != before
+        before = after
+
+
+def test_decoys_are_others_and_augmented_alike(runs):
+    """A true image must not stand out among them, nor another of the same update count as one."""
+    found, config = run_views(runs["federated_secure"])
+    case, name = found.cases[0], "hospital_0"
+    own, n = found.images[name], gallery_size(found, 50) - 1
+    assert n == min(map(len, found.images.values())) - 1
+    one, other = (
+        decoys(found, config, case, name, n, np.random.default_rng(seed)) for seed in (0, 0)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert one.shape == (n, *own.shape[1:])
+    plain = from_config_dict(ExperimentConfig, _unaugmented(tiny()).to_dict())
+    still = decoys(found, plain, case, name, n, np.random.default_rng(0))
+    assert not np.allclose(one, still)
+    behind = own[case.records[np.asarray(case.hospitals) == name]]
+    for image in still:
+        assert any((image == other).all() for other in own)
+        assert not any((image == other).all() for other in behind)
+    assert decoys(found, config, case, name, 0, np.random.default_rng(0)).shape[0] == 0
+
+
+def _unaugmented(config):
+    for key in config.augmentation:
+        if key.endswith("_p"):
+            config.augmentation[key] = 0.0
+    return config
+
+
+def test_files_that_are_none_of_a_run_are_said_in_one_line(runs, tmp_path):
+    (tmp_path / "odd").mkdir()
+    for text in ("[1]", "null"):
+        (tmp_path / "odd" / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.json holds no settings"):
+            primia_jax.audit(tiny(), tmp_path / "odd")
+    (tmp_path / "odd" / "config.json").write_text('{"modell": {}}')
+    with pytest.raises(CheckpointError, match=r"config.json is not of a run .* no such setting"):
+        primia_jax.audit(tiny(), tmp_path / "odd")
+    config = tiny()
+    config.audit.features = str(tmp_path / "odd")
+    for text in ("{}", "[1]"):
+        (tmp_path / "odd" / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"no checkpoint in|holds no settings"):
+            primia_jax.audit(config, _copied(runs["federated"], tmp_path / text))
 
 
 def test_what_cannot_be_attacked_is_said_in_one_line(runs, tmp_path):
@@ -225,6 +306,43 @@ def test_rounds_of_another_third_must_have_been_recorded(runs, tmp_path):
     assert {case.round for case in found.cases} == {1, 2}
     with pytest.raises(ConfigError, match=r"of 9 rounds the run .* recorded 1, 2 only"):
         run_views(folder, checkpoint="end")
+
+
+@pytest.mark.parametrize(
+    ("audit", "error", "message"),
+    [
+        ({"settings": ("plain: federated.mode=federated",)}, ConfigError, "names none of local, f"),
+        ({"settings": ("local: federated.mod=local",)}, ConfigError, "did you mean 'mode'"),
+        ({"overrides": ("model.nrm=none",)}, ConfigError, "did you mean 'norm'"),
+        ({"moments_known": True}, ConfigError, "moments_known needs"),
+        ({"largest_update": 2}, ConfigError, "local: 3 images stand behind an update"),
+        ({"features": "nowhere"}, CheckpointError, "no such folder of a run"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused_before_any_training(
+    tmp_path, audit, error, message
+):
+    config = tiny()
+    check_inversion(config)
+    config.audit.update(audit)
+    with pytest.raises(error, match=message):
+        check_inversion(config)
+    with pytest.raises(error, match=message):
+        inversion_table(config, tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pooled_training_takes_the_batches_of_all_hospitals():
+    """So that local and federated_secure are attacked behind as many images."""
+    base = from_config_dict(ExperimentConfig, tiny(hospitals=5).to_dict())
+    local, plain, secure = (run_config(base, setting) for setting in parse(base.audit))
+    assert (local.training.batch_size, plain.training.batch_size) == (5, 1)
+    (named,) = parse(AuditConfig(settings=("local: federated.mode=local training.batch_size=2",)))
+    assert run_config(base, named).training.batch_size == 2
+    check_ahead(secure, AuditConfig(largest_update=5), "secure")
+    with pytest.raises(ConfigError, match="secure: 5 images stand behind an update"):
+        check_ahead(secure, AuditConfig(largest_update=4), "secure")
+    check_ahead(plain, AuditConfig(largest_update=4), "plain")
 
 
 @pytest.mark.parametrize(
