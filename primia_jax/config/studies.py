@@ -121,7 +121,7 @@ class AuditConfig:
     )
     sizes_known: bool = setting(True, "whether each hospital's number of images is known")
     gallery: int = setting(
-        50, "a hospital's own images, at most, among which a reconstruction is sought", low=2
+        50, "an image and decoys of its hospital, at most, among which it is sought", low=2
     )
     features: str = setting(
         "", "for FID and KID: a run's folder, or torchvision weights of a ResNet-18 (empty: random)"

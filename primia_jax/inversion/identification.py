@@ -2,9 +2,9 @@
 
 The truth must not choose what it is judged by: reconstructions of an update come in no order, and
 of many of them the one matched with an image is near it by the matching alone. So none is matched
-here. An image counts as identified where it is nearer than all decoys to *any* reconstruction of
-its update; of reconstructions that know nothing this is so for one image in m, however many stand
-behind an update.
+here. An image counts as identified where it lies nearer to *some* reconstruction of its update than
+any decoy does; of reconstructions that know nothing this is so for one image in m, however many
+stand behind an update.
 
 Axis letters: t reconstructions of an update, n true images, d decoys, m = d + 1 of a gallery.
 """

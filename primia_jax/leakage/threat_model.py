@@ -54,6 +54,8 @@ def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
         and not run.config.training.beta1
         and run.config.model.name == "simple"
         and run.config.model.norm == "none"
+        and run.config.privacy.mode == "none"
+        and not run.config.federated.update_clip
         for run in runs
     )
     return f"{told}. That is the attacker's best case." if easy else f"{told}."

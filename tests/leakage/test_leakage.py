@@ -158,6 +158,8 @@ def test_an_audit_trains_what_it_compares(tmp_path):
     told = primia_jax.audit(config, tmp_path, extract=pixels)
     assert [row["setting"] for row in told["settings"]] == ["plain", "secure", "noise"]
     assert told["settings"][1]["images_per_update"] == 3
+    # Apart from control.png and leakage.png, whatever a setting is called.
+    assert told["settings"][0]["panel"] == "audit/panels/plain.png"
     assert [one["second"] for one in told["defences"]["psnr"]] == ["noise"]
     assert [(t["first"], t["second"]) for t in told["tests"]["psnr"]] == [("plain", "secure")]
     assert told["tests"]["psnr"][0]["paired"]  # the same three images, summed or not

@@ -40,6 +40,7 @@ def test_only_what_is_easy_is_called_the_best_case():
         ("federated.sync_every=3", (1,), False),
         ("training.optimizer=adam", (1,), False),
         ("model.norm=batch", (1,), False),
+        ("federated.update_clip=0.1", (1,), False),
     ):
         _, note = told(AuditConfig(settings=("a:", f"b: {words}")), rounds)
         assert ("best case" in note) == easy
