@@ -20,6 +20,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -100,10 +101,28 @@ def make(
         if scheme(config, len(hospitals)) == "additive":
             return additive(hospitals, OWNER, config.secure_aggregation)
         patience = config.runtime.round_deadline_s or None
-        return masked(hospitals, OWNER, config.secure_aggregation, config.seed, patience)
+        return masked(
+            hospitals,
+            OWNER,
+            config.secure_aggregation,
+            config.seed,
+            patience,
+            _quorum(config, len(hospitals)),
+            complete=config.privacy.mode == "client",
+        )
     combine = robust.make(config.federated) if of_models else None
     keep_parts = config.federated.record_updates or combine is not None
     return plain(hospitals, OWNER, keep_parts=keep_parts, combine=combine)
+
+
+def _quorum(config: ExperimentConfig, n_hospitals: int) -> int:
+    """Fewest hospitals that a secure sum begun by `n_hospitals` may be over.
+
+    `config.federated.quorum` is a part of all hospitals, or, where a round draws some, of those.
+    """
+    fed = config.federated
+    whole = fed.hospitals if fed.participation == 1 else n_hospitals
+    return min(n_hospitals, max(2, math.ceil(fed.quorum * whole)))
 
 
 def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
@@ -209,6 +228,9 @@ def masked(
     settings: SecureAggregationConfig,
     seed: int = 0,
     patience_s: float | None = None,
+    quorum: int = 0,
+    *,
+    complete: bool = False,
 ) -> Aggregation:
     """Secure aggregation under pairwise masks, which survives dropouts (`secagg`).
 
@@ -224,6 +246,8 @@ def masked(
       seed: of the graph of neighbours.
       patience_s: how long the owner waits for a hospital to begin, and for its contribution, which
         may have to be trained for; None: as long as it lives.
+      quorum: fewest hospitals that a sum may be over.
+      complete: whether it must be over all, as where each adds its part of the noise.
 
     Raises:
       ConfigError: if the sum could overflow, or no graph has the security that the settings ask.
@@ -233,7 +257,9 @@ def masked(
     )
     graph = secagg_graph.choose(len(hospitals), settings)
     deadline_s = settings.stage_deadline_s
-    plan = secagg.Plan(tuple(hospitals), owner, graph, seed, patience_s, deadline_s)
+    plan = secagg.Plan(
+        tuple(hospitals), owner, graph, seed, patience_s, deadline_s, quorum, complete
+    )
 
     def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"

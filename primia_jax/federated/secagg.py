@@ -21,6 +21,10 @@ stage 4 nothing but uniform words and shares below their threshold have reached 
 an unfinished stage 4 open a y, whose masks between survivors are never opened. What the owner
 reconstructs it checks (s_i against its public half, b_i against a digest sent in stage 2).
 
+A sum may demand more than t: a quorum, which the owner counts before stage 4, or all hospitals
+(`Plan.complete`), where each adds noise that the sum must have. There the owner ends the sum as soon
+as one is missing, and hospitals unmask only a sum that all of their neighbourhood are said to be in.
+
 The owner could still: name as survivors only some of those whose y came, as long as t of each
 hospital's neighbourhood are among them, and so sum over fewer; open both keys of a hospital by
 telling its neighbours different lists, unless the threshold forbids it (`owner_may_lie`). A
@@ -35,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import PartyLost, ProtocolError
 from primia_jax.federated import sealing
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.federated.secagg_graph import Graph
@@ -64,6 +68,8 @@ class Plan:
       patience_s: how long the owner waits for a hospital to begin, and for its input, which it may
         have to make first; None: as long as it lives.
       deadline_s: how long in each of the other stages.
+      quorum: fewest hospitals that the sum may be over.
+      complete: whether it must be over all.
     """
 
     hospitals: tuple[str, ...]
@@ -72,6 +78,8 @@ class Plan:
     seed: int = 0
     patience_s: float | None = None
     deadline_s: float | None = None
+    quorum: int = 0
+    complete: bool = False
 
     def neighbourhoods(self) -> list[tuple[int, ...]]:
         """Of each hospital: itself and its neighbours, by number, itself first."""
@@ -154,7 +162,7 @@ def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any
     request = yield Receive(plan.owner)
     yield Stage(UNMASK)
     survivors, dropped = _request(plan, me, request)
-    _refuse(plan, me, held, survivors, dropped)
+    _refuse(plan, me, (number, *neighbours), held, survivors, dropped)
     seeds, private_keys = [held[j][1] for j in survivors], [held[j][0] for j in dropped]
     answer = {
         "seeds": np.reshape(seeds, (-1, _KEY)),
@@ -175,7 +183,12 @@ def _request(plan: Plan, me: str, request: Any) -> tuple[list[int], list[int]]:
 
 
 def _refuse(
-    plan: Plan, me: str, held: Mapping[int, Any], survivors: list[int], dropped: list[int]
+    plan: Plan,
+    me: str,
+    neighbourhood: Sequence[int],
+    held: Mapping[int, Any],
+    survivors: list[int],
+    dropped: list[int],
 ) -> None:
     """Raises a ProtocolError unless giving what the owner asks for opens nobody's input."""
     asked = survivors + dropped
@@ -193,14 +206,21 @@ def _refuse(
             f"{me} refuses: of its neighbourhood only {len(survivors)} are said to be in the sum, "
             f"{plan.graph.threshold} are needed"
         )
+    gone = sorted(set(neighbourhood) - set(survivors))
+    if plan.complete and gone:
+        names = ", ".join(plan.hospitals[j] for j in gone)
+        raise ProtocolError(
+            f"{me} refuses: {plan.owner} leaves {names} out of a sum that must be over all hospitals"
+        )
 
 
 def collect(plan: Plan, length: int) -> Steps:
     """The owner's part; returns a `Sum` of vectors of `length` words.
 
     Raises:
-      ProtocolError: if too few hospitals are left for the threshold (naming the missing), or one
-        sends what is not due.
+      ProtocolError: if too few hospitals are left for the threshold or the quorum (naming the
+        missing), or one sends what is not due.
+      PartyLost: naming the missing, if the sum must be over all and one is missing at any stage.
     """
     names, threshold = plan.hospitals, plan.graph.threshold
     neighbourhoods = plan.neighbourhoods()
@@ -217,15 +237,23 @@ def collect(plan: Plan, length: int) -> Steps:
                 found[i] = message
         return found
 
-    def check(there: Iterable[int], keys_of: Iterable[int]) -> None:
-        """That every key can be opened by the neighbours that are there."""
+    def check(there: Iterable[int], keys_of: Iterable[int], quorum: int = plan.quorum) -> None:
+        """That as many are there as must be, and every key can be opened by its neighbours."""
         there = set(there)
+        given_up = "the secure sum is given up, nothing of it was opened"
+        told = ", ".join(f"{name} ({at})" for name, at in missing.items()) or "none"
+        if plan.complete and missing:
+            raise PartyLost(f"{given_up}: it must be over all; missing: {told}", tuple(missing))
+        if len(there) < quorum:
+            raise ProtocolError(
+                f"{given_up}: it would be over {len(there)} hospitals, {quorum} must be in it "
+                f"(config.federated.quorum); missing: {told}"
+            )
         left = min((len(there.intersection(neighbourhoods[i])) for i in keys_of), default=0)
         if left < threshold:
             raise ProtocolError(
-                f"the secure sum is given up, nothing of it was opened: there is a key that {left} "
-                f"hospitals are left to open, {threshold} are needed; missing: "
-                + (", ".join(f"{name} ({at})" for name, at in missing.items()) or "none")
+                f"{given_up}: there is a key that {left} hospitals are left to open, {threshold} "
+                f"are needed; missing: {told}"
             )
 
     yield Stage(ADVERTISE)
@@ -285,7 +313,7 @@ def collect(plan: Plan, length: int) -> Steps:
         }
         yield Send(names[i], request, "who is in the sum and who dropped out")
     answers = yield from gather(UNMASK, survivors)
-    check(answers, shared)
+    check(answers, shared, quorum=0)  # that of the sum was there
     seeds, private_keys = _opened(plan, asked, answers)
     for i, seed in seeds.items():
         if not np.array_equal(_digest(seed), digests[i]):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig, from_config_dict
 from primia_jax.errors import ConfigError, ProtocolError, TrainingError
-from primia_jax.federated import aggregation, sealing
+from primia_jax.federated import aggregation, sealing, secagg
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
 from primia_jax.mpc import fixed_point
 from primia_jax.runtime import Receive, Vanish, count, run_local
@@ -237,6 +237,28 @@ class TestChoice:
     def test_a_large_confederation_keeps_its_scheme_when_few_are_drawn(self):
         assert self._scheme(4, 10) == "secagg"
         assert self._scheme(2, 10) == "additive"  # of two each must stay anyway
+
+    @pytest.mark.parametrize(
+        ("federated", "privacy", "n", "demands"),
+        [
+            ({"quorum": 1.0}, {}, 10, (10, False)),
+            ({"quorum": 0.65}, {}, 8, (7, False)),
+            ({"quorum": 0.0}, {}, 10, (2, False)),
+            ({"quorum": 0.5, "participation": 0.6}, {}, 6, (3, False)),  # of those drawn
+            ({"quorum": 0.5}, {"mode": "client"}, 10, (5, True)),
+        ],
+    )
+    def test_what_a_masked_sum_must_be_over(self, federated, privacy, n, demands, monkeypatch):
+        seen = []
+        whole = secagg.Plan
+        monkeypatch.setattr(
+            aggregation.secagg, "Plan", lambda *fields: seen.append(whole(*fields)) or seen[-1]
+        )
+        config = from_config_dict(
+            ExperimentConfig, {"federated": {"hospitals": 10, **federated}, "privacy": privacy}
+        )
+        aggregation.make(config, [f"h{i}" for i in range(n)])
+        assert (seen[0].quorum, seen[0].complete) == demands
 
     def test_what_is_asked_for_is_taken(self):
         assert self._scheme(100, 100, scheme="additive") == "additive"

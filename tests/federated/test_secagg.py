@@ -1,5 +1,6 @@
 """Secure sums over hospitals that may vanish at any stage: exact, or given up with nothing told."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -15,7 +16,7 @@ from ray import cloudpickle
 from scipy import stats
 
 from primia_jax.config import SecureAggregationConfig
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import PartyLost, ProtocolError
 from primia_jax.federated import sealing, secagg, secagg_graph
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution, masked
 from primia_jax.mpc import prg, shamir
@@ -116,7 +117,7 @@ def check(n, fates, seed=0):
     words = inputs(n, seed)
     gone = [f"h{i}" for i, fate in enumerate(fates) if fate != STAYS]
     if not survives(n, fates):
-        with pytest.raises(ProtocolError, match="given up, nothing of it was opened") as caught:
+        with pytest.raises(PartyLost, match="given up, nothing of it was opened") as caught:
             run(n, words, faults_of(fates))
         assert any(name in str(caught.value) for name in gone)
         return False
@@ -199,6 +200,64 @@ class TestDeadlines:
         assert not found.missing and not trace.lost
 
 
+class TestDemands:
+    """Sums that must be over more hospitals than the threshold asks for."""
+
+    def _plan(self, **demands):
+        return dataclasses.replace(plan_of(5), **demands)
+
+    def _opens_nothing(self, monkeypatch):
+        monkeypatch.setattr(secagg, "_opened", lambda *_: pytest.fail("keys were opened"))
+
+    @pytest.mark.parametrize("stage", secagg.STAGES)
+    def test_a_complete_sum_ends_where_somebody_is_late(self, stage, monkeypatch):
+        """Those that are left would open a sum with too little noise."""
+        self._opens_nothing(monkeypatch)
+        asked = []
+
+        def listen(name, event):
+            if isinstance(event, Send) and event.label.startswith("who is in the sum"):
+                asked.append(event)
+
+        late = [Delay(name, OWNER, 200.0, stage) for name in ("h1", "h3")]
+        with pytest.raises(PartyLost, match=r"must be over all; missing: h1 \(secagg") as lost:
+            run(5, inputs(5), late, listen, optional=False, plan=self._plan(complete=True))
+        assert lost.value.parties == ("h1", "h3")
+        assert bool(asked) == (stage == secagg.UNMASK)
+
+    def test_a_complete_sum_of_all_is_opened(self):
+        words = inputs(5)
+        found, _ = run(5, words, plan=self._plan(complete=True))
+        np.testing.assert_array_equal(found.words, sum(words))
+
+    @pytest.mark.parametrize("said_dropped", [True, False])
+    def test_hospitals_unmask_no_complete_sum_without_a_neighbour(self, said_dropped):
+        """Whatever the owner says of it; they do not rest on its own check."""
+
+        def tamper(name, event):
+            if is_to_h1(name, event, "who is in the sum and who dropped out"):
+                numbers = np.asarray([0, 1, 2, 4], np.uint16)
+                dropped = np.asarray([3] * said_dropped, np.uint16)
+                return Send(event.to, {"survivors": numbers, "dropped": dropped}, event.label)
+            return None
+
+        with pytest.raises(ProtocolError, match="h1 refuses: model_owner leaves h3 out of a sum"):
+            run(5, inputs(5), (), tamper, optional=False, plan=self._plan(complete=True))
+
+    @pytest.mark.parametrize("fate", range(STAYS - 1))
+    def test_below_the_quorum_nothing_is_opened(self, fate, monkeypatch):
+        self._opens_nothing(monkeypatch)
+        fates = [STAYS, fate, STAYS, fate, STAYS]
+        with pytest.raises(PartyLost, match=r"over 3 hospitals, 4 must be .*missing: h1 \("):
+            run(5, inputs(5), faults_of(fates), plan=self._plan(quorum=4))
+
+    def test_at_the_quorum_the_sum_goes_on(self):
+        """One whose input came is in the sum, even if it vanishes after that."""
+        words = inputs(5)
+        found, _ = run(5, words, faults_of([4, 2, 4, 3, 4]), plan=self._plan(quorum=4))
+        np.testing.assert_array_equal(found.words, sum(words) - words[1])
+
+
 class TestSecrecy:
     def _view(self, words, fates, monkeypatch):
         """All that the owner got: its messages, and the keys that it opened."""
@@ -278,7 +337,7 @@ class TestSecrecy:
             raise AssertionError("keys were opened")
 
         monkeypatch.setattr(secagg, "_opened", opens)
-        with pytest.raises(ProtocolError, match="given up"):
+        with pytest.raises(PartyLost, match="given up"):
             run(4, inputs(4), faults_of(fates))
 
 
@@ -411,7 +470,7 @@ class TestTampering:
                 return Send(event.to, {**event.message, part: rows}, event.label)
             return None
 
-        with pytest.raises(ProtocolError, match="do not fit together"):
+        with pytest.raises(PartyLost, match="do not fit together"):
             run(4, inputs(4), faults_of([4, 4, 4, 2]), tamper)
 
     def test_one_that_cheats_is_lost_and_the_others_sum(self):

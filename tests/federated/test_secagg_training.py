@@ -8,7 +8,7 @@ import pytest
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import make_plan
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import PartyLost
 from primia_jax.federated import secagg, variables
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.federated.federation import Federation, party_makers
@@ -114,11 +114,27 @@ def test_a_round_without_enough_hospitals_fails_and_changes_nothing(federation):
     before, driver = weights(federation), federation.driver
     gone = [Vanish(name, stage=secagg.MASK) for name in HOSPITALS[:3]]
     federation.driver = driver.with_faults(*gone)
-    with pytest.raises(ProtocolError, match=r"given up, nothing of it was opened.*hospital_1"):
+    with pytest.raises(PartyLost, match=r"given up, nothing of it was opened.*hospital_1") as found:
         federation.train_round(1)
+    assert set(found.value.parties) == set(HOSPITALS[:3])  # they are to be started again
     federation.driver = driver
     np.testing.assert_array_equal(weights(federation), before)
     assert federation.train_round(1)[1].lost == {}
+
+
+def test_a_round_over_fewer_than_the_quorum_fails_and_changes_nothing(federation):
+    """Though the sum itself would go on without one."""
+    before, driver = weights(federation), federation.driver
+    all_of_them = dataclasses.replace(federation.config.federated, quorum=1.0)
+    owner = driver.states[OWNER]
+    driver.states[OWNER] = dataclasses.replace(
+        owner, config=dataclasses.replace(owner.config, federated=all_of_them)
+    )
+    federation.driver = driver.with_faults(Vanish("hospital_2", stage=secagg.MASK))
+    with pytest.raises(PartyLost, match=r"over 3 hospitals, 4 must be in it.*hospital_2"):
+        federation.train_round(1)
+    federation.driver = driver
+    np.testing.assert_array_equal(weights(federation), before)
 
 
 def test_the_judging_of_a_model_goes_on_too(federation):
