@@ -144,7 +144,7 @@ def _train(
         ),
         "test": tested.scores if tested else None,
     }
-    private = privacy_statement.statement(config, directory.rounds())
+    private = privacy_statement.statement(config, directory.rounds(), directory.path)
     if private:
         metrics["privacy"] = private
     checkpoints.write_json(directory.path / "metrics.json", metrics)

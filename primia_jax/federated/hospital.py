@@ -79,10 +79,12 @@ def make_hospital(
 
 
 def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
-    """Finds the noise that `config.privacy` asks for, and the ledger below `folder`."""
+    """Finds the noise that `config.privacy` asks for, and the ledger as of round `number`."""
     config = state.config
     steps = steps_per_round(config, len(state.train))
-    site = privacy.open_site(config, state.name, folder, len(state.train), steps)
+    site = privacy.open_site(
+        config, state.name, folder, state.train, state.validation, steps, number
+    )
     learner = None
     if config.privacy.mode == "record":
         expected = site.mechanisms.training.sampling_rate * len(state.train)

@@ -31,15 +31,22 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import ConfigError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import accounting, discrete_noise
+from primia_jax.federated import accounting, checkpoints, discrete_noise
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import Contribution, Total
 from primia_jax.federated.local_training import Statistics
-from primia_jax.federated.privacy_ledger import FILE, Entry, Ledger, largest_epsilon
+from primia_jax.federated.privacy_ledger import (
+    HOSPITAL,
+    TRAINING,
+    VALIDATION,
+    Entry,
+    Ledger,
+    largest_epsilon,
+    path_of,
+)
 from primia_jax.mpc import prg
 from primia_jax.runtime import Steps
 
-TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospital"  # groups
 # Of statistics and counts, of which an image's share is at most 1: so fine that their noise is as
 # good as continuous.
 _GRID = 2.0**-16
@@ -56,13 +63,14 @@ class Mechanisms:
     training: Release  # of a round: steps of DP-SGD, or one update
     statistics: Release | None  # once
     validation: Release | None  # each round
+    split: str = ""  # of the hospital's images, see `Entry`
 
     def of_round(self, mode: str, number: int) -> list[Entry]:
         """What round `number` is charged with."""
         groups = (TRAINING, VALIDATION) if mode == "record" else (HOSPITAL, HOSPITAL)
         releases = (("update", self.training), ("confusion matrix", self.validation))
         return [
-            Entry(group, release, {"round": number, "what": what})
+            Entry(group, release, {"round": number, "what": what}, self.split)
             for group, (what, release) in zip(groups, releases)
             if release is not None
         ]
@@ -82,7 +90,13 @@ def is_on(config: ExperimentConfig) -> bool:
 
 
 def open_site(
-    config: ExperimentConfig, name: str, folder: pathlib.Path, n_train: int, steps: int
+    config: ExperimentConfig,
+    name: str,
+    folder: pathlib.Path,
+    train: Dataset,
+    validation: Dataset,
+    steps: int,
+    after_round: int = 0,
 ) -> Site:
     """Finds the noise, and the ledger.
 
@@ -90,17 +104,25 @@ def open_site(
       config: of the experiment.
       name: of the hospital.
       folder: its own, for the ledger unless `config.privacy.ledger` names another.
-      n_train: its training images.
+      train: its training images.
+      validation: its validation images.
       steps: its local steps a round.
+      after_round: the last complete round of the run. The ledger is made before the first; later
+        it must be there, and hold what the hospital's last checkpoint stands for.
 
     Raises:
       ConfigError: if no noise keeps ε within what was asked for.
+      CheckpointError: if the ledger, or a part of it, was lost.
     """
     own = config.privacy
-    if own.ledger:
-        folder = pathlib.Path(own.ledger).absolute() / name
-    ledger = Ledger(folder / FILE, own.budget or own.epsilon, own.delta, name)
-    return Site(mechanisms(config, n_train, steps), ledger)
+    ledger = Ledger(path_of(own, name, folder), own.budget or own.epsilon, own.delta, name)
+    if after_round:
+        ledger.check_kept(checkpoints.newest(folder, after_round))
+    else:
+        ledger.begin()
+    split = _fingerprint(train, validation)
+    found = dataclasses.replace(mechanisms(config, len(train), steps), split=split)
+    return Site(found, ledger)
 
 
 def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms:
@@ -175,7 +197,8 @@ def statistics_contribution(site: Site, data: Dataset) -> Contribution:
     deviation = release.noise_multiplier * _STATISTICS_NORM / _GRID
     noised = _with_share_of_noise(np.concatenate([sums, counts]), deviation, 1)
     about = {"what": "pixel statistics", "images": print_, "released": noised.tolist()}
-    site.ledger.charge([Entry(TRAINING, release, about)], "the pixel statistics")
+    entry = Entry(TRAINING, release, about, site.mechanisms.split)
+    site.ledger.charge([entry], "the pixel statistics")
     return _statistics(noised, len(data))
 
 
@@ -184,9 +207,11 @@ def _statistics(noised: np.ndarray, n: int) -> Contribution:
     return Contribution((noised * _GRID / n,), n, np.zeros(0, np.int64))
 
 
-def _fingerprint(data: Dataset) -> str:
-    digest = hashlib.sha256(data.images.tobytes())
-    digest.update(data.labels.tobytes())
+def _fingerprint(*groups: Dataset) -> str:
+    digest = hashlib.sha256()
+    for data in groups:
+        digest.update(np.ascontiguousarray(data.images))
+        digest.update(np.ascontiguousarray(data.labels))
     return digest.hexdigest()[:32]
 
 

@@ -3,7 +3,8 @@
 A file of JSON lines that is only added to. A release is written down, and is on disk, before
 anything of it leaves the hospital: after a crash the ledger may have charged for what was never
 sent, but never the other way round. Several runs, one after the other or side by side, may share a
-ledger; each charge is checked and written under the file's lock.
+ledger; each charge is checked and written under the file's lock. A file that is lost is not taken
+for an empty ledger: a run makes it once, at its beginning.
 """
 
 import contextlib
@@ -17,28 +18,39 @@ from collections.abc import Iterator, Sequence
 from io import FileIO
 from typing import Any
 
+from primia_jax.config import PrivacyConfig
 from primia_jax.errors import BudgetError, CheckpointError, StorageError
 from primia_jax.federated import accounting
 from primia_jax.federated.accounting import Epsilon, Release
 
 FILE = "privacy_ledger.jsonl"
+TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospital"  # groups
+
+
+def path_of(config: PrivacyConfig, hospital: str, folder: pathlib.Path) -> pathlib.Path:
+    """Where the ledger of `hospital` is kept, whose own folder in the run is `folder`."""
+    return (pathlib.Path(config.ledger).absolute() / hospital if config.ledger else folder) / FILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A release, and whose it was.
 
-    A hospital's records are divided into disjoint groups (training, validation). What one group
-    released tells nothing of another's records, so that ε is the largest over the groups.
+    A split of a hospital's images makes disjoint groups of them (training, validation). What one
+    group released tells nothing of another's images, so that ε is the largest over the groups. What
+    was released of the hospital as a whole tells of all its images and counts in every group; and
+    where there are several splits, an image may be of one group here and of the other there.
     """
 
     group: str
     release: Release
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # round, and what went out
+    split: str = ""  # a fingerprint of the images and their groups
 
     def line(self) -> bytes:
         """As it stands in the file."""
-        facts = {"group": self.group, **self.release._asdict(), "about": self.about}
+        facts = {"group": self.group, "split": self.split, **self.release._asdict()}
+        facts["about"] = self.about
         return json.dumps(facts).encode() + b"\n"
 
 
@@ -51,16 +63,45 @@ class Ledger:
     delta: float
     owner: str  # whose it is, for messages
 
+    def begin(self) -> None:
+        """Makes the file, without entries, if there is none.
+
+        Raises:
+          StorageError: if it cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def check_kept(self, number: int) -> None:
+        """That the ledger is there, and holds what round `number` cost, if the hospital trained it.
+
+        Args:
+          number: the last round that it is known to have trained; 0: none.
+
+        Raises:
+          CheckpointError: if something was lost.
+        """
+        rounds = {entry.about.get("round") for entry in self.entries()}
+        if number and number not in rounds:
+            raise CheckpointError(
+                f"{self.owner} trained round {number}, of which its privacy ledger {self.path} "
+                "holds nothing: what was spent cannot be told; restore the file"
+            )
+
     def entries(self) -> list[Entry]:
         """All that was charged so far.
 
         Raises:
-          CheckpointError: if the file is damaged.
+          CheckpointError: if the file is damaged or not there.
         """
         try:
             return _parsed(self.path, self.path.read_bytes())
-        except FileNotFoundError:
-            return []
+        except FileNotFoundError as error:
+            raise self._lost() from error
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -127,38 +168,42 @@ class Ledger:
     def _locked(self) -> Iterator[FileIO]:
         """The file, open for reading and writing, no other process being in here."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not self.path.exists()
-            file = FileIO(self.path, "a+")
+            file = FileIO(self.path, "r+")
+        except FileNotFoundError as error:
+            raise self._lost() from error
         except OSError as error:
             raise _unwritable(self.path, error) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if is_new:
-                _sync_folder(self.path.parent)
-            file.seek(0)
             yield file
+
+    def _lost(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.owner}: there is no privacy ledger {self.path}, so that what was spent cannot "
+            "be told; restore the file (or, if nothing of this hospital was ever released, make an "
+            "empty one)"
+        )
 
 
 def largest_epsilon(entries: Sequence[Entry], delta: float) -> float:
     """The largest ε of any group, by the accountant that holds the budgets."""
-    groups = _grouped(entries).values()
-    return max((accounting.by_pld(releases, delta) for releases in groups), default=0.0)
+    return max(accounting.by_pld(releases, delta) for releases in _grouped(entries))
 
 
 def _of_groups(entries: Sequence[Entry], delta: float) -> Epsilon:
-    costs = [accounting.epsilon(releases, delta) for releases in _grouped(entries).values()]
-    return Epsilon(
-        max((cost.pld for cost in costs), default=0.0),
-        max((cost.rdp for cost in costs), default=0.0),
-    )
+    costs = [accounting.epsilon(releases, delta) for releases in _grouped(entries)]
+    return Epsilon(max(cost.pld for cost in costs), max(cost.rdp for cost in costs))
 
 
-def _grouped(entries: Sequence[Entry]) -> dict[str, list[Release]]:
-    groups: dict[str, list[Release]] = {}
-    for entry in entries:
-        groups.setdefault(entry.group, []).append(entry.release)
-    return groups
+def _grouped(entries: Sequence[Entry]) -> list[list[Release]]:
+    """What may have told of one and the same image."""
+    of_images = [entry for entry in entries if entry.group != HOSPITAL]
+    if len({entry.split for entry in of_images}) > 1:
+        return [[entry.release for entry in entries]]
+    return [
+        [entry.release for entry in entries if entry.group in (group, HOSPITAL)]
+        for group in {entry.group for entry in of_images} or {HOSPITAL}
+    ]
 
 
 def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
@@ -173,7 +218,7 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
             )
             if not (release.noise_multiplier > 0 and 0 < release.sampling_rate <= 1):
                 raise ValueError("no such mechanism")
-            entries.append(Entry(facts["group"], release, facts["about"]))
+            entries.append(Entry(facts["group"], release, facts["about"], facts.get("split", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the privacy ledger {path} is damaged in line {number} ({error}): what was spent "

@@ -1,13 +1,18 @@
 """What a run may say of its privacy: ε by both accountants, for whom, against whom, and what not.
 
-The statement goes into metrics.json and the report. It is made from the settings and from what the
-hospitals' ledgers held after each round, and claims nothing that the code does not do.
+The statement goes into metrics.json and the report. It is made from the settings, from what the
+hospitals told of their ledgers after each round, and from those ledgers that can be read where the
+run is operated: a hospital that is lost after it was charged tells nothing. It claims nothing that
+the code does not do.
 """
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from primia_jax.config import ExperimentConfig, PrivacyConfig
+from primia_jax.federated.accounting import Epsilon
+from primia_jax.federated.privacy_ledger import Ledger, path_of
 
 _RELATION = {
     "record": "one image of one hospital is replaced by a blank that contributes nothing "
@@ -18,22 +23,22 @@ _RELATION = {
 
 
 def statement(
-    config: ExperimentConfig, lines: Sequence[Mapping[str, Any]]
+    config: ExperimentConfig, lines: Sequence[Mapping[str, Any]], workdir: pathlib.Path
 ) -> dict[str, Any] | None:
     """The statement of a run; None where nothing is protected.
 
     Args:
       config: of the experiment.
       lines: of rounds.jsonl.
+      workdir: of the run.
+
+    Raises:
+      CheckpointError: if a ledger is damaged.
     """
     own = config.privacy
     if own.mode == "none":
         return None
-    sites = {
-        line["site"]: {"pld": line["epsilon"], "rdp": line["epsilon_rdp"]}
-        for line in lines
-        if line.get("epsilon") is not None
-    }
+    sites = {name: cost._asdict() for name, cost in _spent(own, lines, workdir).items()}
     return {
         "mode": own.mode,
         "unit": "one image" if own.mode == "record" else "one hospital",
@@ -50,6 +55,28 @@ def statement(
         "covered": _covered(own),
         "not_covered": _not_covered(config),
     }
+
+
+def _spent(
+    own: PrivacyConfig, lines: Sequence[Mapping[str, Any]], workdir: pathlib.Path
+) -> dict[str, Epsilon]:
+    """Of each hospital the largest ε that it told of or that its ledger, if in reach, holds."""
+    found: dict[str, Epsilon] = {}
+
+    def told(name: str, cost: Epsilon) -> None:
+        found[name] = Epsilon(*map(max, cost, found.get(name, cost)))
+
+    folders = workdir / "sites"
+    names = {folder.name for folder in folders.glob("*")}
+    for line in lines:
+        names.update(line.get("absent", {}), {line["site"]} - {"all"})
+        if line.get("epsilon") is not None:
+            told(line["site"], Epsilon(line["epsilon"], line["epsilon_rdp"]))
+    for name in sorted(names):
+        path = path_of(own, name, folders / name)
+        if path.is_file():
+            told(name, Ledger(path, own.budget or own.epsilon, own.delta, name).spent())
+    return found
 
 
 def headline(stated: Mapping[str, Any]) -> str:

@@ -22,8 +22,8 @@ an unfinished stage 4 open a y, whose masks between survivors are never opened. 
 reconstructs it checks (s_i against its public half, b_i against a digest sent in stage 2).
 
 A sum may demand more than t: a quorum, which the owner counts before stage 4, or all hospitals
-(`Plan.complete`), where each adds noise that the sum must have. There the owner ends the sum as soon
-as one is missing, and hospitals unmask only a sum that all of their neighbourhood are said to be in.
+(`Plan.complete`), where each adds noise that the sum must have. There the owner ends the sum as
+soon as one is missing, and hospitals unmask only what all of their neighbourhood are said to be in.
 
 The owner could still: name as survivors only some of those whose y came, as long as t of each
 hospital's neighbourhood are among them, and so sum over fewer; open both keys of a hospital by
@@ -210,7 +210,7 @@ def _refuse(
     if plan.complete and gone:
         names = ", ".join(plan.hospitals[j] for j in gone)
         raise ProtocolError(
-            f"{me} refuses: {plan.owner} leaves {names} out of a sum that must be over all hospitals"
+            f"{me} refuses: {plan.owner} leaves {names} out of a sum that must be over all"
         )
 
 

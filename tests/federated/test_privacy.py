@@ -9,7 +9,7 @@ import tiny
 
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
 from primia_jax.data import make_plan
-from primia_jax.errors import BudgetError, ConfigError
+from primia_jax.errors import BudgetError, CheckpointError, ConfigError
 from primia_jax.federated import (
     accounting,
     aggregation,
@@ -22,7 +22,7 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
-from primia_jax.federated.privacy_ledger import FILE, Ledger
+from primia_jax.federated.privacy_ledger import FILE, Entry, Ledger, path_of
 from primia_jax.runtime import run_local
 
 PRIVATE = tiny.merged(
@@ -115,19 +115,56 @@ def test_a_training_charges_what_it_releases(tmp_path, mode):
     if mode == "record":
         assert charged[0].release == Release(4.0) and charged[0].about["what"] == "pixel statistics"
         charged = charged[1:]
-    assert charged == expected
+    assert charged == expected and len({entry.split for entry in charged}) == 1
     for report in reports:
         cost = [report["hospital_0"][key] for key in ("epsilon", "epsilon_rdp")]
         assert 0 < cost[0] < cost[1]
         assert report["hospital_0"]["loss"] is report["hospital_0"]["validation_loss"] is None
     assert reports[0]["hospital_0"]["epsilon"] < reports[1]["hospital_0"]["epsilon"]
     lines = [{"site": "hospital_0", "round": 2, **reports[1]["hospital_0"]}]
-    stated = privacy_statement.statement(federation.config, lines)
+    stated = privacy_statement.statement(federation.config, lines, tmp_path / "elsewhere")
     assert stated["epsilon"]["pld"] == reports[1]["hospital_0"]["epsilon"]
     assert stated["covered"] and stated["not_covered"] and json.dumps(stated)
     assert f"{stated['epsilon']['pld']:.3f} (PLD)" in privacy_statement.headline(stated)
     weights = federation.driver.states[OWNER].vectors.params
     assert all(np.isfinite(leaf).all() for leaf in weights)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, shared):
+    """It reported nothing of that round, but its ledger holds it."""
+    config = config_with(
+        privacy={"budget": 100.0, "ledger": str(tmp_path / "ledgers") if shared else ""}
+    )
+    for name in ("hospital_0", "hospital_1"):
+        path = path_of(config.privacy, name, tmp_path / "sites" / name)
+        ledger = Ledger(path, 100.0, 1e-5, name)
+        ledger.begin()
+        ledger.charge([Entry("training images", Release(3.0, 1.0, 2))], "two rounds")
+    lines = [
+        {"site": "hospital_0", "epsilon": 0.5, "epsilon_rdp": 99.0},
+        {"site": "all", "absent": {"hospital_1": "lost"}},
+    ]
+    stated = privacy_statement.statement(config, lines, tmp_path)
+    spent = accounting.epsilon([Release(3.0, 1.0, 2)], 1e-5)
+    assert stated["sites"]["hospital_0"] == {"pld": spent.pld, "rdp": 99.0}
+    assert stated["sites"]["hospital_1"] == spent._asdict()
+    assert stated["epsilon"]["pld"] == spent.pld
+
+
+def test_a_run_does_not_go_on_without_a_ledger_it_has_charged(tmp_path):
+    """ε would be told as if the rounds before had cost nothing."""
+    changes = {"federated": {"rounds": 3}, "privacy": {"budget": 100.0}}
+    train(start(tmp_path, **changes), rounds=1)
+    (tmp_path / "sites" / "hospital_1").rename(tmp_path / "the_other_node")
+    with pytest.raises(CheckpointError, match=r"hospital_1: there is no privacy ledger .*sites"):
+        start(tmp_path, **changes).set_up(1)
+    old = tmp_path / "sites" / "hospital_1" / FILE
+    (tmp_path / "the_other_node").rename(old.parent)
+    lines = old.read_bytes().splitlines(keepends=True)
+    old.write_bytes(lines[0])  # the pixel statistics alone
+    with pytest.raises(CheckpointError, match=r"hospital_1 trained round 1"):
+        start(tmp_path, **changes).set_up(1)
 
 
 def test_resuming_goes_on_with_the_ledger_and_the_statistics(tmp_path):
@@ -188,7 +225,7 @@ def test_exact_confusion_matrices_are_named_as_not_covered(tmp_path):
     assert report["hospital_0"]["validation_loss"] is not None
     images = sum(len(federation.driver.states[h].validation) for h in federation.hospitals)
     assert report[OWNER]["validation"]["n"] == images
-    stated = privacy_statement.statement(federation.config, [])
+    stated = privacy_statement.statement(federation.config, [], tmp_path)
     assert any("confusion matrices" in text for text in stated["not_covered"])
 
 
@@ -298,8 +335,8 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     """With no noise they are exact; the ledger gives the released ones again."""
     config = config_with()
     plan = make_plan(config)
-    data = plan.sites[0].load()[0]
-    site = privacy.open_site(config, "h", tmp_path, len(data), 2)
+    data, validation = plan.sites[0].load()
+    site = privacy.open_site(config, "h", tmp_path, data, validation, 2)
     monkeypatch.setattr(
         discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
     )
@@ -317,11 +354,22 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.class_weights, counts.sum() / (3 * counts), rtol=1e-6)
 
 
+def test_the_split_is_told_by_the_images_alone(tmp_path):
+    """Runs with the same images in the same groups share it; with others they do not."""
+    config = config_with()
+    train_, validation = make_plan(config).sites[0].load()
+    seen = [
+        privacy.open_site(config, "h", tmp_path, *data, 2).mechanisms.split
+        for data in ((train_, validation), (train_, validation), (validation, train_))
+    ]
+    assert seen[0] == seen[1] != seen[2] and seen[0]
+
+
 def test_other_images_are_not_taken_for_those_released(tmp_path):
     config = config_with(privacy={"budget": 100.0})
     plan = make_plan(config)
     first, second = (site.load()[0] for site in plan.sites[:2])
-    site = privacy.open_site(config, "h", tmp_path, len(first), 2)
+    site = privacy.open_site(config, "h", tmp_path, first, second, 2)
     privacy.statistics_contribution(site, first)
     privacy.statistics_contribution(site, second)
     assert len(site.ledger.entries()) == 2

@@ -16,7 +16,9 @@ ONE = Entry("training images", Release(4.0), {"round": 1})
 
 
 def ledger_at(folder, budget=8.0):
-    return Ledger(folder / "sites" / "h0" / privacy_ledger.FILE, budget, DELTA, "h0")
+    ledger = Ledger(folder / "sites" / "h0" / privacy_ledger.FILE, budget, DELTA, "h0")
+    ledger.begin()
+    return ledger
 
 
 def test_what_is_charged_can_be_read_again(tmp_path):
@@ -34,6 +36,59 @@ def test_groups_of_other_records_do_not_add_up(tmp_path):
     other = Entry("validation images", Release(3.0))
     ledger.charge([ONE, other], "round 1")
     assert ledger.spent() == accounting.epsilon([Release(3.0)], DELTA)
+
+
+@pytest.mark.parametrize(
+    ("groups", "worst"),
+    [
+        (["training images", "hospital"], [0, 1]),
+        (["training images", "validation images", "hospital"], [1, 2]),
+        (["hospital", "hospital"], [0, 1]),
+    ],
+)
+def test_what_is_of_the_whole_hospital_counts_for_every_image(groups, worst):
+    """As where runs that protect images and runs that protect hospitals share a ledger."""
+    entries = [Entry(group, Release(4.0 - i / 2)) for i, group in enumerate(groups)]
+    composed = accounting.by_pld([entries[i].release for i in worst], DELTA)
+    assert privacy_ledger.largest_epsilon(entries, DELTA) == composed
+
+
+def test_groups_of_different_splits_add_up(tmp_path):
+    """An image may have been trained on in one run and validated on in the other."""
+    ledger = ledger_at(tmp_path)
+    one = Entry("training images", Release(4.0), split="a")
+    other = Entry("validation images", Release(3.0), split="b")
+    ledger.charge([one, Entry("validation images", Release(4.0), split="a")], "a run")
+    assert ledger.spent() == accounting.epsilon([Release(4.0)], DELTA)
+    ledger.charge([other], "a run with another split")
+    assert ledger.entries()[-1] == other
+    everything = [Release(4.0, 1.0, 2), Release(3.0)]
+    assert ledger.spent() == accounting.epsilon(everything, DELTA)
+
+
+def test_a_lost_ledger_is_not_taken_for_an_empty_one(tmp_path):
+    """What was spent would be forgotten."""
+    ledger = ledger_at(tmp_path)
+    ledger.charge([ONE], "round 1")
+    ledger.path.unlink()
+    for action in (
+        ledger.entries, ledger.spent, lambda: ledger.check_kept(0),
+        lambda: ledger.charge([ONE], "round 2"), lambda: ledger.check([ONE], "round 2"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=r"h0: there is no privacy ledger /.*restore"):
+            action()
+    assert not ledger.path.exists()
+
+
+def test_a_ledger_that_lacks_a_trained_round_is_named(tmp_path):
+    """As an older copy of it does."""
+    ledger = ledger_at(tmp_path)
+    ledger.check_kept(0)
+    ledger.charge([ONE], "round 1")
+    ledger.begin()  # makes no difference to one that is there
+    ledger.check_kept(1)
+    with pytest.raises(CheckpointError, match=r"h0 trained round 2, of which its .*holds nothing"):
+        ledger.check_kept(2)
 
 
 def test_beyond_the_budget_nothing_is_charged(tmp_path):
@@ -57,7 +112,7 @@ def test_checking_charges_nothing(tmp_path):
     with pytest.raises(BudgetError):
         ledger.check([ONE], "round 1")
     ledger_at(tmp_path).check([ONE], "round 1")
-    assert not ledger.path.exists()
+    assert ledger.entries() == []
 
 
 @pytest.mark.parametrize("torn", [b'{"group": "tr', b"{", b"\xff\xfe"])
