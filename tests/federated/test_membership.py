@@ -229,7 +229,7 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
         return state, result
 
     monkeypatch.setattr(hospital, "_train_locally", poisoned)
-    changes = {"hospitals": 5, "rounds": 1, "robust": kind}
+    changes = {"hospitals": 5, "rounds": 1, "robust": kind, "quorum": 1.0}
     federation = start(tmp_path, federated=changes)
     train(federation)
     assert max(np.abs(vector).max() for vector in model(federation).params) < 5

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from primia_jax.config import FederatedConfig
+from primia_jax.config import EarlyStoppingConfig, FederatedConfig
 from primia_jax.errors import ConfigError
 from primia_jax.federated import robust
 
 KINDS = ("trimmed_mean", "median", "krum")
 
 
-def of(kind, hospitals=7, bad=2):
-    config = FederatedConfig(mode="federated", hospitals=hospitals, robust=kind, bad_hospitals=bad)
+def of(kind, hospitals=7, bad=2, quorum=1.0, **more):
+    config = FederatedConfig(
+        mode="federated", hospitals=hospitals, robust=kind, bad_hospitals=bad, quorum=quorum, **more
+    )
     return robust.make(config)
 
 
@@ -55,9 +57,28 @@ def test_krum_takes_one_of_the_closest_and_never_what_is_no_number():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_too_few_hospitals_are_refused(kind):
-    with pytest.raises(ConfigError, match=r"needs at least \d hospitals; there are 4"):
-        of(kind, 4, 2)
+@pytest.mark.parametrize(
+    ("fewest", "changes"),
+    [
+        (4, {"hospitals": 4}),
+        (4, {"hospitals": 8, "quorum": 0.5}),  # others may be left out
+        (4, {"hospitals": 10, "quorum": 0.9, "participation": 0.4}),  # of nine
+        (1, {"hospitals": 50, "participation": 0.9, "sampling": "poisson"}),
+        (1, {"hospitals": 50, "early_stopping": EarlyStoppingConfig(enabled=True)}),
+    ],
+)
+def test_a_run_that_may_come_to_too_few_updates_is_refused(kind, fewest, changes):
+    """Before it begins, not in the round in which a hospital is left out, not drawn or stopped."""
+    with pytest.raises(ConfigError, match=rf"needs \d updates in every round.* have {fewest}:"):
+        of(kind, **changes)
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("trimmed_mean", 5), ("median", 5), ("krum", 7)])
+def test_as_many_updates_as_are_needed_and_no_fewer(kind, needed):
+    """Krum's too, which would choose among fewer without telling good ones from bad."""
+    of(kind, 14, quorum=0.5)(honest(needed))
+    with pytest.raises(ConfigError, match=rf"needs {needed} updates; {needed - 1} came"):
+        of(kind, 14, quorum=0.5)(honest(needed - 1))
 
 
 def test_it_excludes_secure_aggregation():
