@@ -18,6 +18,7 @@ Axis letters: b images of a microbatch, s their side, k classes, n records, m re
 p parameters.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -56,7 +57,9 @@ class PrivateLearner(NamedTuple):
 def make(
     config: ExperimentConfig, learner: Learner, expected: float, proximal_mu: float
 ) -> PrivateLearner:
-    """The halves of a step of `learner`'s network.
+    """The halves of a step of `learner`'s network; nothing is compiled before they are called.
+
+    In one process the compiled functions serve all that train the same network in the same way.
 
     Args:
       config: of the experiment.
@@ -64,8 +67,19 @@ def make(
       expected: images of a sample in the mean, q·n.
       proximal_mu: weight of FedProx's proximal term.
     """
-    privacy, training = config.privacy, config.training
-    unit = privacy.clip_norm / 2**GRID_BITS
+    clip_norm = config.privacy.clip_norm
+    accumulate, update = _halves(
+        learner, clip_norm, config.training.label_smoothing, config.model.channels, proximal_mu
+    )
+    scale = np.float32(clip_norm / 2**GRID_BITS / expected)
+    return PrivateLearner(accumulate, functools.partial(update, scale))
+
+
+@functools.lru_cache(maxsize=4)
+def _halves(
+    learner: Learner, clip_norm: float, label_smoothing: float, channels: int, proximal_mu: float
+) -> tuple[Any, Any]:
+    """`PrivateLearner`'s functions; `update` is given what its integers stand for first."""
 
     def accumulate(
         variables: Any,
@@ -79,8 +93,8 @@ def make(
     ) -> Any:
         pixels, targets = learner.enter(images, labels, seed, at)
         weights = targets @ statistics.class_weights
-        targets = optax.smooth_labels(targets, training.label_smoothing)
-        inputs = local_training.standardise(pixels, statistics, config.model.channels)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        inputs = local_training.standardise(pixels, statistics, channels)
         rest = {name: tree for name, tree in variables.items() if name != "params"}
 
         def loss_of(params: Any, image: jax.Array, target: jax.Array, weight: jax.Array) -> Any:
@@ -91,7 +105,7 @@ def make(
 
         def integers_of(image: Any, target: Any, weight: Any, is_real: Any) -> Any:
             gradient = jax.grad(loss_of)(variables["params"], image, target, weight)
-            return clipped_integers(gradient, privacy.clip_norm, is_real)
+            return clipped_integers(gradient, clip_norm, is_real)
 
         if len(images) == 1:  # without `vmap`, under which convolutions run as grouped ones
             counted = integers_of(inputs[0], targets[0], weights[0], real[0])
@@ -100,11 +114,15 @@ def make(
         return jax.tree.map(lambda t, g: t + g.sum(0), total, counted)
 
     def update(
-        params: Any, opt_state: Any, anchor: Any, total: Any, noise: Any, learning_rate: jax.Array
+        scale: jax.Array,
+        params: Any,
+        opt_state: Any,
+        anchor: Any,
+        total: Any,
+        noise: Any,
+        learning_rate: jax.Array,
     ) -> tuple[Any, Any]:
-        gradient = jax.tree.map(
-            lambda t, z: (t + z).astype(jnp.float32) * np.float32(unit / expected), total, noise
-        )
+        gradient = jax.tree.map(lambda t, z: (t + z).astype(jnp.float32) * scale, total, noise)
         if proximal_mu:
             gradient = jax.tree.map(
                 lambda g, w, w0: g + proximal_mu * (w - w0), gradient, params, anchor
@@ -112,9 +130,7 @@ def make(
         updates, opt_state = learner.optimizer.update(gradient, opt_state, params)
         return jax.tree.map(lambda w, u: w - learning_rate * u, params, updates), opt_state
 
-    return PrivateLearner(
-        jax.jit(accumulate, donate_argnums=1), jax.jit(update, donate_argnums=(0, 1))
-    )
+    return jax.jit(accumulate, donate_argnums=1), jax.jit(update, donate_argnums=(1, 2))
 
 
 def clipped_integers(gradient: Any, clip_norm: float, is_real: Any = True) -> Any:

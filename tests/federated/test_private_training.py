@@ -205,6 +205,19 @@ def test_samples_are_worked_off_whole(site, monkeypatch):
     assert seen == [1, 4, 4, 1, 4, 4, 4, 4, 4, 1]
 
 
+def test_hospitals_of_one_process_share_what_is_compiled(site):
+    """Also after a recovery; how large their samples are does not matter."""
+    config, learner, private, _, _ = site
+    again = private_training.make(config, learner, 7.0, 0.0)
+    other = private_training.make(config, learner, 5.5, 0.0)
+    assert again.accumulate is other.accumulate is private.accumulate
+    assert again.update.func is other.update.func is private.update.func
+    assert private_training.make(config, learner, 7.0, 0.5).accumulate is not private.accumulate
+    coarse = dataclasses.replace(config.privacy, clip_norm=0.2)
+    coarse = private_training.make(dataclasses.replace(config, privacy=coarse), learner, 7.0, 0.0)
+    assert coarse.accumulate is not private.accumulate
+
+
 def test_a_proximal_term_is_not_clipped_and_needs_no_noise(site):
     config, learner, _, variables, _ = site
     private = private_training.make(config, learner, 7.0, 0.5)
