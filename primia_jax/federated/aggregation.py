@@ -126,12 +126,20 @@ def _quorum(config: ExperimentConfig, n_hospitals: int) -> int:
 
 
 def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
-    """How a secure sum over `n_hospitals` of the run is made: additive or secagg."""
-    chosen = config.secure_aggregation.scheme
-    if chosen != "auto":
-        return chosen
-    many = max(config.federated.hospitals, n_hospitals) > _ADDITIVE_UP_TO
-    return "secagg" if many and n_hospitals > 2 else "additive"
+    """How a secure sum over `n_hospitals` of the run is made: additive or secagg.
+
+    Additive too where secagg has no graph for so few of a larger confederation, as with
+    `owner_may_lie`: there all must stay, but no more need to be trusted.
+    """
+    own = config.secure_aggregation
+    n_all = max(config.federated.hospitals, n_hospitals)
+    if own.scheme == "auto" and (n_all <= _ADDITIVE_UP_TO or n_hospitals <= 2):
+        return "additive"
+    if own.scheme == "additive" or (
+        n_hospitals < n_all and not secagg_graph.exists(n_hospitals, own)
+    ):
+        return "additive"
+    return "secagg"
 
 
 def plain(

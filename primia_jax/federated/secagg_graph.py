@@ -97,6 +97,15 @@ def choose(n: int, settings: SecureAggregationConfig) -> Graph:
     )
 
 
+def exists(n: int, settings: SecureAggregationConfig) -> bool:
+    """Whether `choose` finds a graph."""
+    try:
+        choose(n, settings)
+    except ConfigError:
+        return False
+    return True
+
+
 def _bound(n: int, marked: int, k: int, risk: float) -> tuple[int, float]:
     """(the smallest c with n · P[Hyp(n−1, marked, k) > c] <= risk, that chance)."""
     marked = min(marked, n - 1)

@@ -260,6 +260,22 @@ class TestChoice:
         aggregation.make(config, [f"h{i}" for i in range(n)])
         assert (seen[0].quorum, seen[0].complete) == demands
 
+    @pytest.mark.parametrize("scheme", ["auto", "secagg"])
+    def test_a_run_outlives_numbers_that_have_no_graph(self, scheme):
+        """One of eight, or three, may be left out, and seven and five cannot sum by masks."""
+        own = {"scheme": scheme, "owner_may_lie": True}
+        assert [self._scheme(n, 8, **own) for n in (8, 7, 6, 5, 4)] == [
+            *("secagg", "additive", "secagg", "additive", "additive")
+        ]
+
+    def test_a_confederation_without_a_graph_is_refused(self):
+        config = from_config_dict(
+            ExperimentConfig,
+            {"federated": {"hospitals": 7}, "secure_aggregation": {"owner_may_lie": True}},
+        )
+        with pytest.raises(ConfigError, match="no 7 hospitals can sum securely"):
+            aggregation.make(config, [f"h{i}" for i in range(7)])
+
     def test_what_is_asked_for_is_taken(self):
         assert self._scheme(100, 100, scheme="additive") == "additive"
         assert self._scheme(3, 3, scheme="secagg") == "secagg"
