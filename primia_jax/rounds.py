@@ -49,7 +49,7 @@ def train_rounds(
     """Trains from where `progress` is to the end, or until `on_round` gives False."""
     console.stage("set-up")
     with clock("set-up"):
-        reports, trace = federation.set_up(progress.round)
+        reports, trace = _set_up(federation, console, progress.round)
     clock.add_bytes("set-up", trace)
     for text in privacy_statement.opening(federation.config, reports):
         console.message(text)
@@ -72,6 +72,21 @@ def train_rounds(
                 console.message(f"ended after round {number}, as was asked for")
                 break
     return progress
+
+
+def _set_up(
+    federation: Federation, console: Watch, after_round: int
+) -> tuple[dict[str, Any], Trace]:
+    """The set-up, begun again where parties are lost on the way."""
+    attempts = federation.config.runtime.retries
+    while True:
+        try:
+            return federation.set_up(after_round)
+        except PartyLost as error:
+            if not attempts:
+                raise
+            attempts -= 1
+            console.message(f"the set-up is begun again: {federation.mend(error)}")
 
 
 def _round(

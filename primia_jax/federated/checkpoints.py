@@ -212,6 +212,13 @@ def newest(folder: pathlib.Path, number: int) -> int:
     return max((found for found in rounds if found <= number), default=0)
 
 
+def drop_after(folder: pathlib.Path, number: int) -> None:
+    """Removes the checkpoints of rounds after `number`: they never became complete."""
+    for path in folder.glob("round_*"):
+        if path.name > round_folder(folder, number).name:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def prune(folder: pathlib.Path, keep: Collection[int]) -> None:
     """Removes the checkpoints of all rounds but those in `keep`."""
     names = {round_folder(folder, number).name for number in keep}

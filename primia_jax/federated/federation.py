@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,8 @@ class Federation:
         self._behind: set[str] = set()  # present, without the present model
         self._attending: tuple[str, ...] = ()  # what the parties were told last
         self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
+        self._stopped: set[str] = set()  # those that do not train any more
+        self._tried: tuple[int, list[tuple[str, ...]]] = (0, [])  # a round, and with whom
 
     @property
     def owner_folder(self) -> pathlib.Path:
@@ -116,18 +119,26 @@ class Federation:
             restore = functools.partial(
                 model_owner.restore, folder=self.owner_folder, number=after_round
             )
-            self.driver.run({OWNER: Locally(restore)})
+            self._run({OWNER: Locally(restore)})
         if self.config.privacy.mode != "none":
-            self.driver.run(self._at_sites(self.present, hospital.open_ledger, after_round))
-        programs: dict[str, Any] = dict.fromkeys(self.present, hospital.set_up)
-        programs[OWNER] = model_owner.set_up
+            self._run(self._at_sites(self.present, hospital.open_ledger, after_round))
+        known, _ = self._run({OWNER: Locally(model_owner.knows_statistics)})
+        pool = not known[OWNER]
+        programs: dict[str, Any] = dict.fromkeys(
+            self.present, functools.partial(hospital.set_up, pool=pool)
+        )
+        programs[OWNER] = functools.partial(model_owner.set_up, pool=pool)
         if PROVIDER in servers:
             programs[PROVIDER] = crypto_provider.set_up
-        reports, trace = self.driver.run(programs)
-        if after_round:
-            self.driver.run(self._at_sites(self.present, hospital.restore, after_round))
+        reports, trace = self._run(programs)
+        stopped, _ = self._run(self._at_sites(self.present, hospital.restore, after_round))
+        self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
         self._behind.clear()
         return reports, trace
+
+    def _run(self, programs: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
+        """A run that takes no more than the longest wait for a message allows."""
+        return self.driver.run(programs, self.config.runtime.message_timeout_s)
 
     def train_round(self, number: int) -> tuple[dict[str, Any], Trace]:
         """One round of training, aggregation and validation with those that are drawn for it."""
@@ -137,17 +148,43 @@ class Federation:
         behind = tuple(name for name in taking_part if name in self._behind)
         if behind:
             send = functools.partial(model_owner.send_model, to=behind)
-            self.driver.run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
-        programs: dict[str, Any] = {
-            name: functools.partial(hospital.train_round, number=number) for name in taking_part
-        }
+            self._run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
+        self._check_not_alone(taking_part)
+        attempt = self._attempt(number, taking_part)
+        train = functools.partial(hospital.train_round, number=number, attempt=attempt)
+        programs: dict[str, Any] = dict.fromkeys(taking_part, train)
         programs[OWNER] = functools.partial(model_owner.train_round, number=number)
         optional = taking_part if self._sums_without_some(len(taking_part)) else ()
         reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
         self._lost = tuple(trace.lost)
+        for name in reports.keys() & set(taking_part):
+            if reports[name]["stopped"]:
+                self._stopped.add(name)
         missed = {*trace.lost, *(name for name in self.present if name not in taking_part)}
         self._behind = missed.intersection(self.present)
         return reports, trace
+
+    def _attempt(self, number: int, names: tuple[str, ...]) -> int:
+        """How many other sets of hospitals round `number` was tried with before this one."""
+        if self._tried[0] != number:
+            self._tried = (number, [])
+        sets = self._tried[1]
+        if names not in sets:
+            sets.append(names)
+        return sets.index(names)
+
+    def _check_not_alone(self, names: tuple[str, ...]) -> None:
+        """Under a secure sum that at least two of these hospitals train.
+
+        The others contribute nothing, and the sum would be the model of the one.
+        """
+        training = [name for name in names if name not in self._stopped]
+        if self.config.federated.mode == "federated_secure" and len(training) < 2:
+            raise TrainingError(
+                f"of the hospitals that are there only {', '.join(training) or 'none'} has not "
+                "stopped (config.federated.early_stopping): a secure sum would be its model alone; "
+                "the best round so far is kept, --mode=evaluate judges it"
+            )
 
     def _sums_without_some(self, n_hospitals: int) -> bool:
         """Whether a round goes on in its midst when hospitals drop out.
@@ -168,13 +205,17 @@ class Federation:
             return self.present
         key = np.random.SeedSequence([self.config.seed, _PARTICIPATION, number])
         rng = np.random.Generator(np.random.Philox(key))
-        n, least = len(self.present), min(self.quorum, len(self.present))
+        # The quorum is of those that could be drawn; a sum needs two to hide anything.
+        n, least = (
+            len(self.present),
+            min(2 if fed.mode == "federated_secure" else 1, len(self.present)),
+        )
         if fed.sampling == "fixed":
             size = max(least, round(fed.participation * n))
             chosen = set(rng.permutation(n)[:size])
         else:
             chosen = set()
-            while len(chosen) < max(1, least):  # too few for a sum: drawn once more
+            while len(chosen) < least:  # too few for a sum: drawn once more
                 chosen = set(np.flatnonzero(rng.random(n) < fed.participation))
         return tuple(name for i, name in enumerate(self.present) if i in chosen)
 
@@ -187,7 +228,7 @@ class Federation:
         names = tuple(name for name in self.drawn(number) if name not in self._lost)
         programs = self._at_sites(names, hospital.save, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
-        self.driver.run({**programs, OWNER: Locally(save)})
+        self._run({**programs, OWNER: Locally(save)})
 
     def recover(self, error: UserError, after_round: int) -> str:
         """Makes ready for the round after `after_round` once more, after it failed by `error`.
@@ -198,16 +239,21 @@ class Federation:
         Raises:
           UserError: `error` itself, if nothing can be done, or too few hospitals are left.
         """
+        said = self.mend(error)
+        self._set_back(after_round)
+        return said
+
+    def mend(self, error: UserError) -> str:
+        """Starts those again that were lost by `error`, or leaves them out; see `recover`."""
         if isinstance(error, PartyLost) and error.parties:
-            said = [self._start_again(name, error) for name in error.parties]
-        elif isinstance(error, TrainingError) and error.party in self.present:
-            said = [self._leave_out(error.party, str(error), error)]
+            end_s = time.monotonic() + self.config.runtime.revive_timeout_s
+            return "; ".join(self._start_again(name, error, end_s) for name in error.parties)
+        if isinstance(error, TrainingError) and error.party in self.present:
+            said = self._leave_out(error.party, str(error), error)
             self._refused[error.party] += 1
             self._running.add(error.party)
-        else:
-            raise error
-        self._set_back(after_round)
-        return "; ".join(said)
+            return said
+        raise error
 
     def readmit(self, after_round: int) -> str:
         """Takes hospitals in again that have come back or were left out for one round.
@@ -227,16 +273,19 @@ class Federation:
 
     def _set_back(self, after_round: int) -> None:
         if not after_round:
-            self.driver.run({OWNER: Locally(model_owner.begin_again)})
+            self._run({OWNER: Locally(model_owner.begin_again)})
         self.set_up(after_round)
 
-    def _start_again(self, name: str, error: PartyLost) -> str:
+    def _start_again(self, name: str, error: PartyLost, end_s: float) -> str:
         reason = str(error)
         try:
-            if self.driver.revive(name, self.config.runtime.revive_timeout_s):
+            if self.driver.revive(name, max(0.0, end_s - time.monotonic())):
                 return f"{reason}; {name} is started again"
         except UserError as failed:
             reason = f"{reason}; starting it again failed: {failed}"
+        if name in self.absent:  # it shared the process of another
+            self._running.discard(name)
+            return f"{name} stays left out"
         if name not in self.present:
             raise ClusterError(reason) from error
         return self._leave_out(name, reason, error)
@@ -266,7 +315,7 @@ class Federation:
     def _attend(self, hospitals: tuple[str, ...], servers: Sequence[str]) -> None:
         """Tells these parties which hospitals take part from now on."""
         told = Locally(functools.partial(_with_hospitals, hospitals=hospitals))
-        self.driver.run(dict.fromkeys((*hospitals, *servers), told))
+        self._run(dict.fromkeys((*hospitals, *servers), told))
         self._attending = hospitals
 
     def _at_sites(

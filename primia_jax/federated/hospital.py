@@ -38,6 +38,8 @@ from primia_jax.federated.local_training import Learner, Statistics, Step
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
 
+_MOST_ROUNDS = 1 << 20  # keeps what is drawn in repeated rounds apart
+
 
 @dataclasses.dataclass(frozen=True)
 class Hospital:
@@ -93,13 +95,18 @@ def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hos
     return dataclasses.replace(state, guarantee=site, private_learner=learner), None
 
 
-def set_up(state: Hospital) -> Steps:
-    """Exchanges keys, contributes to the pooled statistics, receives them and the first model."""
+def set_up(state: Hospital, pool: bool = True) -> Steps:
+    """Exchanges keys, contributes to the pooled statistics, receives them and the present model.
+
+    `pool` is False where the owner has the statistics already.
+    """
     if state.config.federated.mode == "federated_secure":
         peers = [name for name in state.hospitals if name != state.name]
         keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER)
         state = dataclasses.replace(state, keys=keys)
-    if not privacy.is_on(state.config):
+    if not pool:
+        pass
+    elif not privacy.is_on(state.config):
         own = statistics.contribution(state.train)
         yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
     elif privacy.releases_statistics(state.config):
@@ -133,8 +140,13 @@ def catch_up(state: Hospital) -> Steps:
     return dataclasses.replace(state, variables=model), None
 
 
-def train_round(state: Hospital, number: int) -> Steps:
-    """Round `number` (from 1): trains, contributes, receives the new model, judges it."""
+def train_round(state: Hospital, number: int, attempt: int = 0) -> Steps:
+    """Round `number` (from 1): trains, contributes, receives the new model, judges it.
+
+    `attempt` counts the sets of hospitals that the round was tried with before: with each the local
+    steps take other images, since the difference of two sums of the same updates over different
+    hospitals would be the update of one.
+    """
     weight = 0 if state.watch.stopped else len(state.train)
     mode, round_name = state.config.privacy.mode, f"round {number}"
     if state.guarantee:
@@ -144,9 +156,10 @@ def train_round(state: Hospital, number: int) -> Steps:
 
     def update() -> Contribution:
         with environment.memory_kept():
-            new, result = _train_locally(state, number)
+            new, result = _train_locally(state, number, attempt)
         if result.steps and recording.wanted(state.config.federated, number):
-            new = dataclasses.replace(new, truth=_entered(new, number, result, weight))
+            truth = _entered(new, number, attempt, result, weight)
+            new = dataclasses.replace(new, truth=truth)
         own = _contribution(new, result, weight)
         if state.guarantee:
             state.guarantee.ledger.charge(releases, round_name)
@@ -223,7 +236,7 @@ def _to_keep(config: ExperimentConfig, result: _Trained) -> _Trained:
     )
 
 
-def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
+def _train_locally(state: Hospital, number: int, attempt: int = 0) -> tuple[Hospital, _Trained]:
     """Runs the local steps of a round; the state changes only in its early-stopping watch."""
     config, fed = state.config, state.config.federated
     per_round = steps_per_round(config, len(state.train))
@@ -232,7 +245,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     if state.watch.stopped:
         return state, _Trained(state.variables, opt_state, None, 0, rate)
     if state.private_learner is not None:
-        return state, _train_privately(state, number, opt_state)
+        return state, _train_privately(state, number, opt_state)  # its samples are always new
     stopping = fed.early_stopping
     order = local_training.batches(
         config.seed,
@@ -240,6 +253,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
         len(state.train),
         config.training.batch_size,
         (number - 1) * per_round,
+        attempt,
     )
     # The step consumes its arguments, and the round's start is needed again if the round fails.
     current, opt_state = _copy(state.variables), _copy(opt_state)
@@ -255,7 +269,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
             state.train.labels[batch],
             state.statistics,
             np.uint32(config.seed),
-            Step(np.uint32(number), np.uint32(state.index), np.uint32(step)),
+            _place(number, attempt, state.index, step),
             np.float32(rate),
         )
         losses.append(loss)
@@ -300,9 +314,16 @@ def _train_privately(state: Hospital, number: int, opt_state: Any) -> _Trained:
     return _Trained(model, opt_state, None, release.steps, last, tuple(samples))
 
 
-def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> recording.Truth:
+def _place(number: int, attempt: int, site: int, step: int) -> Step:
+    """Where a local step stands, for what is drawn in it."""
+    return Step(np.uint32(number + attempt * _MOST_ROUNDS), np.uint32(site), np.uint32(step))
+
+
+def _entered(
+    state: Hospital, number: int, attempt: int, trained: _Trained, weight: int
+) -> recording.Truth:
     """What the local steps of round `number` were given, once more, for the recording."""
-    config, site = state.config, np.uint32(state.index)
+    config = state.config
     batches: list[tuple[np.ndarray, np.ndarray, Step]] = []  # records, which are none, place
     if state.private_learner is not None:
         n_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
@@ -314,9 +335,9 @@ def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> re
     else:
         first = (number - 1) * steps_per_round(config, len(state.train))
         n, size = len(state.train), config.training.batch_size
-        order = local_training.batches(config.seed, state.index, n, size, first)
+        order = local_training.batches(config.seed, state.index, n, size, first, attempt)
         for step, batch in zip(range(trained.steps), order):
-            place = Step(np.uint32(number), site, np.uint32(step))
+            place = _place(number, attempt, state.index, step)
             batches.append((batch, np.ones(len(batch), bool), place))
         sizes = [len(batch) for batch, _, _ in batches]
     images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]
@@ -435,14 +456,16 @@ def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, 
     return state, None
 
 
-def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
-    """The state after round `number`; to be run after `set_up`.
+def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, bool]:
+    """The state after round `number`, and whether the site has stopped; to be run after `set_up`.
 
-    A hospital that took no part in that round goes on from what it wrote last.
+    A hospital that took no part in that round goes on from what it wrote last. What it wrote of a
+    later one, which did not become complete, is dropped.
     """
+    checkpoints.drop_after(folder, number)
     number = checkpoints.newest(folder, number)
     if not number:
-        return state, None
+        return state, False
     kept = {
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }
@@ -453,7 +476,7 @@ def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospita
     state = dataclasses.replace(
         state, variables=model, opt_state=kept.get("optimizer", state.opt_state), watch=watch
     )
-    return state, None
+    return state, watch.stopped
 
 
 def _kept(state: Hospital) -> dict[str, Any]:

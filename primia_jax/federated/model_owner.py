@@ -87,17 +87,29 @@ def begin_again(state: ModelOwner) -> tuple[ModelOwner, None]:
     return dataclasses.replace(fresh, statistics=state.statistics), None
 
 
-def set_up(state: ModelOwner) -> Steps:
-    """Pools the statistics of the data and sends them out with the model."""
+def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, bool]:
+    """Whether the statistics of the data were pooled before."""
+    return state, state.statistics is not None
+
+
+def set_up(state: ModelOwner, pool: bool = True) -> Steps:
+    """Pools the statistics of the data, and sends them out with the model.
+
+    They are pooled once and hold for all of the run: a second sum, over other hospitals, would tell
+    by the difference what single ones contributed. `pool` is False where it was done.
+    """
     collect = aggregation.make(state.config, state.hospitals).collect
-    pooled, told = state.statistics, {}  # those of the first set-up, for all of the run
-    if privacy.is_on(state.config):
-        found = yield from privacy.collect_statistics(state.config, collect, len(state.class_names))
-        pooled = pooled or found
+    pooled, told = state.statistics, {}
+    if not pool:
+        assert pooled is not None, "the statistics were never pooled"
+    elif privacy.is_on(state.config):
+        pooled = yield from privacy.collect_statistics(
+            state.config, collect, len(state.class_names)
+        )
     else:
         total = yield from collect((2,), len(state.class_names))
         weighted = state.config.training.class_weights
-        pooled = pooled or statistics.pooled(total, state.class_names, weighted)
+        pooled = statistics.pooled(total, state.class_names, weighted)
         told = {"class_counts": [int(count) for count in total.counts], "samples": total.weight}
     state = dataclasses.replace(state, statistics=pooled)
     yield from _send_model(state.hospitals, state.vectors, statistics=tuple(pooled))

@@ -29,6 +29,7 @@ from primia_jax.errors import PartyLost, ProtocolError, UserError
 from primia_jax.runtime.faults import Fault, Injector
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import (
+    DROPOUTS,
     MISSING,
     Deadline,
     Event,
@@ -40,9 +41,9 @@ from primia_jax.runtime.party import (
     Steps,
     checked_event,
     message_bytes,
-    name_lost,
     name_party,
     receivers,
+    with_lost,
 )
 from primia_jax.runtime.replay import Clocks
 from primia_jax.runtime.trace import Action, Trace
@@ -123,8 +124,10 @@ def run_local(
     try:
         run.until_all_end()
     except UserError as error:
-        name_lost(error, run.lost)
-        raise
+        failure = with_lost(error, run.lost)
+        if failure is error:
+            raise
+        raise failure from error
     trace = dataclasses.replace(run.clocks.trace(), lost=run.lost)
     if faults or any(run.missed.values()):
         trace = dataclasses.replace(trace, recording=())
@@ -240,7 +243,7 @@ class _LocalRun:
             gives_up = False
             try:
                 action, event = self._step(name, message)
-            except UserError as error:
+            except DROPOUTS as error:
                 if name not in self.optional:
                     raise
                 self._lose(name, str(error))

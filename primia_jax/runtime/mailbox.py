@@ -97,6 +97,8 @@ class Mailbox:
             self.waits_for = sender
             try:
                 while key not in self._messages:
+                    if run < self._run:
+                        raise Aborted("a later run has begun")
                     if run in self._aborted:
                         raise Aborted(self._aborted[run])
                     left, gone = deadline - time.monotonic(), self._gone.get((run, sender))

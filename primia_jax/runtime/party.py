@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from primia_jax.errors import ProtocolError, UserError
+from primia_jax.errors import ClusterError, PartyLost, ProtocolError, TrainingError, UserError
 from primia_jax.runtime.trace import Trace
 
 Message = Any  # a pytree of arrays
@@ -101,14 +101,15 @@ class Driver(Protocol):
         """Runs one program a party to its end; returns the reports and what it cost.
 
         The states change only if every party came to its end, those named in `optional` apart: the
-        run goes on and ends without such a party if it dies, raises a `UserError`, or was missed by
-        another one and is still not done when the others are. It then has no report, keeps its
-        state of before the run, and is named in `Trace.lost`.
+        run goes on and ends without such a party if it dies, fails by one of `DROPOUTS`, or was
+        missed by another one and is still not done when the others are. It then has no report,
+        keeps its state of before the run, and is named in `Trace.lost`.
 
         Parties that still compute `deadline_s` after the begin, if it is not 0, are given up.
 
         Raises:
-          PartyLost: if a party died or was given up that is not optional.
+          PartyLost: if a party died or was given up that is not optional, or a protocol could not
+            go on without those that were.
         """
 
     def revive(self, name: str, timeout_s: float = 0.0) -> bool:
@@ -181,14 +182,25 @@ def name_party(error: BaseException, party: str) -> None:
         error.add_note(f"raised in the program of party '{party}'")
 
 
-def name_lost(error: BaseException, lost: Mapping[str, str]) -> None:
-    """Makes a run's failure say which parties it had lost before, and why the first of them."""
+# What a party may fail by for others to go on without it. Anything else a user must hear of: a
+# spent budget, a full disk, settings that do not go together.
+DROPOUTS = (ClusterError, ProtocolError, TrainingError)
+
+
+def with_lost(error: Exception, lost: Mapping[str, str]) -> Exception:
+    """A run's failure that says which parties it had lost before, and why the first of them.
+
+    A protocol that cannot go on without them fails by their loss: it is a `PartyLost`.
+    """
     if not lost or not isinstance(error, UserError):
-        return
+        return error
     name, reason = next(iter(lost.items()))
     more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
     if reason not in str(error):
         error.args = (f"{error} (lost before: {name}: {reason}{more})", *error.args[1:])
+    if isinstance(error, ProtocolError):
+        return PartyLost(str(error), tuple(lost))
+    return error
 
 
 def receivers(event: Send) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from primia_jax.environment import thread_variables
 from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
-from primia_jax.runtime.party import Program, name_lost, name_party
+from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
 from primia_jax.runtime.ray_party import PartyRun, RemoteHost
 from primia_jax.runtime.trace import Trace
 
@@ -130,6 +130,7 @@ class RayDriver:
         check_resources(self._placements.values())
         self.actors: dict[str, Any] = {}
         self._link, self._runs = link, itertools.count(1)
+        self._making: dict[str, Any] = {}  # states that are being made anew, in shared actors
         # (actor, its start) of groups that were lost
         self._returning: dict[tuple[str, ...], tuple[Any, Any]] = {}
         for group in self._groups:
@@ -196,7 +197,7 @@ class RayDriver:
             lost,
         )
         commits = {name: self.actors[name].commit.remote(name, run) for name in results}
-        committed = self._gather(commits, optional=optional, lost=lost)
+        committed = self._gather(commits, None, deadline_s, optional, lost)
         results = {name: result for name, result in results.items() if name in committed}
         trace = dataclasses.replace(_joined(results), lost=lost)
         return {name: result.report for name, result in results.items()}, trace
@@ -217,13 +218,60 @@ class RayDriver:
         if self._sealed:
             raise ClusterError(f"{name} was lost, and its keys with it: begin anew")
         group, end_s = self._group[name], time.monotonic() + timeout_s
-        if len(group) > 1 and self._made_anew(name, timeout_s):
-            return True
-        while not self._has_returned(group, end_s):
-            if time.monotonic() >= end_s:
+        alone = len(group) == 1
+        while not (made := None if alone else self._made_anew(name, end_s)):
+            if made is None and self._has_returned(group, end_s):
+                if alone:
+                    return True
+            elif time.monotonic() >= end_s:
                 return False
-            time.sleep(_AGAIN_S)
-        actor, _ = self._returning.pop(group)
+            else:
+                time.sleep(_AGAIN_S)
+        return True
+
+    def _made_anew(self, name: str, end_s: float) -> bool | None:
+        """Whether one party's state is made anew by `end_s`, in an actor that it shares; None if
+        that actor is dead."""
+        if self._group[name] in self._returning:
+            return None
+        if name not in self._making:
+            self._making[name] = self.actors[name].make.remote(name, self._makers[name])
+        done, _ = ray.wait([self._making[name]], timeout=max(end_s - time.monotonic(), _NOW_S))
+        if not done:
+            return False
+        try:
+            ray.get(self._making.pop(name))
+        except ray.exceptions.RayTaskError as error:
+            raise _as_user_error(name, error) from error
+        except ray.exceptions.RayError:
+            return None
+        return True
+
+    def _has_returned(self, group: tuple[str, ...], end_s: float) -> bool:
+        """Whether the new actor of lost parties is ready by `end_s`; begins one if there is none.
+
+        A party that is alone in it has its state then; several have them made one by one. A node
+        that has just died is given actors for a while: they die too.
+        """
+        if group not in self._returning:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self.actors[group[0]])
+            actor = self._actor(group)
+            peers = {**self.actors, **dict.fromkeys(group, actor)}
+            makers = {name: self._makers[name] for name in group if len(group) == 1}
+            self._returning[group] = actor, actor.start.remote(makers, peers, None)
+        actor, started = self._returning[group]
+        done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
+        if not done:
+            return False
+        del self._returning[group]
+        try:
+            ray.get(started)
+        except ray.exceptions.RayError as error:
+            ray.kill(actor)
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise _as_user_error(group[0], error) from error
+            return False
         others = {peer: other for peer, other in self.actors.items() if peer not in group}
         self.actors |= dict.fromkeys(group, actor)
         told = [actor.replace_peers.remote(others)]
@@ -233,43 +281,6 @@ class RayDriver:
                 told.append(self.actors[other[0]].replace_peers.remote(new))
         # The next run must find the new actor everywhere; a peer that is lost too is told later.
         ray.wait(told, num_returns=len(told), timeout=_ANSWER_S)
-        return True
-
-    def _made_anew(self, name: str, timeout_s: float) -> bool:
-        """Makes the state of one party anew in an actor that it shares, if that lives."""
-        started = self.actors[name].start.remote({name: self._makers[name]}, self.actors, None)
-        try:
-            ray.get(started, timeout=max(timeout_s, _ANSWER_S))
-        except ray.exceptions.RayTaskError as error:
-            raise _as_user_error(name, error) from error
-        except (ray.exceptions.RayError, TimeoutError):
-            return False
-        return True
-
-    def _has_returned(self, group: tuple[str, ...], end_s: float) -> bool:
-        """Whether the new actor of lost parties is ready by `end_s`; begins one if there is none.
-
-        A node that has just died is given actors for a while: they die too.
-        """
-        if group not in self._returning:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(self.actors[group[0]])
-            actor = self._actor(group)
-            peers = {**self.actors, **dict.fromkeys(group, actor)}
-            makers = {name: self._makers[name] for name in group}
-            self._returning[group] = actor, actor.start.remote(makers, peers, None)
-        actor, started = self._returning[group]
-        done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
-        if not done:
-            return False
-        try:
-            ray.get(started)
-        except ray.exceptions.RayError as error:
-            del self._returning[group]
-            ray.kill(actor)
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise _as_user_error(group[0], error) from error
-            return False
         return True
 
     def close(self) -> None:
@@ -308,8 +319,7 @@ class RayDriver:
         def give_up(why: Exception) -> None:
             nonlocal failure
             if failure is None:
-                failure = why
-                name_lost(failure, lost)
+                failure = with_lost(why, lost)
                 self._tell([names[task] for task in waiting], run, "abort", str(why))
             elif isinstance(failure, PartyLost) and isinstance(why, PartyLost):
                 more = tuple(name for name in why.parties if name not in failure.parties)
@@ -333,7 +343,7 @@ class RayDriver:
                     results[name] = ray.get(task)
                 except Exception as error:
                     why = _as_user_error(name, error, self._group[name])
-                    if failure is None and name in optional and isinstance(why, UserError):
+                    if failure is None and name in optional and isinstance(why, DROPOUTS):
                         gone = why.parties if isinstance(why, PartyLost) else (name,)
                         for party in gone:
                             if party not in lost:

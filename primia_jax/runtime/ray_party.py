@@ -62,6 +62,7 @@ class PartyShell:
         self.peers: dict[str, Any] = {}
         self.clock = _clock_name()
         self._state: Any = None
+        self._newest = 0  # run
         self._pending: tuple[int, Any] | None = None
 
     def public_key(self) -> bytes:
@@ -71,14 +72,16 @@ class PartyShell:
 
     def start(
         self,
-        make_state: Callable[[], Any],
         peers: dict[str, Any],
         public_keys: dict[str, bytes] | None,
     ) -> None:
-        """Makes the state, and takes in whom messages go to."""
+        """Takes in whom messages go to."""
         self.peers = peers
         if self.seals is not None:
             self.seals.agree(public_keys or {})
+
+    def make(self, make_state: Callable[[], Any]) -> None:
+        """Makes the state."""
         self._pending, self._state = None, make_state()
 
     def deliver(self, envelope: Envelope, number: int, body: Any) -> None:
@@ -88,6 +91,7 @@ class PartyShell:
     def run(self, run: int, program: Program, parties: tuple[str, ...], link: Link) -> PartyRun:
         """Runs `program` to its end; `commit` then makes the new state count."""
         self.mailbox.begin(run)
+        self._newest = max(run, self._newest)
         transport = _Transport(self, run, dict.fromkeys(parties), link)
         self.turns.take(self.place)
         try:
@@ -100,7 +104,8 @@ class PartyShell:
                 f"{self.name} left messages unread at the end of its program, from "
                 f"{', '.join(unread)}"
             )
-        self._pending = (run, state)
+        if run == self._newest:  # else it was given up meanwhile
+            self._pending = (run, state)
         give_memory_back()
         return party_run._replace(report=report)
 
@@ -131,13 +136,19 @@ class _Host:
         peers: dict[str, Any],
         public_keys: dict[str, bytes] | None,
     ) -> None:
-        """Makes states, of all parties or of some anew."""
+        """Tells all parties of their peers, and makes the states of those in `makers`."""
+        for party in self._parties.values():
+            party.start(peers, public_keys)
         for name, make_state in makers.items():
-            try:
-                self._parties[name].start(make_state, peers, public_keys)
-            except UserError as error:
-                name_party(error, name)
-                raise
+            self.make(name, make_state)
+
+    def make(self, name: str, make_state: Callable[[], Any]) -> None:
+        """Makes one party's state, at first or anew."""
+        try:
+            self._parties[name].make(make_state)
+        except UserError as error:
+            name_party(error, name)
+            raise
 
     def run(
         self, name: str, run: int, program: Program, parties: tuple[str, ...], link: Link

@@ -2,15 +2,18 @@
 injected where a real cluster would have them."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 from tiny import assert_same, at, config_with, model, start, train
 
+from primia_jax import rounds
 from primia_jax.errors import ClusterError, ConfigError, PartyLost, TrainingError
 from primia_jax.federated import checkpoints, hospital
 from primia_jax.federated.aggregation import OWNER
+from primia_jax.federated.federation import Federation
 
 SECURE = {"mode": "federated_secure"}
 
@@ -69,10 +72,10 @@ def trained(federation):
 @pytest.mark.parametrize(
     ("mode", "party", "run"),
     (
-        pytest.param("federated", "hospital_1", 4, marks=pytest.mark.slow),
-        ("federated_secure", "hospital_1", 5),
-        ("federated_secure", OWNER, 4),
-        pytest.param("federated", OWNER, 6, marks=pytest.mark.slow),
+        pytest.param("federated", "hospital_1", 6, marks=pytest.mark.slow),
+        ("federated_secure", "hospital_1", 7),
+        ("federated_secure", OWNER, 6),
+        pytest.param("federated", OWNER, 8, marks=pytest.mark.slow),
     ),
 )
 def test_a_party_started_again_changes_nothing(tmp_path, mode, party, run):
@@ -90,7 +93,7 @@ def test_a_party_started_again_changes_nothing(tmp_path, mode, party, run):
 @pytest.mark.fault("a hospital comes back rounds later", "it gets the model and takes part again")
 def test_who_does_not_come_back_is_left_out_until_it_does(tmp_path):
     federation = start(tmp_path, federated={**SECURE, "rounds": 5})
-    federation.driver = Unreliable(federation.driver, "hospital_2", at=6, calls=2)
+    federation.driver = Unreliable(federation.driver, "hospital_2", at=8, calls=2)
     told = trained(federation)
     assert "hospital_2 is left out: hospital_2 was lost" in told[0]
     assert told[1] == "hospital_2 takes part again" and len(told) == 2
@@ -104,7 +107,7 @@ def test_who_does_not_come_back_is_left_out_until_it_does(tmp_path):
 )
 def test_too_few_hospitals_end_it_and_say_what_asks_for_more(tmp_path):
     federation = start(tmp_path, federated={**SECURE, "quorum": 1.0})
-    federation.driver = Unreliable(federation.driver, "hospital_2", at=6, mends=False)
+    federation.driver = Unreliable(federation.driver, "hospital_2", at=8, mends=False)
     with pytest.raises(PartyLost, match=r"2 hospitals are too few .*federated.quorum asks for 3"):
         trained(federation)
     assert checkpoints.latest(federation.owner_folder).round == 1
@@ -113,7 +116,7 @@ def test_too_few_hospitals_end_it_and_say_what_asks_for_more(tmp_path):
 def test_a_sum_needs_two(tmp_path):
     federation = start(tmp_path, federated={**SECURE, "hospitals": 2, "quorum": 0.0})
     assert federation.quorum == 2
-    federation.driver = Unreliable(federation.driver, "hospital_1", at=5, mends=False)
+    federation.driver = Unreliable(federation.driver, "hospital_1", at=7, mends=False)
     with pytest.raises(ClusterError, match="1 hospitals are too few"):
         trained(federation)
 
@@ -125,8 +128,8 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
     """Of hospital_1, in rounds 1 and 2; without it the others' average is what it would be."""
     real = hospital._train_locally
 
-    def sick(state, number):
-        state, result = real(state, number)
+    def sick(state, number, attempt):
+        state, result = real(state, number, attempt)
         if state.name == "hospital_1" and number < 3:
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}
@@ -149,8 +152,8 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
 def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
     real = hospital._train_locally
 
-    def sick(state, number):
-        state, result = real(state, number)
+    def sick(state, number, attempt):
+        state, result = real(state, number, attempt)
         if state.name == "hospital_0":
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}
@@ -221,8 +224,8 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
     """One of five hospitals sends weights a thousand times too large."""
     real = hospital._train_locally
 
-    def poisoned(state, number):
-        state, result = real(state, number)
+    def poisoned(state, number, attempt):
+        state, result = real(state, number, attempt)
         if state.name == "hospital_3":
             params = jax.tree.map(lambda leaf: leaf * 1000, result.variables["params"])
             result = result._replace(variables={**result.variables, "params": params})
@@ -239,8 +242,8 @@ def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, mo
     """Once of no use, it comes back; lost later, it must not be taken for one that still runs."""
     real = hospital._train_locally
 
-    def sick(state, number):
-        state, result = real(state, number)
+    def sick(state, number, attempt):
+        state, result = real(state, number, attempt)
         if state.name == "hospital_1" and number == 1:
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}
@@ -269,3 +272,115 @@ def test_hospitals_of_one_process_hold_one_model(tmp_path):
     for other in leaves[1:]:
         assert all(np.shares_memory(a, b) for a, b in zip(leaves[0], other))
     assert all(at(federation, name).opt_state is None for name in federation.hospitals)
+
+
+class Gone:
+    """A driver whose lost parties do not come back."""
+
+    def __init__(self, driver):
+        self._driver = driver
+
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
+
+    def revive(self, name, timeout_s=0.0):
+        return False
+
+
+def lost(*names):
+    return PartyLost(f"{names[0]} was lost: it died", names)
+
+
+def test_a_round_repeated_without_one_sums_other_updates(tmp_path, monkeypatch):
+    """Else the difference of the two sums would be the update of the one that is missing."""
+    contributed = {}
+    whole = hospital._contribution
+
+    def keeping(state, result, weight):
+        own = whole(state, result, weight)
+        contributed.setdefault(state.name, []).append(np.concatenate([*own.values]))
+        return own
+
+    monkeypatch.setattr(hospital, "_contribution", keeping)
+    federation = start(tmp_path, federated=SECURE)
+    federation.driver = Gone(federation.driver)
+    federation.set_up()
+    federation.train_round(1)
+    federation._set_back(0)
+    federation.train_round(1)  # with the same hospitals: the same figures
+    federation.recover(lost("hospital_2"), 0)
+    federation.train_round(1)
+    for name in ("hospital_0", "hospital_1"):
+        first, again, without = contributed[name]
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(first - without).max() > 1e-4
+
+
+def test_statistics_are_pooled_once(tmp_path, monkeypatch):
+    """A second sum over fewer would tell the class counts of the one that is missing."""
+    asked = []
+    whole = hospital.statistics.contribution
+    monkeypatch.setattr(
+        hospital.statistics, "contribution", lambda data: asked.append(1) or whole(data)
+    )
+    federation = start(tmp_path, federated=SECURE)
+    federation.driver = Gone(federation.driver)
+    federation.set_up()
+    federation.recover(lost("hospital_2"), 0)
+    federation.train_round(1)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("run", [1, 2, 3, 4])
+def test_a_loss_in_the_set_up_is_mended(tmp_path, run):
+    federation = start(tmp_path / "broken", federated=SECURE)
+    federation.driver = Unreliable(federation.driver, "hospital_1", run)
+    told = []
+    console = types.SimpleNamespace(message=told.append)
+    rounds._set_up(federation, console, 0)
+    assert "hospital_1 is started again" in " ".join(told) or not federation.driver.lost
+    federation.train_round(1)
+    whole = start(tmp_path / "whole", federated=SECURE)
+    train(whole, rounds=1)
+    assert_same(model(federation).params, model(whole).params)
+
+
+@pytest.mark.parametrize(("sampling", "least", "most"), [("fixed", 10, 10), ("poisson", 2, 30)])
+def test_few_of_many_can_be_drawn(tmp_path, sampling, least, most):
+    """Whatever the quorum, which is of those that are there."""
+    fed = {"hospitals": 100, "participation": 0.1, "sampling": sampling, **SECURE}
+    names = tuple(f"hospital_{i}" for i in range(100))
+    federation = Federation(None, config_with(federated=fed), names, tmp_path)
+    sizes = [len(federation.drawn(number)) for number in range(1, 20)]
+    assert least <= min(sizes) and max(sizes) <= most
+
+
+def test_who_was_left_out_before_does_not_end_the_run(tmp_path):
+    """A hospital that is absent shares the process of one that is lost now."""
+    federation = start(tmp_path)
+    federation.driver = Gone(federation.driver)
+    federation.absent = {"hospital_0": "its training diverged"}
+    federation.present = ("hospital_1", "hospital_2")
+    federation._running = {"hospital_0"}
+    federation.config = config_with(federated={"quorum": 0.1})
+    said = federation.mend(lost("hospital_0", "hospital_2"))
+    assert "hospital_0 stays left out" in said and federation.present == ("hospital_1",)
+    assert federation.absent["hospital_0"] == "its training diverged"
+
+
+def test_no_secure_sum_in_which_one_hospital_trains(tmp_path):
+    federation = start(tmp_path, federated=SECURE)
+    federation.set_up()
+    federation._stopped = {"hospital_0", "hospital_2"}
+    with pytest.raises(TrainingError, match=r"only hospital_1 has not stopped"):
+        federation.train_round(1)
+
+
+def test_what_never_became_complete_is_dropped(tmp_path):
+    """A round saved by some and then repeated without them is no round to go on from."""
+    federation = start(tmp_path)
+    train(federation, rounds=2, save=True)
+    folder = tmp_path / "sites" / "hospital_0"
+    assert checkpoints.newest(folder, 2) == 2
+    federation.set_up(1)
+    assert checkpoints.newest(folder, 2) == 1

@@ -11,7 +11,13 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from primia_jax.errors import ClusterError, DataError, ProtocolError
+from primia_jax.errors import (
+    ClusterError,
+    PartyLost,
+    ProtocolError,
+    StorageError,
+    TrainingError,
+)
 from primia_jax.runtime import (
     MISSING,
     Deadline,
@@ -62,7 +68,12 @@ def answers(state, value, rounds=1):
 
 
 def raises(state):
-    raise DataError("the images are gone")
+    raise TrainingError("the images are gone")
+    yield
+
+
+def disk_is_full(state):
+    raise StorageError("the disk is full")
     yield
 
 
@@ -124,8 +135,15 @@ class MissingContract:
 
     def test_without_leave_it_ends_the_run(self, driver):
         before = states(driver)
-        with pytest.raises(DataError, match="bob: the images are gone"):
+        with pytest.raises(TrainingError, match="bob: the images are gone"):
             driver.run(programs(bob=raises), optional=("carol",))
+        assert states(driver) == before
+
+    def test_what_its_user_must_hear_of_ends_the_run(self, driver):
+        """A full disk, a spent budget: nobody is left out silently for that."""
+        before = states(driver)
+        with pytest.raises(StorageError, match="bob: the disk is full"):
+            driver.run(programs(bob=disk_is_full), optional=SOME)
         assert states(driver) == before
 
     def test_a_mistake_in_a_program_always_ends_the_run(self, driver):
@@ -154,8 +172,11 @@ class MissingContract:
             assert (yield Receive("bob", optional=True)) is MISSING
             raise ProtocolError("too few are left")
 
-        with pytest.raises(ProtocolError, match=r"too few are left \(lost before: bob: .*gone"):
+        with pytest.raises(
+            PartyLost, match=r"too few are left \(lost before: bob: .*gone"
+        ) as found:
             driver.run({"alice": gives_up, "bob": raises, "carol": Locally(_same)}, optional=SOME)
+        assert found.value.parties == ("bob",)  # so that it can be started again
 
     def test_a_deadline_must_be_a_time(self, driver):
         with pytest.raises(ProtocolError, match="deadline of -1"):

@@ -22,7 +22,7 @@ class Wire:
         keys = {name: actor.public_key() for name, actor in self.actors.items()} if sealed else None
         peers = {name: self._handle() for name in NAMES}
         for actor in self.actors.values():
-            actor.start(lambda: None, peers, keys)
+            actor.start(peers, keys)
 
     def _handle(self):
         catch = types.SimpleNamespace(remote=lambda *message: self.caught.append(message))
