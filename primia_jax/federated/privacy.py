@@ -210,8 +210,8 @@ def _statistics(noised: np.ndarray, n: int) -> Contribution:
 def _fingerprint(*groups: Dataset) -> str:
     digest = hashlib.sha256()
     for data in groups:
-        digest.update(np.ascontiguousarray(data.images))
-        digest.update(np.ascontiguousarray(data.labels))
+        digest.update(np.ascontiguousarray(data.images).data)
+        digest.update(np.ascontiguousarray(data.labels).data)
     return digest.hexdigest()[:32]
 
 
