@@ -2,7 +2,7 @@
 
     python -m benchmarks.many_hospitals [--hospitals=N,N,…] [--actors=N]
 
-ResNet-18 (11.2 M parameters, 45 MB) at 32×32, 30 phantoms and one local step a hospital, secure sums
+ResNet-18 (11.2 M parameters, 45 MB) at 32×32, 30 phantoms and a local step a hospital, secure sums
 under pairwise masks. Prints a JSON line for each number of hospitals:
 
 - `hospital_actor_peak_bytes`: largest resident memory that a process of hospitals reached;

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from primia_jax import experiment
+from primia_jax import experiment, leakage
 from primia_jax.config import ExperimentConfig, to_plain
 from primia_jax.errors import ConfigError, StorageError
 from primia_jax.federated import checkpoints
@@ -102,6 +102,8 @@ def run(
     """
     config = experiment.checked(config)
     check(config)
+    if config.study.inversion:
+        leakage.check_inversion(config)
     runs = list(_runs(config))
     data = runs[0][2].data  # with its seed settled
     material = gather(dataclasses.replace(config, data=data))
