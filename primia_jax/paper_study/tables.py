@@ -239,7 +239,7 @@ def inversion_tests(found: Mapping[str, Any]) -> Table:
             rows.append(
                 [Cell(_INVERSION[score]), Cell(" – ".join(names)),
                  Cell(figure(test["difference"]), _span(test["interval"])),
-                 Cell(f"t = {figure(test['t'])}"), Cell(p_text(test["p"])),
+                 Cell(f"t = {figure(test['t'])}", t_test(test)), Cell(p_text(test["p"])),
                  Cell(p_text(test["p_holm"]), bold=_below(test["p_holm"])),
                  Cell(f"d = {figure(test['cohens_d'])}")]
             )  # fmt: skip
@@ -289,6 +289,11 @@ def test_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         for test in tests
     ]
     return ["measure", *fields], rows
+
+
+def t_test(test: Mapping[str, Any]) -> str:
+    """Which one it was: of pairs where the images are the same."""
+    return "paired t-test" if test.get("paired") else "Welch’s t-test"
 
 
 def long_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

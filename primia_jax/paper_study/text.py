@@ -13,6 +13,7 @@ from primia_jax.paper_study.tables import (
     number,
     p_text,
     signed,
+    t_test,
 )
 
 # J. R. Landis and G. G. Koch, "The measurement of observer agreement for categorical data" (1977).
@@ -241,7 +242,7 @@ def _inversion(found: Mapping[str, Any]) -> str:
             verdict = "secure aggregation gives more away"
         sentences.append(
             f"Secure sum against {MODES.get(other, other).lower()}: {verdict} "
-            f"(t-test, p {_equals(p)} after Holm’s correction)."
+            f"({t_test(test)}, p {_equals(p)} after Holm’s correction)."
         )
     return " ".join([*sentences, found.get("note", "")]).strip()
 
