@@ -103,8 +103,12 @@ class Federation:
     @property
     def quorum(self) -> int:
         """Fewest hospitals that a round goes on with: of the sum over one alone all is seen."""
-        least = 2 if self.config.federated.mode == "federated_secure" else 1
-        return max(least, math.ceil(self.config.federated.quorum * len(self.hospitals)))
+        return max(self._fewest, math.ceil(self.config.federated.quorum * len(self.hospitals)))
+
+    @property
+    def _fewest(self) -> int:
+        """Hospitals that a sum needs so as not to be the contribution of one, if that counts."""
+        return 2 if self.config.federated.mode == "federated_secure" else 1
 
     def _site_folder(self, name: str) -> pathlib.Path:
         return self.workdir / "sites" / name
@@ -160,6 +164,9 @@ class Federation:
         for name in reports.keys() & set(taking_part):
             if reports[name]["stopped"]:
                 self._stopped.add(name)
+        if self.config.federated.participation < 1:  # the owner knows of those drawn alone
+            going_on = [name for name in self.present if name not in self._stopped]
+            reports[OWNER]["finished"] = len(going_on) < self._fewest
         missed = {*trace.lost, *(name for name in self.present if name not in taking_part)}
         self._behind = missed.intersection(self.present)
         return reports, trace
@@ -179,7 +186,8 @@ class Federation:
         The others contribute nothing, and the sum would be the model of the one.
         """
         training = [name for name in names if name not in self._stopped]
-        if self.config.federated.mode == "federated_secure" and len(training) < 2:
+        secure = self.config.federated.mode == "federated_secure"
+        if secure and len(training) < self._fewest:
             raise TrainingError(
                 f"of the hospitals that are there only {', '.join(training) or 'none'} has not "
                 "stopped (config.federated.early_stopping): a secure sum would be its model alone; "
@@ -198,18 +206,16 @@ class Federation:
     def drawn(self, number: int) -> tuple[str, ...]:
         """The hospitals that take part in round `number`, in the order of `hospitals`.
 
-        They are drawn from those present by the seed and the round alone.
+        They are drawn from those present that have not stopped, by the seed and the round alone.
         """
         fed = self.config.federated
         if fed.participation == 1:
             return self.present
+        there = tuple(name for name in self.present if name not in self._stopped)
         key = np.random.SeedSequence([self.config.seed, _PARTICIPATION, number])
         rng = np.random.Generator(np.random.Philox(key))
-        # The quorum is of those that could be drawn; a sum needs two to hide anything.
-        n, least = (
-            len(self.present),
-            min(2 if fed.mode == "federated_secure" else 1, len(self.present)),
-        )
+        # The quorum is of those that could be drawn.
+        n, least = len(there), min(self._fewest, len(there))
         if fed.sampling == "fixed":
             size = max(least, round(fed.participation * n))
             chosen = set(rng.permutation(n)[:size])
@@ -217,7 +223,7 @@ class Federation:
             chosen = set()
             while len(chosen) < least:  # too few for a sum: drawn once more
                 chosen = set(np.flatnonzero(rng.random(n) < fed.participation))
-        return tuple(name for i, name in enumerate(self.present) if i in chosen)
+        return tuple(name for i, name in enumerate(there) if i in chosen)
 
     def save(self, number: int) -> None:
         """Every party writes its state after round `number`; `commit` then makes it count.
@@ -225,7 +231,7 @@ class Federation:
         Raises:
           StorageError: if one cannot; the round before stays complete.
         """
-        names = tuple(name for name in self.drawn(number) if name not in self._lost)
+        names = tuple(name for name in self._attending if name not in self._lost)
         programs = self._at_sites(names, hospital.save, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
         self._run({**programs, OWNER: Locally(save)})

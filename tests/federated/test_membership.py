@@ -384,3 +384,14 @@ def test_what_never_became_complete_is_dropped(tmp_path):
     assert checkpoints.newest(folder, 2) == 2
     federation.set_up(1)
     assert checkpoints.newest(folder, 2) == 1
+
+
+def test_those_that_have_stopped_are_not_drawn(tmp_path):
+    """Else a draw of one that trains and one that has stopped would sum the former alone."""
+    fed = {"hospitals": 6, "participation": 0.34, **SECURE}
+    names = tuple(f"hospital_{i}" for i in range(6))
+    federation = Federation(None, config_with(federated=fed), names, tmp_path)
+    federation._stopped = {"hospital_0", "hospital_1", "hospital_2"}
+    for number in range(1, 20):
+        drawn = federation.drawn(number)
+        assert len(drawn) == 2 and not federation._stopped.intersection(drawn)
