@@ -39,7 +39,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         config.data.phantom.n_train = 1200
         config.data.phantom.n_test = 300
         config.study.second_n_test = 352
-        config.federated.rounds = 60
+        config.federated.rounds = 36
         config.audit.images = 30
     elif variant != "full":
         raise ConfigError(f"configs/study.py:{variant}: there are full and quick")
