@@ -5,6 +5,9 @@ python -m primia_jax.launch --config=configs/many_hospitals.py --mode=train --wo
 The hospitals take turns in `config.runtime.hospital_actors` processes; each has its own images,
 keys and state, and what computing needs of memory is needed once a process. In every round half of
 them are drawn; their updates are summed under pairwise masks, which survives dropouts.
+
+Some four minutes on 2 cores: 45 s for the first round, in which all is compiled, then 8 s each.
+The rounds show how it runs and are too few to learn from: MCC 0.07 after four of them.
 """
 
 from ml_collections import ConfigDict

@@ -186,9 +186,9 @@ def resampled_kappa(
 
 
 def unseen_share(n: int) -> float:
-    """The largest share of images that 97.5 % of samples of `n` show at least one of.
+    """The share of images of which a sample of `n` shows none with a probability of 2.5 %.
 
-    What a sample shows nothing of is not nothing (the "rule of three", with two sides).
+    What a sample does not show need not be nothing (the "rule of three", with two sides).
     """
     return float(1 - 0.025 ** (1 / n))
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from primia_jax.config import AuditConfig, ExperimentConfig, TrainingConfig
-from primia_jax.config.sections import AugmentationConfig
+from primia_jax.config import AuditConfig, AugmentationConfig, ExperimentConfig, TrainingConfig
 from primia_jax.data.augmentation import augment
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, rules, variables

@@ -39,7 +39,7 @@ def markdown(table: Table) -> str:
     if table.groups:
         over = [name for name, count in table.groups for _ in range(count)]
         heads[1:] = [f"{a}, {b}" if a else b for a, b in zip(over, heads[1:])]
-    rows = [heads, ["---"] * len(heads), *([flat(cell) for cell in row] for row in table.rows)]
+    rows = [heads, ["---"] * len(heads), *([_flat(cell) for cell in row] for row in table.rows)]
     rows = [[text.replace("|", "\\|") for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = [
@@ -51,7 +51,7 @@ def markdown(table: Table) -> str:
     return "\n\n".join(parts + [table.note] * bool(table.note)) + "\n"
 
 
-def flat(cell: Cell) -> str:
+def _flat(cell: Cell) -> str:
     """A cell on one line."""
     text = f"**{cell.text}**" if cell.bold else cell.text
     return f"{text} ({cell.note})" if cell.note else text
