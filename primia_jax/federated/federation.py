@@ -253,12 +253,14 @@ class Federation:
         """Starts those again that were lost by `error`, or leaves them out; see `recover`."""
         if isinstance(error, PartyLost) and error.parties:
             end_s = time.monotonic() + self.config.runtime.revive_timeout_s
-            return "; ".join(self._start_again(name, error, end_s) for name in error.parties)
+            return "; ".join(
+                (str(error), *(self._start_again(name, error, end_s) for name in error.parties))
+            )
         if isinstance(error, TrainingError) and error.party in self.present:
-            said = self._leave_out(error.party, str(error), error)
+            self._leave_out(error.party, str(error), error)
             self._refused[error.party] += 1
             self._running.add(error.party)
-            return said
+            return f"{error}; {error.party} is left out"
         raise error
 
     def readmit(self, after_round: int) -> str:
@@ -283,20 +285,21 @@ class Federation:
         self.set_up(after_round)
 
     def _start_again(self, name: str, error: PartyLost, end_s: float) -> str:
-        reason = str(error)
+        failed = ""
         try:
             if self.driver.revive(name, max(0.0, end_s - time.monotonic())):
-                return f"{reason}; {name} is started again"
-        except UserError as failed:
-            reason = f"{reason}; starting it again failed: {failed}"
+                return f"{name} is started again"
+        except UserError as failure:
+            failed = f"; starting it again failed: {failure}"
         if name in self.absent:  # it shared the process of another
             self._running.discard(name)
             return f"{name} stays left out"
         if name not in self.present:
-            raise ClusterError(reason) from error
-        return self._leave_out(name, reason, error)
+            raise ClusterError(f"{error}{failed}") from error
+        self._leave_out(name, f"{error}{failed}", error)
+        return f"{name} is left out{failed}"
 
-    def _leave_out(self, name: str, reason: str, error: UserError) -> str:
+    def _leave_out(self, name: str, reason: str, error: UserError) -> None:
         if len(self.present) - 1 < self.quorum:
             error.args = (
                 f"{error}; {len(self.present) - 1} hospitals are too few to go on "
@@ -306,7 +309,6 @@ class Federation:
             raise error
         self.absent[name] = reason
         self.present = tuple(other for other in self.present if other != name)
-        return f"{name} is left out: {reason}"
 
     def _is_back(self, name: str) -> bool:
         if self._refused[name] >= _REFUSALS:

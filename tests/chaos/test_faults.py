@@ -108,13 +108,21 @@ def test_a_killed_party_comes_back(party, ray_cluster, driver, unbroken, tmp_pat
 @pytest.mark.slow
 @pytest.mark.fault("a process that several hospitals share is killed", SAME)
 def test_hospitals_that_share_a_process_come_back_together(ray_cluster, driver, unbroken, tmp_path):
+    begun, ended = {}, {}
+
     def kill():
+        begun.update(driver[0].actors)
         ray.kill(driver[0].actors["hospital_2"])
 
+    def on_round(line):
+        ended.update(driver[0].actors)
+        return after_round(2, kill)(line)
+
     config = config_with(runtime__hospital_actors=2)
-    found = primia_jax.train(config, tmp_path, on_round=after_round(2, kill))
+    found = primia_jax.train(config, tmp_path, on_round=on_round)
     assert found.metrics == unbroken
-    assert driver[0].actors["hospital_0"] == driver[0].actors["hospital_2"]
+    assert ended["hospital_0"] == ended["hospital_2"] != begun["hospital_2"]
+    assert ended["hospital_1"] == begun["hospital_1"]
     assert [line["round"] for line in lines_of_all(tmp_path)] == [1, 2, 3, 4]
 
 
