@@ -19,21 +19,20 @@ def get_config(variant: str = "record") -> ConfigDict:
     config = to_config_dict(ExperimentConfig())
     config.name = "Differential privacy of " + ("images" if variant == "record" else "hospitals")
     config.data.image_size = 32
-    config.data.phantom.n_train = 1200
-    config.data.phantom.difficulty = 0.5
+    config.data.phantom.n_train = 6000
+    config.data.phantom.difficulty = 0.0
+    config.data.partition = "iid"
     config.model.name = "simple"
-    config.model.width = 16
+    config.model.width = 8
     config.model.norm = "group"
     # Large samples and few parameters: noise is added once a sample, to every parameter.
-    config.training.batch_size = 64
-    config.training.learning_rate = 5e-3
-    config.training.end_learning_rate = 5e-4
-    config.federated.rounds = 20
+    config.training.batch_size = 400
+    config.training.learning_rate = 2e-2
+    config.training.end_learning_rate = 2e-3
+    config.federated.rounds = 30
     config.privacy.mode = variant
     if variant == "client":
-        config.data.phantom.n_train = 2400
-        config.data.partition = "iid"
-        config.federated.hospitals = 40
+        config.federated.hospitals = 100
         config.federated.rounds = 12
         config.training.batch_size = 16
         config.training.optimizer = "sgd"

@@ -244,7 +244,7 @@ def test_a_mistake_is_one_line(arguments, code, words, trained, tmp_path):
         assert word in lines[0]
 
 
-@pytest.mark.parametrize("protocol", ("ariann", "securenn"))
+@pytest.mark.parametrize("protocol", (pytest.param("ariann", marks=pytest.mark.slow), "securenn"))
 def test_published_protocols_say_the_same(protocol, workdir, films):
     config = make_config(**{"mpc.protocol": protocol, "mpc.ariann_compare_bits": 64})
     found = primia_jax.predict_encrypted(config, workdir, films / "film.png")

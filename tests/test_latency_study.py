@@ -259,6 +259,7 @@ def test_an_earlier_study_is_moved_aside(tmp_path, monkeypatch):
     assert not (tmp_path / "study.json").exists()
 
 
+@pytest.mark.slow
 def test_actors_run_what_was_measured(ray_cluster):
     """The smallest network by one protocol over real processes; their messages really wait."""
     study = LatencyStudyConfig(validation_latencies_ms=(0.0, 20.0), validation_repetitions=1)

@@ -70,7 +70,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+# Of every choice both sides; what differs by a number alone is slow.
+_LONG = ("24 bits", "28 bits", "8 rounds", "20 rounds", "10 fractional bits")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in _LONG else ()) for n in SETTINGS]
+)
 def test_logits_are_the_networks(name):
     program = make_program(**SETTINGS[name])
     images = pictures(1, seed=5)
