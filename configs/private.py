@@ -3,7 +3,7 @@
 python -m primia_jax.launch --config=configs/private.py --workdir=runs/private
 python -m primia_jax.launch --config=configs/private.py:client --workdir=runs/private_client
 
-`:client` protects whole hospitals instead: 40 of them, updates noised within the secure sum.
+`:client` protects whole hospitals instead: 100 of them, updates noised within the secure sum.
 docs/privacy.md says what either protects, and how good the model is at which ε.
 """
 
