@@ -1,5 +1,6 @@
 """One thread for XLA in every process, so that runs under all drivers agree to the bit."""
 
+import gc
 import pathlib
 
 from primia_jax import environment
@@ -8,6 +9,7 @@ environment.set_up_process(threads=1)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from statsmodels.stats import multitest  # noqa: E402
 
 from primia_jax.runtime import ray_driver  # noqa: E402
 
@@ -20,6 +22,21 @@ hypothesis.settings.load_profile("primia")
 def ray_cluster():
     """An embedded Ray, started once for all tests that need it."""
     with ray_driver.cluster(None):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def holm_leaves_garbage():
+    """statsmodels collects garbage in every call: seconds, beside all that the tests compiled."""
+    multipletests = multitest.multipletests
+
+    def called(*args, **kwargs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gc, "collect", lambda *_: 0)
+            return multipletests(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multitest, "multipletests", called)
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats import contingency_tables, inter_rater
+from statsmodels.stats import contingency_tables, inter_rater, multitest
 
 from primia_jax.evaluation.metrics import INTERVAL, resampling_weights
 
@@ -101,16 +101,10 @@ def pair_counts(first: np.ndarray, second: np.ndarray, n_classes: int) -> np.nda
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (S. Holm, 1979), in the order given.
-
-    statsmodels' `multipletests` gives the same, but collects garbage at every call: seconds, in a
-    process that holds compiled programs.
-    """
-    order = np.argsort(p_values)
-    factors = np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.maximum.accumulate(factors * np.asarray(p_values)[order]).clip(max=1)
-    return [float(p) for p in adjusted]
+    """p-values adjusted for their number (S. Holm, 1979), in the order given."""
+    if not len(p_values):
+        return []
+    return [float(p) for p in multitest.multipletests(p_values, method="holm")[1]]
 
 
 class Estimate(NamedTuple):
