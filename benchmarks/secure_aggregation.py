@@ -1,7 +1,7 @@
 """What a secure sum that survives dropouts costs each party, beside a plain one and Flower's.
 
     python -m benchmarks.secure_aggregation [--quick] [--size=N] [--hospitals=3,10,50,100]
-        [--dropout=0,0.1,0.3] [--flower_python=PATH]
+        [--dropout=0,0.1,0.3] [--word_bits=64] [--flower_python=PATH]
 
 Vectors as long as a ResNet-18 (11.2 M values) are summed by the party programs of
 `primia_jax.federated.secagg`, in this process: one hospital after the other makes its vector, masks
@@ -21,12 +21,15 @@ that what else the machine does counts as little as possible. Prints JSON lines:
 - `many_hospitals`: the same as `secure_sum` for 1,000 hospitals with 1,000 values each.
 - `flower`, with --flower_python (a Python that has flwr 1.41; extra `peers`): one client's seconds
   in a round by Flower's own functions over those of a hospital here, encoding and all, for the same
-  vector and as many neighbours; runs take turns. Flower's masks come from a Mersenne twister whose
-  seed is the 256-bit key folded to 32 bits; here the whole key enters the cipher.
+  vector and as many neighbours; runs take turns. Flower sums words of 32 bits, and here those of
+  --word_bits are summed, in 32 with Flower's own clip and bound on samples. Flower's masks come
+  from a Mersenne twister whose seed is the 256-bit key folded to 32 bits; here the whole key enters
+  the cipher.
 """
 
 import argparse
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -54,6 +57,7 @@ from primia_jax.runtime import MISSING, Receive, Send, Stage, run_local  # noqa:
 from primia_jax.runtime.party import message_bytes  # noqa: E402
 
 SETTINGS = SecureAggregationConfig()
+FLOWER_CLIP, FLOWER_MAX_SAMPLES = 8.0, 1000  # the defaults of its SecAggPlusWorkflow
 RESNET18 = 11_200_000
 SAMPLES = 100
 FLOWER_SCRIPT = pathlib.Path(__file__).parent / "peers" / "flower_peer.py"
@@ -106,15 +110,36 @@ class Party:
                 return sent
 
 
+def settings(n: int, word_bits: int) -> SecureAggregationConfig:
+    """The default ones; or what 32 bits hold for n hospitals, with as fine a grid as fits."""
+    if word_bits == 64:
+        return SETTINGS
+    reach = n * FLOWER_MAX_SAMPLES * FLOWER_CLIP
+    return dataclasses.replace(
+        SETTINGS,
+        word_bits=word_bits,
+        frac_bits=math.ceil(word_bits - 1 - math.log2(reach)) - 1,
+        clip=FLOWER_CLIP,
+        max_samples=FLOWER_MAX_SAMPLES,
+    )
+
+
 def vector(i: int, size: int) -> np.ndarray:
     """float32 [size], hospital i's."""
     return np.random.default_rng(i).standard_normal(size, dtype=np.float32)
 
 
-def encoded(name: str, values: np.ndarray) -> np.ndarray:
-    """uint64 [size + 1]: what is masked."""
-    own = Contribution((values,), SAMPLES, np.zeros(0, np.int64))
-    return aggregation._encoded(name, own, SETTINGS)
+def encoded(name: str, values: np.ndarray, own: SecureAggregationConfig) -> np.ndarray:
+    """Words [size + 1]: what is masked."""
+    part = Contribution((values,), SAMPLES, np.zeros(0, np.int64))
+    return aggregation._encoded(name, part, own)
+
+
+def planned(n: int, own: SecureAggregationConfig) -> secagg.Plan:
+    """The sum over n hospitals, whose values are proven to fit."""
+    aggregation._prove_no_overflow(n, own)
+    hospitals = tuple(f"hospital_{i}" for i in range(n))
+    return secagg.Plan(hospitals, OWNER, secagg_graph.choose(n, own), word_bits=own.word_bits)
 
 
 def exchanged(plan: secagg.Plan) -> tuple[dict[str, Any], float]:
@@ -128,15 +153,15 @@ def exchanged(plan: secagg.Plan) -> tuple[dict[str, Any], float]:
     return keys, statistics.mean(spent)
 
 
-def secure_sum(n: int, size: int, dropout: float) -> dict[str, Any]:
+def secure_sum(n: int, size: int, dropout: float, word_bits: int) -> dict[str, Any]:
     """One sum over n hospitals, checked; what it cost."""
-    hospitals = tuple(f"hospital_{i}" for i in range(n))
-    graph = secagg_graph.choose(n, SETTINGS)
-    plan = secagg.Plan(hospitals, OWNER, graph)
+    own = settings(n, word_bits)
+    plan = planned(n, own)
+    hospitals, graph = plan.hospitals, plan.graph
     keys, exchange_s = exchanged(plan)
     gone = set(np.random.default_rng(n).choice(n, int(dropout * n), replace=False).tolist())
     costs, owner_cost = {name: Cost() for name in hospitals}, Cost()
-    expected = np.zeros(size + 1, np.uint64)
+    expected = np.zeros(size + 1, f"u{word_bits // 8}")
     plain_s = encode_s = 0.0
     parties: dict[str, Party] = {}
 
@@ -146,7 +171,7 @@ def secure_sum(n: int, size: int, dropout: float) -> dict[str, Any]:
         begin = time.process_time()
         made = vector(i, size)
         start = time.process_time()
-        found = encoded(hospitals[i], made)
+        found = encoded(hospitals[i], made, own)
         encode_s += time.process_time() - start
         start = time.process_time()
         np.add(expected, found, out=expected)
@@ -182,6 +207,8 @@ def secure_sum(n: int, size: int, dropout: float) -> dict[str, Any]:
         "hospitals": n,
         "dropout": dropout,
         "values": size,
+        "word_bits": word_bits,
+        "frac_bits": own.frac_bits,
         "neighbours": graph.k,
         "threshold": graph.threshold,
         "insecure": graph.insecure,
@@ -202,16 +229,17 @@ def secure_sum(n: int, size: int, dropout: float) -> dict[str, Any]:
     }
 
 
-def mask_expansion(size: int) -> dict[str, Any]:
+def mask_expansion(size: int, word_bits: int) -> dict[str, Any]:
     """Of one core: seconds of its own time, not of the clock on the wall."""
-    words, rates = np.zeros(size, np.uint64), []
+    words, rates = np.zeros(size, f"u{word_bits // 8}"), []
     masking.mask(words, [prg.new_seed()])
     for _ in range(5):
         seeds = [prg.new_seed() for _ in range(4)]
         start = time.process_time()
         masking.mask(words, seeds[:2], seeds[2:])
         rates.append(4 * words.nbytes / (time.process_time() - start) / 1e9)
-    return {"gigabytes_per_second": statistics.median(rates), "values": size}
+    rate = statistics.median(rates)
+    return {"gigabytes_per_second": rate, "values": size, "word_bits": word_bits}
 
 
 def growth(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -232,15 +260,16 @@ def growth(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         }
 
 
-def own_seconds(size: int, n: int) -> float:
+def own_seconds(size: int, n: int, word_bits: int) -> float:
     """What hospital 0 of n computes in a round, encoding and all, when nobody drops out."""
-    hospitals = tuple(f"hospital_{i}" for i in range(n))
-    plan = secagg.Plan(hospitals, OWNER, secagg_graph.choose(n, SETTINGS))
+    own = settings(n, word_bits)
+    plan = planned(n, own)
+    hospitals = plan.hospitals
     keys, _ = exchanged(plan)
     made = vector(0, size)
 
     circle = plan.neighbourhoods()[0]
-    make = functools.partial(encoded, "hospital_0", made)
+    make = functools.partial(encoded, "hospital_0", made, own)
     parties = {
         hospitals[i]: secagg.contribute(plan, hospitals[i], keys[hospitals[i]], make)
         for i in circle
@@ -265,7 +294,7 @@ def own_seconds(size: int, n: int) -> float:
     return cost.total_s
 
 
-def flower(python: str, size: int, n: int, runs: int) -> dict[str, Any]:
+def flower(python: str, size: int, n: int, runs: int, word_bits: int) -> dict[str, Any]:
     """Flower's client and ours, in turns."""
     graph = secagg_graph.choose(n, SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
@@ -276,11 +305,12 @@ def flower(python: str, size: int, n: int, runs: int) -> dict[str, Any]:
         with subprocesses.started(python, FLOWER_SCRIPT, arguments) as run:
             for _ in range(runs):
                 theirs.append(run()["seconds"])
-                ours.append(own_seconds(size, n))
+                ours.append(own_seconds(size, n, word_bits))
     return {
         "hospitals": n,
         "neighbours": graph.k,
         "values": size,
+        "word_bits": word_bits,
         "flower_seconds": statistics.median(theirs),
         "hospital_seconds": statistics.median(ours),
         "ratio": statistics.median(a / b for a, b in zip(theirs, ours)),
@@ -295,6 +325,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="values of a vector")
     parser.add_argument("--hospitals", help="numbers of hospitals, with commas between")
     parser.add_argument("--dropout", default="0,0.1,0.3", help="parts of them that drop out")
+    parser.add_argument("--word_bits", type=int, choices=(32, 64), default=64, help="of a value")
     parser.add_argument("--flower_python", help="a Python that has flwr")
     parser.add_argument("--runs", type=int, default=3, help="of Flower's client and of ours")
     given = parser.parse_args(arguments)
@@ -318,20 +349,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """See the module's docstring."""
     given = parse()
-    show("mask_expansion", mask_expansion(given.size))
+    show("mask_expansion", mask_expansion(given.size, given.word_bits))
     rows = []
     for n in given.hospitals:
         for dropout in given.dropout:
             if dropout and not int(dropout * n):
                 continue  # nobody would drop out
-            rows.append(secure_sum(n, given.size, dropout))
+            rows.append(secure_sum(n, given.size, dropout, given.word_bits))
             show("secure_sum", rows[-1])
     for row in growth(rows):
         show("growth", row)
-    show("many_hospitals", secure_sum(200 if given.quick else 1000, 1000, max(given.dropout)))
+    many = 200 if given.quick else 1000
+    show("many_hospitals", secure_sum(many, 1000, max(given.dropout), given.word_bits))
     for n in [n for n in given.hospitals if n in (10, 50)] if given.flower_python else []:
         try:
-            show("flower", flower(given.flower_python, given.size, n, given.runs))
+            runs, bits = given.runs, given.word_bits
+            show("flower", flower(given.flower_python, given.size, n, runs, bits))
         except (subprocesses.PeerError, UserError) as error:
             show("flower", {"hospitals": n, "error": str(error)})
 

@@ -4,7 +4,8 @@ python -m primia_jax.launch --config=configs/many_hospitals.py --mode=train --wo
 
 The hospitals take turns in `config.runtime.hospital_actors` processes; each has its own images,
 keys and state, and what computing needs of memory is needed once a process. In every round half of
-them are drawn; their updates are summed under pairwise masks, which survives dropouts.
+them are drawn; their updates are summed under pairwise masks, which survives dropouts, in words of
+32 bits: that none of them has more than 128 images is known beforehand.
 
 Some four minutes on 2 cores: 45 s for the first round, in which all is compiled, then 8 s each.
 The rounds show how it runs and are too few to learn from: MCC 0.07 after four of them.
@@ -29,5 +30,9 @@ def get_config() -> ConfigDict:
     config.federated.participation = 0.5
     config.federated.optimizer_state = "reset"  # else each would keep moments of its own
     config.federated.rounds = 15
+    config.secure_aggregation.word_bits = 32
+    config.secure_aggregation.max_samples = 128
+    config.secure_aggregation.clip = 512.0
+    config.secure_aggregation.frac_bits = 8
     config.runtime.hospital_actors = 2
     return config

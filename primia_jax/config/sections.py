@@ -208,7 +208,7 @@ class FederatedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SecureAggregationConfig:
-    """Fixed point in Z_2^64; the sum is proven not to overflow, or refused.
+    """Fixed point in Z_2^64 or Z_2^32; the sum is proven not to overflow, or refused.
 
     `secagg` goes on when hospitals drop out; who masks with whom, and how many must stay, follows
     from the five settings after `scheme` (see `primia_jax.federated.secagg_graph`).
@@ -236,6 +236,12 @@ class SecureAggregationConfig:
         300.0,
         "secagg: longest wait for a hospital in a stage in which it does not train",
         low=0.001,
+    )
+    word_bits: int = setting(
+        64,
+        "of what is summed: 32 halve masks and traffic, where frac_bits, clip and max_samples are "
+        "set as tight as the data allow",
+        choices=(32, 64),
     )
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)
     clip: float = setting(2048.0, "largest magnitude of an averaged value", low=1e-6, high=2**40)

@@ -6,12 +6,12 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 
 - `plain`: the owner receives each hospital's values and weight. FedAvg without protection.
 - `additive`: the paper's secure aggregation. Each hospital splits its fixed-point n_i·v_i, n_i and
-  counts into additive shares over Z_2^64, one for every hospital; each hospital sums the shares it
-  holds; the owner receives these sums and can open only the total. The owner learns neither an
-  update nor a sample count from one sum; nor does any set of hospitals short of all but one, nor
-  anybody who reads the messages between hospitals. All parties follow the protocol (honest but
-  curious). Totals of several rounds can be compared: where a site stops early for good, the total
-  of the samples falls by that site's.
+  counts into additive shares over Z_2^64 (or Z_2^32), one for every hospital; each hospital sums
+  the shares it holds; the owner receives these sums and can open only the total. The owner learns
+  neither an update nor a sample count from one sum; nor does any set of hospitals short of all but
+  one, nor anybody who reads the messages between hospitals. All parties follow the protocol (honest
+  but curious). Totals of several rounds can be compared: where a site stops early for good, the
+  total of the samples falls by that site's.
 - `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
   O(log N) others, and whoever drops out is left out of the sum. Here the hospitals that collude
   with the owner must be few (`config.secure_aggregation.colluders`); and where one is left out, the
@@ -198,11 +198,9 @@ def additive(
     its own share + Σ_j PRG(s_ji). Summed over i all PRG terms cancel and Σ x_i remains.
 
     Cost for N hospitals and p values: N(N−1) messages of 60 bytes between hospitals, and N of
-    8(p + 1) bytes to the owner; two one-way messages deep.
+    p + 1 words to the owner; two one-way messages deep.
     """
-    fixed_point.prove_no_overflow(
-        settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
-    )
+    _prove_no_overflow(len(hospitals), settings)
 
     def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
@@ -221,7 +219,7 @@ def additive(
         total, length = None, sum(sizes) + 1 + n_counts
         for hospital in hospitals:  # summed as they come: each is as long as the network
             share = yield Receive(hospital)
-            if getattr(share, "shape", None) != (length,):
+            if not ring.is_vector(share, length, settings.word_bits):
                 raise ProtocolError(f"{hospital} sent a share that is no vector of {length} words")
             total = sharing.include(total, share)
         found, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
@@ -243,9 +241,9 @@ def masked(
     """Secure aggregation under pairwise masks, which survives dropouts (`secagg`).
 
     Cost for N hospitals with k neighbours each and p values: in four stages, each hospital sends
-    32 + (94k + 32) + 8p + 32(k + 1) bytes and expands k + 1 masks of 8p bytes; the owner expands
-    one for each survivor and one for each pair of a dropped and a surviving neighbour. Seven
-    one-way messages deep.
+    32 + (94k + 32) + 32(k + 1) bytes and p words, and expands k + 1 masks of p words; the owner
+    expands one for each survivor and one for each pair of a dropped and a surviving neighbour.
+    Seven one-way messages deep.
 
     Args:
       hospitals: in an order that all agree on.
@@ -260,13 +258,19 @@ def masked(
     Raises:
       ConfigError: if the sum could overflow, or no graph has the security that the settings ask.
     """
-    fixed_point.prove_no_overflow(
-        settings.frac_bits, settings.clip, len(hospitals), settings.max_samples
-    )
+    _prove_no_overflow(len(hospitals), settings)
     graph = secagg_graph.choose(len(hospitals), settings)
     deadline_s = settings.stage_deadline_s
     plan = secagg.Plan(
-        tuple(hospitals), owner, graph, seed, patience_s, deadline_s, quorum, complete
+        tuple(hospitals),
+        owner,
+        graph,
+        seed,
+        patience_s,
+        deadline_s,
+        quorum,
+        complete,
+        settings.word_bits,
     )
 
     def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
@@ -281,22 +285,32 @@ def masked(
     return Aggregation(contribute, collect)
 
 
+def _prove_no_overflow(n_hospitals: int, settings: SecureAggregationConfig) -> None:
+    fixed_point.prove_no_overflow(
+        settings.frac_bits, settings.clip, n_hospitals, settings.max_samples, settings.word_bits
+    )
+
+
 def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> Any:
-    """uint64 [Σ p_j + 1 + c]: n·v in fixed point, then n, then the counts, as plain integers."""
-    tail = np.concatenate([np.asarray([own.weight], np.int64), own.counts]).view(np.uint64)
+    """Words [Σ p_j + 1 + c]: n·v in fixed point, then n, then the counts, as plain integers."""
+    encode = functools.partial(
+        fixed_point.encode,
+        weight=own.weight,
+        frac_bits=settings.frac_bits,
+        n_bits=settings.word_bits,
+    )
+    words = ring.word_type(settings.word_bits)
+    tail = np.concatenate([np.asarray([own.weight], np.int64), own.counts]).astype(words)
     if any(isinstance(value, jax.core.Tracer) for value in own.values):
         with ring.x64():
-            encode = functools.partial(
-                fixed_point.encode, weight=own.weight, frac_bits=settings.frac_bits
-            )
             return jnp.concatenate([*map(encode, own.values), tail])
     _check_bounds(me, own, settings)
-    encoded = np.empty(sum(len(value) for value in own.values) + len(tail), np.uint64)
+    encoded = np.empty(sum(len(value) for value in own.values) + len(tail), words)
     at = 0
     for value in own.values:
         for start in range(0, len(value), _CHUNK):
-            part = np.asarray(value[start : start + _CHUNK])
-            encoded[at : at + len(part)] = fixed_point.encode(part, own.weight, settings.frac_bits)
+            part = encode(np.asarray(value[start : start + _CHUNK]))
+            encoded[at : at + len(part)] = part
             at += len(part)
     encoded[at:] = tail
     return encoded
@@ -328,8 +342,7 @@ def _decoded(total: Any, sizes: Sequence[int], n_counts: int, frac_bits: int) ->
     """Splits and decodes the opened total."""
     if isinstance(total, jax.core.Tracer):  # only shapes are wanted
         return Total((), 0, np.zeros(n_counts, np.int64))
-    signed = ring.to_signed(np.asarray(total))
-    ends = np.cumsum([0, *sizes])
-    values = tuple(signed[a:b] * 2.0**-frac_bits for a, b in itertools.pairwise(ends))
-    integers = signed[ends[-1] :]
+    words, ends = np.asarray(total), np.cumsum([0, *sizes])
+    values = tuple(fixed_point.decode(words[a:b], frac_bits) for a, b in itertools.pairwise(ends))
+    integers = fixed_point.decode(words[ends[-1] :], 0).astype(np.int64)
     return Total(values, int(integers[0]), integers[1 : 1 + n_counts])

@@ -9,8 +9,9 @@ meant for it is sealed. In each sum hospital i draws a mask key s_i (X25519) and
    lasting keys (`sealing`) together with the two fresh public keys. So a share opens only if both
    ends saw the same public keys: swapped ones, and shares replayed from another sum, are refused
    before anything is masked.
-3. *masked input*: y_i = x_i + PRG(b_i) ± Σ_j PRG(m_ij), m_ij from the agreement of s_i and s_j, +
-   for i < j, over those neighbours that shared their keys. PRG is ChaCha20 under all 256 bits.
+3. *masked input*: y_i = x_i + PRG(b_i) ± Σ_j PRG(m_ij) in Z_2^64 or Z_2^32, m_ij from the
+   agreement of s_i and s_j, + for i < j, over those neighbours that shared their keys. PRG is
+   ChaCha20 under all 256 bits.
 4. *unmask*: the owner names the survivors, whose y came, and the dropped. Of each survivor its
    neighbours give their shares of b, of each dropped one those of s, never both; the owner takes
    PRG(b_i) of the survivors and the masks towards the dropped away, and has Σ x_i of the survivors.
@@ -43,7 +44,7 @@ from primia_jax.errors import PartyLost, ProtocolError
 from primia_jax.federated import sealing
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.federated.secagg_graph import Graph
-from primia_jax.mpc import masking, prg, shamir, sharing
+from primia_jax.mpc import masking, prg, ring, shamir, sharing
 from primia_jax.runtime import MISSING, Deadline, Receive, Send, Stage, Steps
 
 ADVERTISE, SHARE, MASK, UNMASK = STAGES = (
@@ -70,6 +71,7 @@ class Plan:
       deadline_s: how long in each of the other stages.
       quorum: fewest hospitals that the sum may be over.
       complete: whether it must be over all.
+      word_bits: of the ring in which is summed, 64 or 32.
     """
 
     hospitals: tuple[str, ...]
@@ -80,6 +82,7 @@ class Plan:
     deadline_s: float | None = None
     quorum: int = 0
     complete: bool = False
+    word_bits: int = ring.N_BITS
 
     def neighbourhoods(self) -> list[tuple[int, ...]]:
         """Of each hospital: itself and its neighbours, by number, itself first."""
@@ -89,7 +92,7 @@ class Plan:
 class Sum(NamedTuple):
     """What the owner has at the end."""
 
-    words: Any  # uint64 [n]: Σ over `took_part`
+    words: Any  # uint64 or uint32 [n]: Σ over `took_part`
     took_part: tuple[str, ...]
     present: tuple[str, ...]  # those that answered to the end
     missing: dict[str, str]  # the others -> the stage in which they were missed
@@ -102,7 +105,7 @@ def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any
       plan: the same for all.
       me: its name.
       keys: with a key for each of its neighbours; those without one count as dropped out.
-      words: uint64 [n], consumed; or what makes them, called when they are due.
+      words: [n] of the plan's width, consumed; or what makes them, called when they are due.
 
     Raises:
       ProtocolError: if too few neighbours are left, a share does not open, or the owner asks for
@@ -155,7 +158,8 @@ def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any
     for j in received:
         mask = _pairwise_seed(private, public, publics[j], plan.hospitals[j])
         (plus if number < j else minus).append(mask)
-    words = masking.mask(words() if callable(words) else words, plus, minus)
+    words = ring.checked(words() if callable(words) else words, plan.word_bits)
+    words = masking.mask(words, plus, minus)
     yield Send(plan.owner, words, "masked input: uniform without the keys of its masks")
     del words  # as long as the network
 
@@ -293,7 +297,7 @@ def collect(plan: Plan, length: int) -> Steps:
         if masked is MISSING:
             missing[names[i]] = MASK
             continue
-        if getattr(masked, "shape", None) != (length,):
+        if not ring.is_vector(masked, length, plan.word_bits):
             raise ProtocolError(f"{names[i]} sent an input that is no vector of {length} words")
         total = sharing.include(total, masked)
         survivors.append(i)

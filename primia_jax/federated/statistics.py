@@ -10,7 +10,7 @@ from primia_jax.federated.aggregation import Contribution, Total
 from primia_jax.federated.local_training import Statistics
 
 _MIN_STD = 1e-3
-_GRID = 2.0**-16  # far above the fixed point's error: secure and plain runs start alike
+_GRID = 2.0**-16  # far above the error of 64-bit words: secure and plain runs start alike
 
 
 class PixelMoments(NamedTuple):

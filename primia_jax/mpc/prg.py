@@ -23,6 +23,7 @@ from primia_jax.errors import ProtocolError
 from primia_jax.mpc import ring
 
 SEED_BYTES = 32
+_BLOCK_BYTES = 64
 _CHUNK = 1 << 15  # elements: 256 KB, which stay in the processor's cache
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
 _TREE_CONSTANTS = (0x61707865, 0x3120646E, 0x79622D36, 0x6B206574)  # "expand 16-byte k"
@@ -42,23 +43,29 @@ def new_seed() -> np.ndarray:
     return np.frombuffer(os.urandom(SEED_BYTES), np.uint8)
 
 
-def expand(seed: Any, n_elements: int, nonce: int = 0) -> Any:
-    """uint64 [m]: the first 8·m bytes of the key stream, little-endian, from block counter 0.
+def expand(seed: Any, n_elements: int, nonce: int = 0, words: Any = np.uint64) -> Any:
+    """Words [m]: the first bytes of the key stream, little-endian, from block counter 0.
 
     Args:
       seed: uint8 [32], consumed together with `nonce`: never expand both twice for two purposes.
       n_elements: m.
       nonce: below 2^96.
+      words: their type, uint64 or uint32.
     """
     _check_seed(seed)
     on_cpu = not isinstance(seed, jax.core.Tracer) and jax.default_backend() == "cpu"
     if on_cpu:
-        stream = np.empty(n_elements, "<u8")
+        stream = np.empty(n_elements, little(words))
         for _ in _encrypt(np.asarray(seed), nonce, stream.view(np.uint8)):
             pass
         return stream
     with ring.x64():
-        return _expand_jax(jnp.asarray(seed), n_elements, nonce)
+        return _expand_jax(jnp.asarray(seed), n_elements, nonce, words)
+
+
+def little(words: Any) -> np.dtype:
+    """The type of words of the key stream, whatever the machine's order of bytes."""
+    return np.dtype(words).newbyteorder("<")
 
 
 def _check_seed(seed: Any) -> None:
@@ -99,13 +106,15 @@ def encryptor(seed: np.ndarray, nonce: int = 0) -> Any:
     return Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
 
 
-def _expand_jax(seed: Any, n_elements: int, nonce: int) -> Any:
+def _expand_jax(seed: Any, n_elements: int, nonce: int, words: Any) -> Any:
     key = lax.bitcast_convert_type(seed.reshape(8, 4), jnp.uint32)
     nonce_words = [(nonce >> (32 * i)) & 0xFFFFFFFF for i in range(3)]
-    n_blocks = -(-n_elements // 8)
-    words = chacha_blocks(key, jnp.arange(n_blocks, dtype=jnp.uint32), nonce_words)
-    pairs = jnp.stack(words, -1).reshape(n_blocks * 8, 2)
-    return lax.bitcast_convert_type(pairs, jnp.uint64)[:n_elements]
+    n_bytes = np.dtype(words).itemsize * n_elements
+    counters = jnp.arange(-(-n_bytes // _BLOCK_BYTES), dtype=jnp.uint32)
+    stream = jnp.stack(chacha_blocks(key, counters, nonce_words), -1).reshape(-1)
+    if np.dtype(words).itemsize == 8:
+        stream = lax.bitcast_convert_type(stream.reshape(-1, 2), jnp.uint64)
+    return stream[:n_elements]
 
 
 def chacha_blocks(key: Any, counters: Any, nonce: Any, rounds: int = 20) -> list[Any]:

@@ -1,9 +1,10 @@
 """Rings Z_2^n: unsigned words that wrap around.
 
 A signed value v with |v| < 2^(n-1) stands for itself modulo 2^n (two's complement). Secure
-aggregation computes in Z_2^64, encrypted inference in Z_2^n with n up to 32 in 32-bit words or in
-Z_2^64. Sums and products of 32-bit words wrap modulo 2^32, a multiple of 2^n: bits above the n-th
-mean nothing, and are cut off only where they would matter (`low_bits`, `signed`, `pack`).
+aggregation computes in Z_2^64 or Z_2^32, encrypted inference in Z_2^n with n up to 32 in 32-bit
+words or in Z_2^64. Sums and products of 32-bit words wrap modulo 2^32, a multiple of 2^n: bits
+above the n-th mean nothing, and are cut off only where they would matter (`low_bits`, `signed`,
+`pack`).
 """
 
 import contextlib
@@ -52,32 +53,41 @@ def x64_steps(program: Any) -> Any:
     return steps
 
 
-def checked(words: Any) -> Any:
-    """`words` if they are 64-bit unsigned ones.
+def checked(words: Any, *widths: int) -> Any:
+    """`words` if they are unsigned ones of 64 bits, or of one of `widths` where any are given.
 
     Raises:
       ProtocolError: for another type, such as the 32-bit words that JAX makes outside `x64()`.
     """
-    if words.dtype != np.uint64:
+    allowed = [f"uint{width}" for width in widths or (N_BITS,)]
+    if str(words.dtype) not in allowed:
         raise ProtocolError(
-            f"ring elements must be uint64, not {words.dtype}: work inside ring.x64()"
+            f"ring elements must be {' or '.join(allowed)}, not {words.dtype}: "
+            "work inside ring.x64()"
         )
     return words
 
 
-def to_signed(words: Any) -> Any:
-    """uint64 [...] -> int64 [...]: the representative in [-2^63, 2^63)."""
-    words = checked(words)
+def is_vector(message: Any, length: int, n_bits: int = N_BITS) -> bool:
+    """Whether a message is `length` words of n bits."""
+    shape, kind = (getattr(message, name, None) for name in ("shape", "dtype"))
+    return shape == (length,) and kind == word_type(n_bits)
+
+
+def to_signed(words: Any, n_bits: int = N_BITS) -> Any:
+    """uint64 [...] -> int64 [...]: the representative in [-2^63, 2^63); or of 32 bits."""
+    words = checked(words, n_bits)
     if isinstance(words, (np.ndarray, np.generic)):
-        return words.view(np.int64)
-    return jax.lax.bitcast_convert_type(words, jnp.int64)
+        return words.view(f"i{n_bits // 8}")
+    return jax.lax.bitcast_convert_type(words, f"int{n_bits}")
 
 
 def from_signed(values: Any) -> Any:
-    """int64 [...] -> uint64 [...]."""
+    """int64 [...] -> uint64 [...], int32 [...] -> uint32 [...]."""
+    kind = np.dtype(f"u{values.dtype.itemsize}")
     if isinstance(values, (np.ndarray, np.generic)):
-        return values.view(np.uint64)
-    return jax.lax.bitcast_convert_type(values, jnp.uint64)
+        return values.view(kind)
+    return jax.lax.bitcast_convert_type(values, kind)
 
 
 def word_type(n_bits: int) -> Any:

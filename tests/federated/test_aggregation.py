@@ -16,6 +16,7 @@ from primia_jax.mpc import fixed_point
 from primia_jax.runtime import Receive, Vanish, count, run_local
 
 SETTINGS = SecureAggregationConfig()
+NARROW = SecureAggregationConfig(word_bits=32, frac_bits=8, clip=1000.0, max_samples=999)
 
 
 def make_keys(hospitals):
@@ -48,7 +49,8 @@ def run(kind, contributions, sizes, n_counts, transcript=None):
     if kind == "plain":
         agg = aggregation.plain(hospitals, OWNER)
     else:
-        agg = getattr(aggregation, kind)(hospitals, OWNER, SETTINGS)
+        scheme, _, narrow = kind.partition(" ")
+        agg = getattr(aggregation, scheme)(hospitals, OWNER, NARROW if narrow else SETTINGS)
     parties = {
         name: agg.contribute(name, keys.get(name), lambda own=own: own)
         for name, own in zip(hospitals, contributions)
@@ -78,7 +80,9 @@ def some_contributions(draw):
     )
 
 
-@pytest.mark.parametrize("kind", ["plain", "additive", "masked"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "additive", "masked", "additive in 32 bits", "masked in 32 bits"]
+)
 class TestContract:
     """What every aggregation owes."""
 
@@ -93,7 +97,8 @@ class TestContract:
         np.testing.assert_array_equal(total.counts, sum(own.counts for own in contributions))
         for j, value in enumerate(total.values):
             exact = sum(own.weight * own.values[j].astype(np.float64) for own in contributions)
-            bound = fixed_point.sum_error(len(contributions), SETTINGS.frac_bits)
+            own_settings = NARROW if "32" in kind else SETTINGS
+            bound = fixed_point.sum_error(len(contributions), own_settings.frac_bits)
             np.testing.assert_allclose(value, exact, rtol=1e-15, atol=bound)
 
     def test_weight_zero_leaves_a_hospital_out(self, kind):
@@ -125,22 +130,24 @@ def test_secure_equals_plain_to_the_fixed_point_bound():
 class TestSecrecy:
     """The model owner's view of the additive scheme."""
 
-    def _owner_view(self, value, n_samples):
+    def _owner_view(self, value, n_samples, kind="additive"):
         own = [
             Contribution((np.full(2000, v, np.float32),), n, np.asarray([n]))
             for v, n in ((value, n_samples), (0.0, 10), (0.0, 10))
         ]
         transcript = []
-        total = run("additive", own, (2000,), 1, transcript)
+        total = run(kind, own, (2000,), 1, transcript)
         return total, transcript
 
-    def test_each_message_is_uniform_whatever_the_update(self):
+    @pytest.mark.parametrize("kind", ["additive", "additive in 32 bits"])
+    def test_each_message_is_uniform_whatever_the_update(self, kind):
         for value, n_samples in ((0.0, 0), (3.0, 100)):
-            _, transcript = self._owner_view(value, n_samples)
+            _, transcript = self._owner_view(value, n_samples, kind)
             assert len(transcript) == 3
             for message in transcript:
-                for shift in (0, 28, 56):
-                    bytes_ = (message >> np.uint64(shift)).astype(np.uint8)
+                last = 8 * message.itemsize - 8
+                for shift in (0, last // 2, last):
+                    bytes_ = (message >> message.dtype.type(shift)).astype(np.uint8)
                     counts = np.bincount(bytes_, minlength=256)
                     assert stats.chisquare(counts).pvalue > 1e-6
 
@@ -214,6 +221,13 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="count"):
             run("additive", [own, own], (), 1)
 
+    @pytest.mark.parametrize("scheme", ["additive", "masked"])
+    def test_a_sum_that_could_overflow_32_bits(self, scheme):
+        """What fits 64 does not fit 32: said before anything is summed, with what would."""
+        agg = getattr(aggregation, scheme)
+        with pytest.raises(ConfigError, match=r"2\^31 is the limit.*raise word_bits to 64"):
+            agg(["h0", "h1", "h2"], OWNER, SecureAggregationConfig(word_bits=32))
+
     def test_a_sum_that_could_overflow(self):
         with pytest.raises(ConfigError, match="could overflow"):
             aggregation.additive(["h0", "h1"], OWNER, SecureAggregationConfig(frac_bits=50))
@@ -281,7 +295,10 @@ class TestChoice:
         assert self._scheme(3, 3, scheme="secagg") == "secagg"
 
 
-@pytest.mark.parametrize("share", [np.zeros(1, np.uint64), np.zeros(9, np.uint64), {"x": 1}])
+@pytest.mark.parametrize(
+    "share",
+    [np.zeros(1, np.uint64), np.zeros(9, np.uint64), np.zeros(6, np.uint32), {"x": 1}],
+)
 def test_a_share_of_another_length_is_refused(share):
     """NumPy would stretch a single word over the whole vector."""
     steps = aggregation.additive(["h0", "h1"], OWNER, SETTINGS).collect((4,), 1)
@@ -300,11 +317,12 @@ def test_keys_that_hide_nothing_are_refused():
             steps.send({"h0": own, "h1": own if bad is None else bad})
 
 
-def test_declared_cost_of_the_additive_scheme():
-    """N(N−1) messages of 60 bytes and N of 8(p + 1), two deep, counted without computing."""
+@pytest.mark.parametrize("settings_", [SETTINGS, NARROW])
+def test_declared_cost_of_the_additive_scheme(settings_):
+    """N(N−1) messages of 60 bytes and N of p + 1 words, two deep, counted without computing."""
     hospitals = ["h0", "h1", "h2", "h3"]
     keys, p = make_keys(hospitals), 501
-    agg = aggregation.additive(hospitals, OWNER, SETTINGS)
+    agg = aggregation.additive(hospitals, OWNER, settings_)
 
     def parties(vector):
         own = Contribution((vector,), 1, np.zeros(0, np.int64))
@@ -312,7 +330,7 @@ def test_declared_cost_of_the_additive_scheme():
         return {**programs, OWNER: agg.collect((p,), 0)}
 
     trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))
-    assert trace.bytes_sent == 4 * 3 * 60 + 4 * 8 * (p + 1)
+    assert trace.bytes_sent == 4 * 3 * 60 + 4 * settings_.word_bits // 8 * (p + 1)
     assert trace.round_trips == 1.0
     _, real = run_local(parties(np.zeros(p, np.float32)))
     assert real.bytes_sent == trace.bytes_sent and real.round_trips == trace.round_trips

@@ -60,14 +60,15 @@ def plan_of(n):
     return secagg.Plan(names_of(n), OWNER, graph, 3, patience_s=60.0, deadline_s=60.0)
 
 
-def inputs(n, seed=0):
+def inputs(n, seed=0, kind=np.uint64):
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 2**64, LENGTH, dtype=np.uint64) for _ in range(n)]
+    most = np.iinfo(kind).max
+    return [rng.integers(0, most, LENGTH, dtype=kind, endpoint=True) for _ in range(n)]
 
 
 def run(n, words, faults=(), tamper=None, optional=True, plan=None):
     """(the owner's Sum, trace); `tamper(event)` may change what anybody sends."""
-    plan = plan or plan_of(n)
+    plan = plan or dataclasses.replace(plan_of(n), word_bits=8 * words[0].itemsize)
     parties = {
         name: secagg.contribute(plan, name, keys_of(n)[name], own.copy())
         for name, own in zip(plan.hospitals, words)
@@ -112,9 +113,9 @@ def survives(n, fates):
     return enough and bool(shared)
 
 
-def check(n, fates, seed=0):
+def check(n, fates, seed=0, kind=np.uint64):
     """Exactly the sum of those whose masked input came, or an error that names who is missing."""
-    words = inputs(n, seed)
+    words = inputs(n, seed, kind)
     gone = [f"h{i}" for i, fate in enumerate(fates) if fate != STAYS]
     if not survives(n, fates):
         with pytest.raises(PartyLost, match="given up, nothing of it was opened") as caught:
@@ -152,14 +153,16 @@ class TestDropouts:
         assert any(kept) and not all(kept)
 
     @settings(max_examples=40, deadline=None)
-    @given(data=st.data(), n=st.sampled_from([5, 6, 10, 20]), seed=st.integers(0, 99))
-    def test_sampled_fates(self, data, n, seed):
+    @given(
+        data=st.data(),
+        n=st.sampled_from([5, 6, 10, 20]),
+        seed=st.integers(0, 99),
+        kind=st.sampled_from([np.uint32, np.uint64]),
+    )
+    def test_sampled_fates(self, data, n, seed, kind):
         """On sparse graphs too, from ten on."""
-        check(
-            n,
-            [data.draw(st.sampled_from([STAYS] * 4 + list(range(STAYS)))) for _ in range(n)],
-            seed,
-        )
+        drawn = st.sampled_from([STAYS] * 4 + list(range(STAYS)))
+        check(n, [data.draw(drawn) for _ in range(n)], seed, kind)
 
     @pytest.mark.parametrize("share", [0.0, 0.3])
     def test_a_hundred_hospitals(self, share):
@@ -282,24 +285,24 @@ class TestSecrecy:
         return found, heard, masked_inputs, *opened[0]
 
     def _uniform(self, words):
-        for shift in (0, 24, 56):
-            bytes_ = (words >> np.uint64(shift)).astype(np.uint8)
+        for bytes_ in words.view(np.uint8).reshape(len(words), -1).T:
             assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-6
 
-    @pytest.mark.parametrize("value", [0, 1 << 40])
-    def test_what_the_owner_opens_leaves_every_input_uniform(self, value, monkeypatch):
+    @pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+    @pytest.mark.parametrize("value", [0, 1 << 30])
+    def test_what_the_owner_opens_leaves_every_input_uniform(self, value, kind, monkeypatch):
         """Its own y_i less all masks that it can open is uniform; only their sum is not.
 
         So its view can be drawn by whoever knows the sum alone: uniform vectors with that sum,
         under masks of keys drawn at random.
         """
-        words = [np.full(4000, value + i, np.uint64) for i in range(5)]
+        words = [np.full(4000, value + i, kind) for i in range(5)]
         found, _, masked_inputs, seeds, keys = self._view(words, [4, 4, 2, 4, 3], monkeypatch)
         assert set(keys) == {2} and set(seeds) == {0, 1, 3, 4}
         left = {}
         for i in seeds:
             self._uniform(masked_inputs[f"h{i}"])
-            left[i] = masked_inputs[f"h{i}"] - prg.expand(seeds[i], 4000)
+            left[i] = masked_inputs[f"h{i}"] - prg.expand(seeds[i], 4000, words=kind)
         total = sum(left.values())
         assert not np.array_equal(total, found.words)  # the masks towards h2 are still in it
         for i, residue in left.items():
@@ -490,6 +493,7 @@ class TestTampering:
             ("fresh public key", np.zeros(31, np.uint8), "public key that is none"),
             ("shares of keys", {"rows": np.zeros(3)}, "table of hospitals that is none"),
             ("masked input", np.zeros(1, np.uint64), "no vector of 6 words"),
+            ("masked input", np.zeros(6, np.uint32), "no vector of 6 words"),
             ("shares of survivors", {"seeds": np.zeros(3)}, "other shares than asked for"),
         ],
     )
@@ -503,11 +507,13 @@ class TestTampering:
             run(4, inputs(4), tamper=tamper)
 
 
-def test_declared_cost():
+@pytest.mark.parametrize("word_bits", [32, 64])
+def test_declared_cost(word_bits):
     """Counted without computing, and the same when it is computed."""
     n, p = 6, 501
     plan, hospitals = plan_of(n), names_of(n)
-    agg = masked(hospitals, OWNER, SETTINGS, seed=3)
+    narrow = SecureAggregationConfig(word_bits=32, frac_bits=8, clip=100.0, max_samples=999)
+    agg = masked(hospitals, OWNER, SETTINGS if word_bits == 64 else narrow, seed=3)
 
     def parties(vector):
         own = Contribution((vector,), 1, np.zeros(0, np.int64))
@@ -517,7 +523,8 @@ def test_declared_cost():
     trace = count(parties, jax.ShapeDtypeStruct((p,), jnp.float32))
     k = plan.graph.k
     for name in hospitals:
-        assert trace.parties[name].bytes_sent == 32 + (94 * k + 32) + 8 * (p + 1) + 32 * (k + 1)
+        vector = word_bits // 8 * (p + 1)
+        assert trace.parties[name].bytes_sent == 32 + (94 * k + 32) + vector + 32 * (k + 1)
     assert trace.round_trips == 3.5
     _, real = run_local(parties(np.zeros(p, np.float32)))
     assert real.bytes_sent == trace.bytes_sent and real.round_trips == trace.round_trips

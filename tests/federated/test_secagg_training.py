@@ -12,6 +12,7 @@ from primia_jax.errors import PartyLost
 from primia_jax.federated import secagg, variables
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.mpc import fixed_point
 from primia_jax.runtime import LocalDriver, Vanish
 
 HOSPITALS = tuple(f"hospital_{i}" for i in range(4))
@@ -68,23 +69,39 @@ def samples(federation, names=HOSPITALS):
     return sum(len(federation.driver.states[name].train) for name in names)
 
 
-def test_both_schemes_train_the_same(federation):
-    """Without dropouts the sums are the same ring elements, whatever hides them."""
-    states = dict(federation.driver.states)
-    _, trace = federation.train_round(1)
-    assert trace.lost == {}
-    found = weights(federation)
-    additive = config(scheme="additive")
+def trained_anew(federation, own, states):
+    """The weights after round 1 with another configuration, from `states` on."""
     federation.driver.states.update(
         {
-            name: dataclasses.replace(state, config=additive)
+            name: dataclasses.replace(state, config=own)
             for name, state in states.items()
             if name != PROVIDER
         }
     )
-    federation.config = additive
-    federation.train_round(1)
-    np.testing.assert_array_equal(weights(federation), found)
+    federation.config = own
+    _, trace = federation.train_round(1)
+    assert trace.lost == {}
+    return weights(federation), trace.bytes_sent
+
+
+def test_both_schemes_train_the_same(federation):
+    """Without dropouts the sums are the same ring elements, whatever hides them."""
+    states = dict(federation.driver.states)
+    masked, _ = trained_anew(federation, config(), states)
+    additive, _ = trained_anew(federation, config(scheme="additive"), states)
+    np.testing.assert_array_equal(additive, masked)
+
+
+@pytest.mark.parametrize("scheme", ["additive", "secagg"])
+def test_words_of_32_bits_train_the_same_to_their_grid(federation, scheme):
+    """At some two thirds of the bytes: what the owner sends stays as it is."""
+    states = dict(federation.driver.states)
+    wide, wide_bytes = trained_anew(federation, config(scheme), states)
+    narrow = {"word_bits": 32, "frac_bits": 12, "clip": 512.0, "max_samples": 100}
+    found, bytes_sent = trained_anew(federation, config(scheme, **narrow), states)
+    bound = fixed_point.sum_error(4, 12) / samples(federation)
+    assert 0 < np.abs(found - wide).max() <= 1.01 * bound
+    assert bytes_sent < 0.7 * wide_bytes
 
 
 @pytest.mark.parametrize("stage", secagg.STAGES)

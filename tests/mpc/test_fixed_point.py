@@ -38,11 +38,32 @@ def test_overflow_is_refused_with_the_numbers():
         fixed_point.prove_no_overflow(40, 1024, 3, 1 << 20)
 
 
-def test_the_bound_is_the_ring_s():
-    """2 parties × 2^38 × 2^24 = 2^63 just does not fit."""
+@pytest.mark.parametrize("n_bits", [32, 64])
+def test_the_bound_is_the_ring_s(n_bits):
+    """2 parties × 2^(n - 26) × 2^24 = 2^(n - 1) just does not fit."""
+    most = 1 << (n_bits - 26)
+    with pytest.raises(ConfigError, match=rf"2\^{n_bits - 1} is the limit.*\(to 23\)"):
+        fixed_point.prove_no_overflow(24, 1.0, 2, most, n_bits)
+    fixed_point.prove_no_overflow(24, 1.0, 2, most - 1, n_bits)
+
+
+def test_the_samples_themselves_must_fit():
+    """However small the clip is."""
+    with pytest.raises(ConfigError, match="max_samples, or raise word_bits to 64"):
+        fixed_point.prove_no_overflow(1, 1e-6, 4, 1 << 29, 32)
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.floats(-8, 8, width=32)), min_size=1, max_size=9))
+def test_what_is_proven_to_fit_32_bits_is_summed_right(weighted):
+    """Any values within the clip, under any weights within the bound."""
+    fixed_point.prove_no_overflow(15, 8.0, 9, 500, 32)
     with pytest.raises(ConfigError):
-        fixed_point.prove_no_overflow(24, 1.0, 2, 1 << 38)
-    fixed_point.prove_no_overflow(24, 1.0, 2, (1 << 38) - 1)
+        fixed_point.prove_no_overflow(16, 8.0, 9, 500, 32)
+    words = [fixed_point.encode(np.asarray([v], np.float32), n, 15, 32) for n, v in weighted]
+    assert {word.dtype for word in words} == {np.dtype(np.uint32)}
+    total = fixed_point.decode(sum(words[1:], words[0]), 15)
+    exact = sum(n * np.float64(np.float32(v)) for n, v in weighted)
+    assert abs(total[0] - exact) <= fixed_point.sum_error(len(weighted), 15)
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float64])

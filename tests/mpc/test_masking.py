@@ -10,11 +10,19 @@ from primia_jax.mpc import masking, prg, ring
 SEEDS = [np.arange(32, dtype=np.uint8) + i for i in range(4)]
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, masking._PIECE, masking._PIECE + 1, 2 * masking._PIECE + 3])
-def test_agrees_with_whole_expansions(n):
+WORDS = pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+
+
+@WORDS
+@pytest.mark.parametrize("n", [0, 1, 7, 17, "a piece", "one more", "two pieces and three"])
+def test_agrees_with_whole_expansions(n, kind):
+    piece = masking._PIECE // np.dtype(kind).itemsize
+    n = {"a piece": piece, "one more": piece + 1, "two pieces and three": 2 * piece + 3}.get(n, n)
     rng = np.random.default_rng(n)
-    words = rng.integers(0, 2**64, n, dtype=np.uint64)
-    expected = words + prg.expand(SEEDS[0], n) + prg.expand(SEEDS[1], n) - prg.expand(SEEDS[2], n)
+    words = rng.integers(0, np.iinfo(kind).max, n, dtype=kind, endpoint=True)
+    first, second, third = (prg.expand(seed, n, words=kind) for seed in SEEDS[:3])
+    assert first.dtype == kind
+    expected = words + first + second - third
     consumed = words.copy()
     found = masking.mask(consumed, SEEDS[:2], SEEDS[2:3])
     np.testing.assert_array_equal(found, expected)
@@ -22,13 +30,16 @@ def test_agrees_with_whole_expansions(n):
     np.testing.assert_array_equal(masking.mask(found, SEEDS[2:3], SEEDS[:2]), words)
 
 
-def test_read_only_words_and_jax_arrays_are_left_as_they_are():
-    words = np.arange(100, dtype=np.uint64)
+@WORDS
+def test_read_only_words_and_jax_arrays_are_left_as_they_are(kind):
+    words = np.arange(100, dtype=kind)
     words.flags.writeable = False
-    expected = np.arange(100, dtype=np.uint64) + prg.expand(SEEDS[0], 100)
-    np.testing.assert_array_equal(masking.mask(words, SEEDS[:1]), expected)
+    plus, minus = (prg.expand(seed, 100, words=kind) for seed in SEEDS[:2])
+    expected = np.arange(100, dtype=kind) + plus - minus
+    np.testing.assert_array_equal(masking.mask(words, SEEDS[:1], SEEDS[1:2]), expected)
     with ring.x64():
-        found = masking.mask(jnp.arange(100, dtype=jnp.uint64), SEEDS[:1])
+        found = masking.mask(jnp.arange(100, dtype=kind), SEEDS[:1], SEEDS[1:2])
+    assert found.dtype == kind
     np.testing.assert_array_equal(np.asarray(found), expected)
     np.testing.assert_array_equal(words, np.arange(100))
 

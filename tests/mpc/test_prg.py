@@ -32,13 +32,20 @@ def test_zero_key_vectors(rounds, first):
     assert np.concatenate(words[:2]).astype("<u4").tobytes().hex() == first
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])
 @pytest.mark.parametrize("nonce", [0, 1, 2**40 + 5, 2**96 - 1])
-def test_openssl_and_jax_agree(n, nonce):
+def test_openssl_and_jax_agree(n, nonce, kind):
     with ring.x64():
-        traced = jax.jit(lambda seed: prg.expand(seed, n, nonce))(RFC_KEY)
-    assert traced.dtype == jnp.uint64
-    np.testing.assert_array_equal(np.asarray(traced), prg.expand(RFC_KEY, n, nonce))
+        traced = jax.jit(lambda seed: prg.expand(seed, n, nonce, kind))(RFC_KEY)
+    assert traced.dtype == kind
+    np.testing.assert_array_equal(np.asarray(traced), prg.expand(RFC_KEY, n, nonce, kind))
+
+
+@pytest.mark.parametrize("n", [1, 8, 999])
+def test_words_of_both_widths_are_the_same_stream(n):
+    narrow = prg.expand(RFC_KEY, 2 * n, 3, np.uint32)
+    np.testing.assert_array_equal(narrow.view("<u8"), prg.expand(RFC_KEY, n, 3))
 
 
 @pytest.mark.parametrize("bit", [0, 100, 255])

@@ -1,6 +1,7 @@
 """Additive sharing: any sum comes out, and no share says anything about the secret."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -8,37 +9,41 @@ from scipy import stats
 
 from primia_jax.mpc import prg, sharing
 
-secrets = hnp.arrays(np.uint64, st.integers(1, 40))
+words = st.sampled_from([np.uint32, np.uint64])
+secrets = words.flatmap(lambda kind: hnp.arrays(kind, st.integers(1, 40)))
 
 
 @given(secrets, st.integers(1, 6))
 def test_shares_add_up_to_the_secret(secret, n_others):
     seeds = [prg.new_seed() for _ in range(n_others)]
     own = sharing.own_share(secret.copy(), seeds)
-    others = [prg.expand(seed, len(secret)) for seed in seeds]
-    np.testing.assert_array_equal(sharing.reconstruct([own, *others]), secret)
+    others = [prg.expand(seed, len(secret), words=secret.dtype) for seed in seeds]
+    opened = sharing.reconstruct([own, *others])
+    assert opened.dtype == secret.dtype
+    np.testing.assert_array_equal(opened, secret)
 
 
-@given(st.integers(2, 5), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_sums_of_shares_open_the_sum_of_secrets(n, length, seed):
+@given(st.integers(2, 5), st.integers(1, 20), st.integers(0, 2**32 - 1), words)
+def test_sums_of_shares_open_the_sum_of_secrets(n, length, seed, kind):
     """What the hospitals do together, without the messages."""
     rng = np.random.default_rng(seed)
-    secrets = rng.integers(0, 2**64, (n, length), dtype=np.uint64)
+    secrets = rng.integers(0, np.iinfo(kind).max, (n, length), dtype=kind, endpoint=True)
     seeds = [[prg.new_seed() for _ in range(n)] for _ in range(n)]
     totals = []
     for i in range(n):
         own = sharing.own_share(secrets[i].copy(), [seeds[i][j] for j in range(n) if j != i])
         totals.append(sharing.sum_of_shares(own, [seeds[j][i] for j in range(n) if j != i]))
-    expected = secrets.sum(axis=0, dtype=np.uint64)
+    expected = secrets.sum(axis=0, dtype=kind)
     np.testing.assert_array_equal(sharing.reconstruct(totals), expected)
 
 
-def test_the_dealer_s_own_share_is_uniform():
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+def test_the_dealer_s_own_share_is_uniform(kind):
     """Chi-square over the top and the bottom byte, for a secret that is far from uniform."""
-    secret = np.zeros(1 << 16, np.uint64)
+    secret = np.zeros(1 << 16, kind)
     share = sharing.own_share(secret.copy(), [prg.new_seed()])
-    for shift in (0, 56):
-        counts = np.bincount((share >> np.uint64(shift)).astype(np.uint8), minlength=256)
+    for shift in (0, 8 * secret.itemsize - 8):
+        counts = np.bincount((share >> kind(shift)).astype(np.uint8), minlength=256)
         assert stats.chisquare(counts).pvalue > 1e-6
 
 
