@@ -12,7 +12,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TextIO
 
@@ -119,7 +119,9 @@ def _train(
         if progress.round < config.federated.rounds and not progress.finished:
             console.stage("starting")
             with clock("starting the parties"):
-                driver = stack.enter_context(training_driver(config, plan, ray_address))
+                driver = stack.enter_context(
+                    training_driver(config, plan, ray_address, some_later=True)
+                )
             federation = Federation(driver, config, hospitals, directory.path)
             progress = train_rounds(federation, directory, console, clock, progress, on_round)
             driver.close()
@@ -261,9 +263,13 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
 
 @contextlib.contextmanager
 def training_driver(
-    config: ExperimentConfig, plan: DataPlan, ray_address: str | None
+    config: ExperimentConfig, plan: DataPlan, ray_address: str | None, some_later: bool = False
 ) -> Iterator[Driver]:
-    """The driver that the configuration asks for, with all parties of a training started."""
+    """The driver that the configuration asks for, with all parties of a training started.
+
+    With `some_later` hospitals whose machines are not there yet may come later; not where privacy
+    is asked for, since each adds noise to the sum or keeps a ledger from the first round on.
+    """
     run, sites = config.runtime, [site.site for site in plan.sites]
     placements: dict[str, dict[str, Any]] = {
         site: {
@@ -279,7 +285,10 @@ def training_driver(
         sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))
     ]
     makers = functools.partial(party_makers, config, plan)
-    with open_driver(config, makers, placements, ray_address, together=together) as driver:
+    later = sites if some_later and config.privacy.mode == "none" else ()
+    with open_driver(
+        config, makers, placements, ray_address, together=together, later=later
+    ) as driver:
         yield driver
 
 
@@ -296,6 +305,7 @@ def open_driver(
     ray_address: str | None,
     sealed: bool = False,
     together: Sequence[Sequence[str]] = (),
+    later: Collection[str] = (),
 ) -> Iterator[Driver]:
     """The driver that `config.runtime` asks for, with the parties of `makers` started.
 
@@ -307,6 +317,7 @@ def open_driver(
       ray_address: a running Ray cluster; else one is started.
       sealed: whether messages between actors are encrypted and authenticated.
       together: groups of parties that share an actor.
+      later: parties that may be missing at first.
 
     Raises:
       ConfigError: for a cluster's address where no cluster is used.
@@ -327,7 +338,16 @@ def open_driver(
     with (
         ray_driver.cluster(ray_address),
         contextlib.closing(
-            ray_driver.RayDriver(makers(), link, where, run.message_timeout_s, sealed, together)
+            ray_driver.RayDriver(
+                makers(),
+                link,
+                where,
+                run.message_timeout_s,
+                sealed,
+                together,
+                later,
+                run.revive_timeout_s,
+            )
         ) as driver,
     ):
         yield driver

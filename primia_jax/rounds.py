@@ -47,6 +47,8 @@ def train_rounds(
     on_round: Callable[[Mapping[str, Any]], bool] | None,
 ) -> Progress:
     """Trains from where `progress` is to the end, or until `on_round` gives False."""
+    for name, reason in federation.absent.items():
+        console.message(f"{name} is not there yet, the training begins without it: {reason}")
     console.stage("set-up")
     with clock("set-up"):
         reports, trace = _set_up(federation, console, progress.round)

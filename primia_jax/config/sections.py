@@ -382,7 +382,10 @@ class RuntimeConfig:
         low=0,
     )
     revive_timeout_s: float = setting(
-        60.0, "how long a round waits for a lost party that was started again", low=0
+        60.0,
+        "how long a round waits for a lost party that was started again, and the start for the "
+        "node of a hospital (config.runtime.hospital_resource)",
+        low=0,
     )
     retries: int = setting(5, "times that one round is begun again after losses", low=0)
     latency_s: float = setting(

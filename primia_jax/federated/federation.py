@@ -85,8 +85,16 @@ class Federation:
     ):
         self.driver, self.config = driver, config
         self.hospitals, self.workdir = hospitals, workdir
-        self.present = hospitals
-        self.absent: dict[str, str] = {}
+        self.absent: dict[str, str] = {name: driver.missing[name] for name in driver.missing}
+        self.present = tuple(name for name in hospitals if name not in self.absent)
+        if len(self.present) < self.quorum:
+            first = next(iter(self.absent))
+            raise ClusterError(
+                f"{', '.join(self.absent)} are not there ({first}: {self.absent[first]}); "
+                f"{len(self.present)} hospitals are too few to begin "
+                f"(config.federated.quorum asks for {self.quorum})"
+            )
+        self._awaited = set(self.absent)  # not there yet, ever
         self._refused: collections.Counter[str] = collections.Counter()  # useless updates so far
         self._running: set[str] = set()  # absent, yet with a process that can go on at once
         self._behind: set[str] = set()  # present, without the present model
@@ -277,7 +285,12 @@ class Federation:
             self._running.discard(name)
         self.present = tuple(name for name in self.hospitals if name not in self.absent)
         self._set_back(after_round)
-        return f"{', '.join(back)} takes part again"
+        said = [
+            f"{name} takes part " + ("from now on" if name in self._awaited else "again")
+            for name in back
+        ]
+        self._awaited.difference_update(back)
+        return "; ".join(said)
 
     def _set_back(self, after_round: int) -> None:
         if not after_round:

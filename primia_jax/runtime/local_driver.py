@@ -20,6 +20,7 @@ import collections
 import copy
 import dataclasses
 import time
+import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ from primia_jax.runtime.trace import Action, Trace
 
 class LocalDriver:
     """Runs programs of all parties in this process."""
+
+    missing: Mapping[str, str] = types.MappingProxyType({})  # nobody ever is
 
     def __init__(
         self,

@@ -90,7 +90,13 @@ Program = Callable[[Any], Steps]
 
 
 class Driver(Protocol):
-    """Keeps each party's state and runs programs over it; how, is the driver's affair."""
+    """Keeps each party's state and runs programs over it; how, is the driver's affair.
+
+    Attributes:
+      missing: parties that it began without, and why; `revive` fetches them once they can come.
+    """
+
+    missing: Mapping[str, str]
 
     def run(
         self,

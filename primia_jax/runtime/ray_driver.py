@@ -94,7 +94,11 @@ def _check_reachable(address: str) -> None:
 
 
 class RayDriver:
-    """Runs programs in Ray actors, one a party. Use inside `cluster(...)`."""
+    """Runs programs in Ray actors, one a party. Use inside `cluster(...)`.
+
+    Attributes:
+      missing: parties that came too late, and why.
+    """
 
     def __init__(
         self,
@@ -104,6 +108,8 @@ class RayDriver:
         timeout_s: float = 3600.0,
         sealed: bool = False,
         together: Sequence[Sequence[str]] = (),
+        later: Collection[str] = (),
+        patience_s: float = 0.0,
     ):
         """Starts the actors, and makes each party's state there by calling its entry of `parties`.
 
@@ -115,6 +121,9 @@ class RayDriver:
           sealed: whether messages travel as sealed frames (`runtime.frames`) of dicts, lists,
             tuples and NamedTuples; this driver then hands out the parties' public keys.
           together: groups of parties that share an actor; they compute by turns.
+          later: parties without which the driver begins, if no node has the custom resources that
+            their placements ask for (not if that holds for all of them), or their process dies.
+          patience_s: how long it waits for such nodes.
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
@@ -127,19 +136,21 @@ class RayDriver:
         self._groups = tuple(dict.fromkeys(self._group.values()))
         places = placements or {}
         self._placements = {group: places.get(group[0], Placement()) for group in self._groups}
-        check_resources(self._placements.values())
+        self.missing = self._without_node(later, patience_s)
+        there = [group for group in self._groups if group[0] not in self.missing]
+        check_resources([self._placements[group] for group in there])
         self.actors: dict[str, Any] = {}
         self._link, self._runs = link, itertools.count(1)
         self._making: dict[str, Any] = {}  # states that are being made anew, in shared actors
         # (actor, its start) of groups that were lost
         self._returning: dict[tuple[str, ...], tuple[Any, Any]] = {}
-        for group in self._groups:
+        for group in there:
             self.actors |= dict.fromkeys(group, self._actor(group))
         try:
             public_keys: dict[str, bytes] | None = None
             if sealed:
                 shown = self._gather(
-                    {group[0]: self.actors[group[0]].public_keys.remote() for group in self._groups}
+                    {group[0]: self.actors[group[0]].public_keys.remote() for group in there}
                 )
                 public_keys = {name: key for keys in shown.values() for name, key in keys.items()}
             self._gather(
@@ -147,12 +158,32 @@ class RayDriver:
                     group[0]: self.actors[group[0]].start.remote(
                         {name: parties[name] for name in group}, self.actors, public_keys
                     )
-                    for group in self._groups
-                }
+                    for group in there
+                },
+                optional=later,
+                lost=self.missing,
             )
+            self.actors = {n: actor for n, actor in self.actors.items() if n not in self.missing}
         except BaseException:
             self.close()
             raise
+
+    def _without_node(self, later: Collection[str], patience_s: float) -> dict[str, str]:
+        """Those of `later` whose custom resources no node offers in time, and which these are."""
+        waited_for = [group for group in self._groups if set(group) <= set(later)]
+        end_s = time.monotonic() + patience_s
+        while True:
+            offered = ray.cluster_resources()
+            missing = {}
+            for group in waited_for:
+                for resource, amount in self._placements[group].resources:
+                    if offered.get(resource, 0.0) < amount:
+                        missing |= dict.fromkeys(group, f"no node offers the resource {resource}")
+            if len(missing) == len(later):  # a mistake rather: it is refused
+                return {}
+            if not missing or time.monotonic() >= end_s:
+                return missing
+            time.sleep(_AGAIN_S)
 
     def _actor(self, group: tuple[str, ...]) -> Any:
         place = self._placements[group]
@@ -254,8 +285,9 @@ class RayDriver:
         that has just died is given actors for a while: they die too.
         """
         if group not in self._returning:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(self.actors[group[0]])
+            if group[0] in self.actors:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(self.actors[group[0]])
             actor = self._actor(group)
             peers = {**self.actors, **dict.fromkeys(group, actor)}
             makers = {name: self._makers[name] for name in group if len(group) == 1}
@@ -276,7 +308,7 @@ class RayDriver:
         self.actors |= dict.fromkeys(group, actor)
         told = [actor.replace_peers.remote(others)]
         for other in self._groups:
-            if other != group:
+            if other != group and other[0] in self.actors:
                 new = dict.fromkeys(group, actor)
                 told.append(self.actors[other[0]].replace_peers.remote(new))
         # The next run must find the new actor everywhere; a peer that is lost too is told later.
@@ -293,10 +325,11 @@ class RayDriver:
 
     def peak_bytes(self) -> dict[str, int]:
         """Largest resident memory of each party's actor so far, in bytes."""
+        there = [group for group in self._groups if group[0] in self.actors]
         by_group = self._gather(
-            {group[0]: self.actors[group[0]].peak_bytes.remote() for group in self._groups}
+            {group[0]: self.actors[group[0]].peak_bytes.remote() for group in there}
         )
-        return {name: by_group[group[0]] for name, group in self._group.items()}
+        return {name: by_group[group[0]] for group in there for name in group}
 
     def _gather(
         self,

@@ -202,6 +202,47 @@ def test_a_lost_node(tmp_path):
     assert first == second
 
 
+LATE = """
+import json, sys, time
+from ray.cluster_utils import Cluster
+import primia_jax
+from tests.chaos.test_faults import config_with
+
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 2, "resources": {"hospital_0": 1, "hospital_1": 1}})
+config = config_with(
+    federated__rounds=60, runtime__hospital_resource="{site}", runtime__revive_timeout_s=1.0)
+
+def on_round(line):
+    if line["round"] == 1:
+        cluster.add_node(num_cpus=1, resources={"hospital_2": 1})
+    time.sleep(1)
+    return bool(line["absent"])
+
+primia_jax.train(config, sys.argv[1], ray_address=cluster.address, on_round=on_round, judge=False)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "a hospital's machine is not there at the start",
+    "the training begins without it, if the quorum allows; it joins once its machine does",
+)
+def test_a_machine_that_comes_later(tmp_path):
+    """A node joins the cluster after round 1; the training ends with the round it takes part in."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hospital_2 is not there yet, the training begins without it: no node" in done.stdout
+    lines = lines_of_all(tmp_path)
+    assert set(lines[0]["absent"]) == {"hospital_2"} and not lines[-1]["absent"]
+    sites = [line["site"] for line in Workdir(tmp_path).rounds() if line["round"] == 1]
+    assert "hospital_2" not in sites
+    assert lines[-1]["samples"] > lines[0]["samples"]
+
+
 def kill_raylet(resource, script):
     """Kills the raylet that offers `resource`, of the cluster that `script` started."""
     for process in pathlib.Path("/proc").glob("[0-9]*"):

@@ -14,6 +14,7 @@ from primia_jax.errors import ClusterError, ConfigError, PartyLost, TrainingErro
 from primia_jax.federated import checkpoints, hospital
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
+from primia_jax.runtime import LocalDriver
 
 SECURE = {"mode": "federated_secure"}
 
@@ -100,6 +101,53 @@ def test_who_does_not_come_back_is_left_out_until_it_does(tmp_path):
     assert federation.present == federation.hospitals and not federation.absent
     models = [at(federation, name).variables["params"] for name in federation.hospitals]
     assert_same(models[0], models[2])
+
+
+class Late:
+    """A driver that begins without some parties, and finds them after so many calls."""
+
+    def __init__(self, driver, names, calls):
+        self._driver, self._calls = driver, calls
+        self.missing = dict.fromkeys(names, "no node offers it")
+
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
+
+    def run(self, programs, *args, **kwargs):
+        assert self._calls < 0 or not self.missing.keys() & programs.keys()
+        return self._driver.run(programs, *args, **kwargs)
+
+    def revive(self, name, timeout_s=0.0):
+        assert name in self.missing
+        self._calls -= 1
+        return self._calls < 0 and self._driver.revive(name)
+
+
+@pytest.mark.parametrize("mode", ["federated", "federated_secure"])
+def test_who_is_not_there_at_the_start_joins_later(tmp_path, mode):
+    """With the statistics that were pooled without it, and the model of the others."""
+    fed = {"mode": mode, "rounds": 4, "hospitals": 4}
+    ready = start(tmp_path / "late", federated=fed)
+    late = Late(ready.driver, ["hospital_2"], calls=2)
+    federation = Federation(late, ready.config, ready.hospitals, tmp_path / "late")
+    assert federation.present == ("hospital_0", "hospital_1", "hospital_3")
+    assert trained(federation) == ["hospital_2 takes part from now on"]
+    assert federation.present == federation.hospitals and not federation.absent
+    states = [at(federation, name) for name in federation.hospitals]
+    assert_same(states[0].variables["params"], states[2].variables["params"])
+    assert states[0].statistics.mean == states[2].statistics.mean
+    assert checkpoints.newest(tmp_path / "late" / "sites" / "hospital_2", 4) == 4
+
+
+def test_too_few_at_the_start_are_refused_with_what_is_missing(tmp_path):
+    ready = start(tmp_path)
+    late = Late(ready.driver, ["hospital_0", "hospital_2"], calls=0)
+    with pytest.raises(
+        ClusterError,
+        match=r"hospital_0, hospital_2 are not there \(hospital_0: no node offers it\); 1 hospitals "
+        r"are too few to begin \(config.federated.quorum asks for 2\)",
+    ):
+        Federation(late, ready.config, ready.hospitals, tmp_path)
 
 
 @pytest.mark.fault(
@@ -350,7 +398,7 @@ def test_few_of_many_can_be_drawn(tmp_path, sampling, least, most):
     """Whatever the quorum, which is of those that are there."""
     fed = {"hospitals": 100, "participation": 0.1, "sampling": sampling, **SECURE}
     names = tuple(f"hospital_{i}" for i in range(100))
-    federation = Federation(None, config_with(federated=fed), names, tmp_path)
+    federation = Federation(LocalDriver({}), config_with(federated=fed), names, tmp_path)
     sizes = [len(federation.drawn(number)) for number in range(1, 20)]
     assert least <= min(sizes) and max(sizes) <= most
 
@@ -390,7 +438,7 @@ def test_those_that_have_stopped_are_not_drawn(tmp_path):
     """Else a draw of one that trains and one that has stopped would sum the former alone."""
     fed = {"hospitals": 6, "participation": 0.34, **SECURE}
     names = tuple(f"hospital_{i}" for i in range(6))
-    federation = Federation(None, config_with(federated=fed), names, tmp_path)
+    federation = Federation(LocalDriver({}), config_with(federated=fed), names, tmp_path)
     federation._stopped = {"hospital_0", "hospital_1", "hospital_2"}
     for number in range(1, 20):
         drawn = federation.drawn(number)

@@ -366,6 +366,42 @@ def test_a_killed_party_is_named_and_a_fresh_driver_works(ray_cluster):
     assert reports == {"alice": 0, "bob": 1}
 
 
+def test_who_has_no_node_yet_is_not_waited_for(ray_cluster):
+    """Unless nobody has one: that is a mistake."""
+    place = {"bob": Placement(resources=(("bob", 0.001),))}
+    driver = RayDriver(MAKERS, placements=place, later=("alice", "bob"))
+    try:
+        assert driver.missing == {"bob": "no node offers the resource bob"}
+        reports, _ = driver.run({"alice": Locally(_read), "carol": Locally(_read)})
+        assert reports == {"alice": 0, "carol": 2}
+        assert not driver.revive("bob") and set(driver.peak_bytes()) == {"alice", "carol"}
+    finally:
+        driver.close()
+    with pytest.raises(ClusterError, match="start a node with"):
+        RayDriver(MAKERS, placements=place, later=("bob",))
+
+
+def _dies_once(flag):
+    if not flag.exists():
+        flag.touch()
+        os._exit(1)
+    return 7
+
+
+def test_who_dies_while_it_starts_can_come_later(ray_cluster, tmp_path):
+    makers = {**MAKERS, "carol": functools.partial(_dies_once, tmp_path / "flag")}
+    driver = RayDriver(makers, later=("bob", "carol"), timeout_s=60)
+    try:
+        assert set(driver.missing) == {"carol"} and "carol was lost" in driver.missing["carol"]
+        assert driver.run({"bob": Locally(_read)})[0] == {"bob": 1}
+        assert driver.revive("carol", 60.0)
+        assert driver.run({"carol": Locally(_read)})[0] == {"carol": 7}
+        programs = {"alice": functools.partial(_alice, n=1), "bob": functools.partial(_bob, n=1)}
+        driver.run({**programs, "carol": _carol})  # everybody reaches it
+    finally:
+        driver.close()
+
+
 def test_real_delay_is_injected(ray_cluster):
     """Alice waits for two one-way messages, one after the other, of 0.1 s each."""
     driver = RayDriver(MAKERS, Link(latency_s=0.1), timeout_s=60)
