@@ -144,8 +144,8 @@ def test_too_few_at_the_start_are_refused_with_what_is_missing(tmp_path):
     late = Late(ready.driver, ["hospital_0", "hospital_2"], calls=0)
     with pytest.raises(
         ClusterError,
-        match=r"hospital_0, hospital_2 are not there \(hospital_0: no node offers it\); 1 hospitals "
-        r"are too few to begin \(config.federated.quorum asks for 2\)",
+        match=r"hospital_0, hospital_2 are not there \(hospital_0: no node offers it\); "
+        r"1 hospitals are too few to begin \(config.federated.quorum asks for 2\)",
     ):
         Federation(late, ready.config, ready.hospitals, tmp_path)
 
