@@ -43,6 +43,8 @@ MASKS = {
 }
 _FEWEST_BYTES = 512  # below, the test could see nothing
 _FALSE_ALARM = 1e-9
+_COARSE_BITS = 4
+_FOR_CHI_SQUARE = 20  # values a bin; of 64 bytes it gives a thousand times as many false alarms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Transcript:
 
 
 def looks_uniform(words: np.ndarray, modulus: int = 256) -> bool:
-    """Whether the bytes of `words` could be random; errs once in 10^9 where they are.
+    """Whether the bytes of `words` could be random; errs about once in 10^9 bytes' places if so.
 
     Words that travel in more bytes than they have bits show zeros at their top: these are left out.
 
@@ -123,14 +125,24 @@ def looks_uniform(words: np.ndarray, modulus: int = 256) -> bool:
 
 def _byte_looks_uniform(column: np.ndarray, modulus: int) -> bool:
     if modulus < 256:
-        if column.max() >= modulus:
-            return False
-        counts = np.bincount(column, minlength=modulus)
+        return column.max() < modulus and _evenly_spread(column, modulus)
+    bits = int(column.max()).bit_length()
+    if bits == 8 or len(column) <= 64:
+        bits = 8
+    elif not bits:  # else the top of a narrow word, a byte of fewer bits
+        return False
+    coarse = min(bits, _COARSE_BITS)
+    return (
+        _evenly_spread(column, 2**bits)
+        and _evenly_spread(column >> (bits - coarse), 2**coarse)
+        and _evenly_spread(column & (2**coarse - 1), 2**coarse)
+    )
+
+
+def _evenly_spread(values: np.ndarray, n_bins: int) -> bool:
+    """Of values below `n_bins`; chi-square is used only where its tail is what it says."""
+    counts = np.bincount(values, minlength=n_bins)
+    if len(values) >= _FOR_CHI_SQUARE * n_bins:
         return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)
-    highest = int(column.max()).bit_length()
-    if highest < 8 and len(column) > 64:  # a byte of fewer bits: the top of a narrow word
-        if highest == 0:
-            return False
-        column = column & (2**highest - 1)
-    counts = np.bincount(column, minlength=2**highest)
-    return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)
+    by_chance = stats.binom.sf(counts.max() - 1, len(values), 1 / n_bins)
+    return bool(n_bins * by_chance > _FALSE_ALARM)

@@ -90,13 +90,11 @@ Program = Callable[[Any], Steps]
 
 
 class Driver(Protocol):
-    """Keeps each party's state and runs programs over it; how, is the driver's affair.
+    """Keeps each party's state and runs programs over it; how, is the driver's affair."""
 
-    Attributes:
-      missing: parties that it began without, and why; `revive` fetches them once they can come.
-    """
-
-    missing: Mapping[str, str]
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Parties that it began without, and why; `revive` fetches them once they can come."""
 
     def run(
         self,

@@ -174,7 +174,7 @@ class RayDriver:
         end_s = time.monotonic() + patience_s
         while True:
             offered = ray.cluster_resources()
-            missing = {}
+            missing: dict[str, str] = {}
             for group in waited_for:
                 for resource, amount in self._placements[group].resources:
                     if offered.get(resource, 0.0) < amount:

@@ -286,7 +286,7 @@ class TestSecrecy:
 
     def _uniform(self, words):
         for bytes_ in words.view(np.uint8).reshape(len(words), -1).T:
-            assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-6
+            assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-9
 
     @pytest.mark.parametrize("kind", [np.uint32, np.uint64])
     @pytest.mark.parametrize("value", [0, 1 << 30])
