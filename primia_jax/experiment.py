@@ -267,8 +267,8 @@ def training_driver(
 ) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties of a training started.
 
-    With `some_later` hospitals whose machines are not there yet may come later; not where privacy
-    is asked for, since each adds noise to the sum or keeps a ledger from the first round on.
+    With `some_later` hospitals that have machines of their own may come later than the others; not
+    where privacy is asked for, since each adds noise to the sum or keeps a ledger from round 1 on.
     """
     run, sites = config.runtime, [site.site for site in plan.sites]
     placements: dict[str, dict[str, Any]] = {
@@ -285,7 +285,8 @@ def training_driver(
         sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))
     ]
     makers = functools.partial(party_makers, config, plan)
-    later = sites if some_later and config.privacy.mode == "none" else ()
+    own_machines = "{site}" in run.hospital_resource
+    later = sites if some_later and own_machines and config.privacy.mode == "none" else ()
     with open_driver(
         config, makers, placements, ray_address, together=together, later=later
     ) as driver:

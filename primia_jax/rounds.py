@@ -48,7 +48,9 @@ def train_rounds(
 ) -> Progress:
     """Trains from where `progress` is to the end, or until `on_round` gives False."""
     for name, reason in federation.absent.items():
-        console.message(f"{name} is not there yet, the training begins without it: {reason}")
+        console.message(
+            f"{name} is not there yet, round {progress.round + 1} goes without it: {reason}"
+        )
     console.stage("set-up")
     with clock("set-up"):
         reports, trace = _set_up(federation, console, progress.round)

@@ -34,6 +34,15 @@ def launch(*arguments, **options):
         (["--unknown_flag=1"], 2, ["unknown_flag"]),
         (["--mode=predict"], 2, ["--input"]),
         (["--config.secure_aggregation.frac_bits=50"], 2, ["overflow", "2^"]),
+        (["--config.secure_aggregation.word_bits=32"], 2, ["overflow", "2^31", "word_bits to 64"]),
+        (
+            [
+                "--config.secure_aggregation.word_bits=32",
+                "--config.federated.optimizer_state=average",
+            ],
+            2,
+            ["word_bits = 32 is too coarse", "keep or reset"],
+        ),
         (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),

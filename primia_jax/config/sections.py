@@ -239,8 +239,8 @@ class SecureAggregationConfig:
     )
     word_bits: int = setting(
         64,
-        "of what is summed: 32 halve masks and traffic, where frac_bits, clip and max_samples are "
-        "set as tight as the data allow",
+        "of what is summed: 32 halve masks and what hospitals send, where frac_bits, clip and "
+        "max_samples are set as tight as the data allow",
         choices=(32, 64),
     )
     frac_bits: int = setting(24, "fractional bits", low=1, high=52)

@@ -56,6 +56,12 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             f"config.runtime.hospital_actors = {runtime.hospital_actors} lets several share one: "
             "set one of them"
         )
+    secure = fed.mode == "federated_secure"
+    if secure and config.secure_aggregation.word_bits == 32 and fed.optimizer_state == "average":
+        raise ConfigError(
+            "config.secure_aggregation.word_bits = 32 is too coarse for Adam's second moments: set "
+            "config.federated.optimizer_state to keep or reset, or word_bits to 64"
+        )
     if fed.mode == "local" and fed.participation < 1:
         raise ConfigError(
             f"config.federated.participation = {fed.participation:g} needs hospitals to draw from; "

@@ -10,8 +10,8 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   the shares it holds; the owner receives these sums and can open only the total. The owner learns
   neither an update nor a sample count from one sum; nor does any set of hospitals short of all but
   one, nor anybody who reads the messages between hospitals. All parties follow the protocol (honest
-  but curious). Totals of several rounds can be compared: where a site stops early for good, the
-  total of the samples falls by that site's.
+  but curious). Totals of several rounds can be compared: where a site stops early for good, or
+  joins late, the total of the samples changes by that site's.
 - `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
   O(log N) others, and whoever drops out is left out of the sum. Here the hospitals that collude
   with the owner must be few (`config.secure_aggregation.colluders`); and where one is left out, the
@@ -21,6 +21,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 import functools
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -220,7 +221,10 @@ def additive(
         for hospital in hospitals:  # summed as they come: each is as long as the network
             share = yield Receive(hospital)
             if not ring.is_vector(share, length, settings.word_bits):
-                raise ProtocolError(f"{hospital} sent a share that is no vector of {length} words")
+                raise ProtocolError(
+                    f"{hospital} sent a share that is no vector of {length} words of "
+                    f"{settings.word_bits} bits"
+                )
             total = sharing.include(total, share)
         found, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
         return found._replace(took_part=there, present=there)
@@ -306,14 +310,30 @@ def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> A
             return jnp.concatenate([*map(encode, own.values), tail])
     _check_bounds(me, own, settings)
     encoded = np.empty(sum(len(value) for value in own.values) + len(tail), words)
+    dither = None if settings.word_bits == ring.N_BITS else _dither(me, own)
     at = 0
     for value in own.values:
         for start in range(0, len(value), _CHUNK):
-            part = encode(np.asarray(value[start : start + _CHUNK]))
-            encoded[at : at + len(part)] = part
+            part = np.asarray(value[start : start + _CHUNK])
+            drawn = dither.integers(0, 1 << 16, len(part), np.uint16) if dither else None
+            encoded[at : at + len(part)] = encode(part, dither=drawn)
             at += len(part)
     encoded[at:] = tail
     return encoded
+
+
+def _dither(me: str, own: Contribution) -> np.random.Generator:
+    """What rounds up or down; it hides nothing.
+
+    It follows from the values, so that a round that is begun again rounds them as it did before.
+    """
+    prints = []
+    for value in own.values:
+        in_bytes = np.ascontiguousarray(value).view(np.uint8)
+        words = in_bytes[: len(in_bytes) // 4 * 4].view(np.uint32)
+        prints.append(int(words.sum(dtype=np.uint64)))
+    key = np.random.SeedSequence([zlib.crc32(me.encode()), own.weight, *prints])
+    return np.random.Generator(np.random.SFC64(key))
 
 
 def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig) -> None:

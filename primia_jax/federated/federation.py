@@ -23,7 +23,7 @@ from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.runtime import Driver, Locally, Trace
 
 _PARTICIPATION = 0x70617274  # separates this use of the seed from others
-_REFUSALS = 3  # after so many useless updates a hospital is left out for good
+_REFUSALS = 3  # after so many useless updates, or failed starts, a hospital is left out for good
 
 
 def party_makers(config: ExperimentConfig, plan: DataPlan) -> dict[str, Callable[[], Any]]:
@@ -85,13 +85,12 @@ class Federation:
     ):
         self.driver, self.config = driver, config
         self.hospitals, self.workdir = hospitals, workdir
-        self.absent: dict[str, str] = {name: driver.missing[name] for name in driver.missing}
+        self.absent: dict[str, str] = dict(driver.missing)
         self.present = tuple(name for name in hospitals if name not in self.absent)
         if len(self.present) < self.quorum:
-            first = next(iter(self.absent))
+            told = "; ".join(f"{name} is not there: {why}" for name, why in self.absent.items())
             raise ClusterError(
-                f"{', '.join(self.absent)} are not there ({first}: {self.absent[first]}); "
-                f"{len(self.present)} hospitals are too few to begin "
+                f"{told}; {len(self.present)} of {len(hospitals)} hospitals are too few to begin "
                 f"(config.federated.quorum asks for {self.quorum})"
             )
         self._awaited = set(self.absent)  # not there yet, ever
@@ -330,7 +329,9 @@ class Federation:
             return True
         try:
             return self.driver.revive(name)
-        except UserError:
+        except UserError as error:
+            self.absent[name] = str(error)
+            self._refused[name] += 1
             return False
 
     def _attend(self, hospitals: tuple[str, ...], servers: Sequence[str]) -> None:

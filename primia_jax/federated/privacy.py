@@ -203,7 +203,7 @@ def statistics_contribution(site: Site, data: Dataset) -> Contribution:
 
 
 def _statistics(noised: np.ndarray, n: int) -> Contribution:
-    # The aggregation multiplies by n again, and rounds to the grid's very numbers.
+    # The aggregation multiplies by n again, and rounds to the grid's very numbers, or coarser ones.
     return Contribution((noised * _GRID / n,), n, np.zeros(0, np.int64))
 
 

@@ -298,7 +298,10 @@ def collect(plan: Plan, length: int) -> Steps:
             missing[names[i]] = MASK
             continue
         if not ring.is_vector(masked, length, plan.word_bits):
-            raise ProtocolError(f"{names[i]} sent an input that is no vector of {length} words")
+            raise ProtocolError(
+                f"{names[i]} sent an input that is no vector of {length} words of "
+                f"{plan.word_bits} bits"
+            )
         total = sharing.include(total, masked)
         survivors.append(i)
         del masked

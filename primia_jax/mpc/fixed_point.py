@@ -1,7 +1,9 @@
 """Real numbers as ring elements: v stands as round(v · 2^f) modulo 2^n, n 64 or 32.
 
-Rounding errs by at most 2^-(f+1) on n·v; a sum of N encoded values by at most N · 2^-(f+1), and by
-float64's own rounding, at most 2^-52 · Σ n|v|. A sum is exact in the ring as long as its magnitude
+In 64 bits rounding is to the nearest: it errs by at most 2^-(f+1) on n·v, a sum of N by N times
+that, and float64 by at most 2^-52 · Σ n|v|. In 32 bits, where f is small, it is up or down by
+chance, with n·v as its mean: changes smaller than the grid would else be lost round after round. It
+errs by less than 2^-f. A sum is exact in the ring as long as its magnitude
 stays below 2^(n-1), which is proven before anything is encoded, not hoped for.
 """
 
@@ -18,15 +20,15 @@ def prove_no_overflow(
     """Shows that a sum of weighted values fits Z_2^n, whatever the values within the clip.
 
     With |v_i| <= clip and integer weights 0 <= n_i <= max_weight,
-    |Σ n_i v_i 2^f + rounding| <= N · (max_weight · clip · 2^f + 1/2) < 2^(n-1); nor may Σ n_i
-    itself reach that.
+    |Σ n_i v_i 2^f + rounding| <= N · (max_weight · clip · 2^f + 1) < 2^(n-1); nor may Σ n_i itself
+    reach that.
 
     Raises:
       ConfigError: where this does not hold, with the numbers and the f that would fit.
     """
 
     def largest(frac_bits: int) -> float:
-        return n_parties * (max_weight * max(clip * 2.0**frac_bits, 1.0) + 0.5)
+        return n_parties * (max_weight * max(clip * 2.0**frac_bits, 1.0) + 1.0)
 
     limit = 2.0 ** (n_bits - 1)
     if largest(frac_bits) < limit:
@@ -42,7 +44,9 @@ def prove_no_overflow(
     )
 
 
-def encode(values: Any, weight: Any, frac_bits: int, n_bits: int = ring.N_BITS) -> Any:
+def encode(
+    values: Any, weight: Any, frac_bits: int, n_bits: int = ring.N_BITS, dither: Any = None
+) -> Any:
     """round(weight · v · 2^f) as ring elements.
 
     Args:
@@ -50,13 +54,18 @@ def encode(values: Any, weight: Any, frac_bits: int, n_bits: int = ring.N_BITS) 
       weight: integer scalar below 2^29, so that weight · v is exact for float32 values.
       frac_bits: f.
       n_bits: of a word.
+      dither: uint16 [n], uniform: rounds up where the fraction is beyond it. None: to the nearest.
 
     Returns:
       uint64 or uint32 [n], of NumPy or of JAX as `values` are; of JAX to be called inside
       `ring.x64()`.
     """
     xp = values.__array_namespace__()
-    scaled = xp.round(values.astype(xp.float64) * (weight * 2.0**frac_bits))
+    scaled = values.astype(xp.float64) * (weight * 2.0**frac_bits)
+    if dither is None:
+        scaled = xp.round(scaled)
+    else:  # by half a step more, so that neither a whole number nor the mean is moved
+        scaled = xp.floor(scaled + (dither * 2.0**-16 + 2.0**-17))
     return ring.from_signed(scaled.astype(f"int{n_bits}"))
 
 
@@ -65,6 +74,6 @@ def decode(words: Any, frac_bits: int) -> Any:
     return ring.to_signed(words, 8 * words.dtype.itemsize) * 2.0**-frac_bits
 
 
-def sum_error(n_parties: int, frac_bits: int) -> float:
+def sum_error(n_parties: int, frac_bits: int, n_bits: int = ring.N_BITS) -> float:
     """Largest error of a sum of `n_parties` encoded values, float64's own rounding apart."""
-    return n_parties * 2.0 ** -(frac_bits + 1)
+    return n_parties * 2.0 ** -(frac_bits + (n_bits == ring.N_BITS))

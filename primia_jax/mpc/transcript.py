@@ -9,6 +9,7 @@ bytes of every masked message must look uniform, and a message without a known m
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ MASKS = {
 _FEWEST_BYTES = 512  # below, the test could see nothing
 _FALSE_ALARM = 1e-9
 _COARSE_BITS = 4
-_FOR_CHI_SQUARE = 20  # values a bin; of 64 bytes it gives a thousand times as many false alarms
+_FEW = 20  # values a bin: chi-square's tail is far heavier than it says then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Transcript:
 
 
 def looks_uniform(words: np.ndarray, modulus: int = 256) -> bool:
-    """Whether the bytes of `words` could be random; errs about once in 10^9 bytes' places if so.
+    """Whether the bytes of `words` could be random; errs once in some 10^9 places if so.
 
     Words that travel in more bytes than they have bits show zeros at their top: these are left out.
 
@@ -140,9 +141,20 @@ def _byte_looks_uniform(column: np.ndarray, modulus: int) -> bool:
 
 
 def _evenly_spread(values: np.ndarray, n_bins: int) -> bool:
-    """Of values below `n_bins`; chi-square is used only where its tail is what it says."""
+    """Of values below `n_bins`: chi-square, and of few values how many different ones there are."""
     counts = np.bincount(values, minlength=n_bins)
-    if len(values) >= _FOR_CHI_SQUARE * n_bins:
-        return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)
-    by_chance = stats.binom.sf(counts.max() - 1, len(values), 1 / n_bins)
-    return bool(n_bins * by_chance > _FALSE_ALARM)
+    if len(values) < _FEW * n_bins:
+        return bool(_so_few_differ(len(values), n_bins)[np.count_nonzero(counts)] > _FALSE_ALARM)
+    return bool(stats.chisquare(counts).pvalue > _FALSE_ALARM)
+
+
+@functools.cache
+def _so_few_differ(n_values: int, n_bins: int) -> np.ndarray:
+    """[n_bins + 1]: the chance that at most so many of uniform values differ; exact."""
+    different = np.arange(n_bins + 1)
+    chance = (different == 0).astype(np.float64)
+    for _ in range(n_values):
+        repeated = chance * different / n_bins
+        repeated[1:] += chance[:-1] * (n_bins - different[:-1]) / n_bins
+        chance = repeated
+    return np.cumsum(chance)

@@ -178,7 +178,8 @@ class RayDriver:
             for group in waited_for:
                 for resource, amount in self._placements[group].resources:
                     if offered.get(resource, 0.0) < amount:
-                        missing |= dict.fromkeys(group, f"no node offers the resource {resource}")
+                        reason = f"no node has the resource {resource}; {_offering(resource)}"
+                        missing |= dict.fromkeys(group, reason)
             if len(missing) == len(later):  # a mistake rather: it is refused
                 return {}
             if not missing or time.monotonic() >= end_s:
@@ -263,7 +264,7 @@ class RayDriver:
     def _made_anew(self, name: str, end_s: float) -> bool | None:
         """Whether one party's state is made anew by `end_s`, in an actor that it shares; None if
         that actor is dead."""
-        if self._group[name] in self._returning:
+        if self._group[name] in self._returning or name not in self.actors:
             return None
         if name not in self._making:
             self._making[name] = self.actors[name].make.remote(name, self._makers[name])
@@ -273,7 +274,7 @@ class RayDriver:
         try:
             ray.get(self._making.pop(name))
         except ray.exceptions.RayTaskError as error:
-            raise _as_user_error(name, error) from error
+            raise _start_error(name, error) from error
         except ray.exceptions.RayError:
             return None
         return True
@@ -302,8 +303,9 @@ class RayDriver:
         except ray.exceptions.RayError as error:
             ray.kill(actor)
             if isinstance(error, ray.exceptions.RayTaskError):
-                raise _as_user_error(group[0], error) from error
+                raise _start_error(group[0], error) from error
             return False
+        self.missing = {name: why for name, why in self.missing.items() if name not in group}
         others = {peer: other for peer, other in self.actors.items() if peer not in group}
         self.actors |= dict.fromkeys(group, actor)
         told = [actor.replace_peers.remote(others)]
@@ -457,11 +459,14 @@ def check_resources(
     }
     for resource, amount in wanted.items():
         if amount > there.get(resource, 0.0):
-            custom = f"start a node with --resources='{{\"{resource}\": 1}}'"
             raise ClusterError(
                 f"{who} ask for {amount:g} of the resource {resource}, the cluster has "
-                f"{there.get(resource, 0.0):g}; {remedies.get(resource, custom)}{also}"
+                f"{there.get(resource, 0.0):g}; {remedies.get(resource, _offering(resource))}{also}"
             )
+
+
+def _offering(resource: str) -> str:
+    return f"start a node with --resources='{{\"{resource}\": 1}}'"
 
 
 def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) -> Exception:
@@ -473,6 +478,14 @@ def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) ->
     if isinstance(error, ray.exceptions.RayError):
         return PartyLost(f"{party} was lost: {_first_line(error)}", group or (party,))
     return error
+
+
+def _start_error(party: str, error: ray.exceptions.RayTaskError) -> UserError:
+    """Why a party's state was not made anew, whatever it was: the others go on without it."""
+    found = _as_user_error(party, error)
+    if isinstance(found, UserError):
+        return found
+    return ClusterError(f"{party} cannot start: {type(error.cause).__name__}: {error.cause}")
 
 
 def _first_line(error: Exception) -> str:

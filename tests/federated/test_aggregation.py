@@ -98,7 +98,9 @@ class TestContract:
         for j, value in enumerate(total.values):
             exact = sum(own.weight * own.values[j].astype(np.float64) for own in contributions)
             own_settings = NARROW if "32" in kind else SETTINGS
-            bound = fixed_point.sum_error(len(contributions), own_settings.frac_bits)
+            bound = fixed_point.sum_error(
+                len(contributions), own_settings.frac_bits, own_settings.word_bits
+            )
             np.testing.assert_allclose(value, exact, rtol=1e-15, atol=bound)
 
     def test_weight_zero_leaves_a_hospital_out(self, kind):
@@ -231,6 +233,36 @@ class TestRefusals:
     def test_a_sum_that_could_overflow(self):
         with pytest.raises(ConfigError, match="could overflow"):
             aggregation.additive(["h0", "h1"], OWNER, SecureAggregationConfig(frac_bits=50))
+
+
+def test_small_changes_are_not_lost_in_32_bits():
+    """Each far below the grid: round after round they add up as they would without one."""
+    size, change, rounds = 4000, 1e-5, 200  # the grid is 2^-8, of weight 20: 2e-4
+    model = np.full(size, 0.3, np.float32)
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        moved = [
+            Contribution(
+                ((model + change + rng.normal(0, 1e-6, size)).astype(np.float32),),
+                20,
+                np.zeros(0, np.int64),
+            )
+            for _ in range(3)
+        ]
+        words = [aggregation._encoded(f"h{i}", own, NARROW) for i, own in enumerate(moved)]
+        total = aggregation._decoded(sum(words[1:], words[0]), (size,), 0, NARROW.frac_bits)
+        model = total.mean()[0].astype(np.float32)
+    grown = model.astype(np.float64).mean() - 0.3
+    assert 0.9 * rounds * change < grown < 1.1 * rounds * change
+
+
+def test_the_same_values_are_rounded_the_same():
+    """A round that is begun again gives what it would have given; another hospital rounds anew."""
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    own = Contribution((values,), 7, np.zeros(0, np.int64))
+    first, again, other = (aggregation._encoded(name, own, NARROW) for name in ("h0", "h0", "h1"))
+    np.testing.assert_array_equal(first, again)
+    assert 100 < np.count_nonzero(first != other) < 900
 
 
 class TestChoice:

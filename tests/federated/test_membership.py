@@ -139,13 +139,29 @@ def test_who_is_not_there_at_the_start_joins_later(tmp_path, mode):
     assert checkpoints.newest(tmp_path / "late" / "sites" / "hospital_2", 4) == 4
 
 
+def test_who_cannot_start_is_told_and_not_tried_for_ever(tmp_path):
+    """As a hospital that comes with other classes, or unreadable data."""
+    ready = start(tmp_path, federated={"rounds": 6})
+
+    class Broken(Late):
+        def revive(self, name, timeout_s=0.0):
+            self._calls -= 1
+            raise ClusterError(f"{name} cannot start: OSError: no such folder")
+
+    late = Broken(ready.driver, ["hospital_2"], calls=9)
+    federation = Federation(late, ready.config, ready.hospitals, tmp_path)
+    assert trained(federation) == []
+    assert federation.absent == {"hospital_2": "hospital_2 cannot start: OSError: no such folder"}
+    assert late._calls == 6  # three tries
+
+
 def test_too_few_at_the_start_are_refused_with_what_is_missing(tmp_path):
     ready = start(tmp_path)
     late = Late(ready.driver, ["hospital_0", "hospital_2"], calls=0)
     with pytest.raises(
         ClusterError,
-        match=r"hospital_0, hospital_2 are not there \(hospital_0: no node offers it\); "
-        r"1 hospitals are too few to begin \(config.federated.quorum asks for 2\)",
+        match=r"hospital_0 is not there: no node offers it; hospital_2 is not there.*; 1 of 3 "
+        r"hospitals are too few to begin \(config.federated.quorum asks for 2\)",
     ):
         Federation(late, ready.config, ready.hospitals, tmp_path)
 

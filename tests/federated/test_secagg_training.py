@@ -99,7 +99,7 @@ def test_words_of_32_bits_train_the_same_to_their_grid(federation, scheme):
     wide, wide_bytes = trained_anew(federation, config(scheme), states)
     narrow = {"word_bits": 32, "frac_bits": 12, "clip": 512.0, "max_samples": 100}
     found, bytes_sent = trained_anew(federation, config(scheme, **narrow), states)
-    bound = fixed_point.sum_error(4, 12) / samples(federation)
+    bound = fixed_point.sum_error(4, 12, 32) / samples(federation)
     assert 0 < np.abs(found - wide).max() <= 1.01 * bound
     assert bytes_sent < 0.7 * wide_bytes
 

@@ -40,7 +40,7 @@ def test_overflow_is_refused_with_the_numbers():
 
 @pytest.mark.parametrize("n_bits", [32, 64])
 def test_the_bound_is_the_ring_s(n_bits):
-    """2 parties × 2^(n - 26) × 2^24 = 2^(n - 1) just does not fit."""
+    """2 parties × 2^(n - 26) samples × 2^24 = 2^(n - 1) just does not fit."""
     most = 1 << (n_bits - 26)
     with pytest.raises(ConfigError, match=rf"2\^{n_bits - 1} is the limit.*\(to 23\)"):
         fixed_point.prove_no_overflow(24, 1.0, 2, most, n_bits)
@@ -59,11 +59,25 @@ def test_what_is_proven_to_fit_32_bits_is_summed_right(weighted):
     fixed_point.prove_no_overflow(15, 8.0, 9, 500, 32)
     with pytest.raises(ConfigError):
         fixed_point.prove_no_overflow(16, 8.0, 9, 500, 32)
-    words = [fixed_point.encode(np.asarray([v], np.float32), n, 15, 32) for n, v in weighted]
-    assert {word.dtype for word in words} == {np.dtype(np.uint32)}
-    total = fixed_point.decode(sum(words[1:], words[0]), 15)
-    exact = sum(n * np.float64(np.float32(v)) for n, v in weighted)
-    assert abs(total[0] - exact) <= fixed_point.sum_error(len(weighted), 15)
+    for dither in (0, 1 << 15, (1 << 16) - 1):
+        drawn = np.asarray([dither], np.uint16)
+        words = [
+            fixed_point.encode(np.asarray([v], np.float32), n, 15, 32, drawn) for n, v in weighted
+        ]
+        assert {word.dtype for word in words} == {np.dtype(np.uint32)}
+        total = fixed_point.decode(sum(words[1:], words[0]), 15)
+        exact = sum(n * np.float64(np.float32(v)) for n, v in weighted)
+        assert abs(total[0] - exact) <= fixed_point.sum_error(len(weighted), 15, 32)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -0.25, 1.0, -3.0, 0.001, -7.9])
+def test_rounding_by_chance_has_the_value_as_its_mean(value):
+    """Over every dither there is: to 2^-17 of a step; whole numbers stay as they are."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    values = np.full(1 << 16, value, np.float32)
+    back = fixed_point.decode(fixed_point.encode(values, 1, 4, 32, every), 4)
+    assert abs(back.mean() - np.float32(value)) <= 2.0**-17 * 2.0**-4
+    assert len(set(back)) == (1 if float(value * 16).is_integer() else 2)
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float64])

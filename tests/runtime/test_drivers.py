@@ -371,7 +371,8 @@ def test_who_has_no_node_yet_is_not_waited_for(ray_cluster):
     place = {"bob": Placement(resources=(("bob", 0.001),))}
     driver = RayDriver(MAKERS, placements=place, later=("alice", "bob"))
     try:
-        assert driver.missing == {"bob": "no node offers the resource bob"}
+        remedy = "start a node with --resources='{\"bob\": 1}'"
+        assert driver.missing == {"bob": f"no node has the resource bob; {remedy}"}
         reports, _ = driver.run({"alice": Locally(_read), "carol": Locally(_read)})
         assert reports == {"alice": 0, "carol": 2}
         assert not driver.revive("bob") and set(driver.peak_bytes()) == {"alice", "carol"}
@@ -388,16 +389,36 @@ def _dies_once(flag):
     return 7
 
 
-def test_who_dies_while_it_starts_can_come_later(ray_cluster, tmp_path):
-    makers = {**MAKERS, "carol": functools.partial(_dies_once, tmp_path / "flag")}
-    driver = RayDriver(makers, later=("bob", "carol"), timeout_s=60)
+@pytest.mark.parametrize("together", [(), [("carol", "dave")]])
+def test_who_dies_while_it_starts_can_come_later(together, ray_cluster, tmp_path):
+    dies = functools.partial(_dies_once, tmp_path / "flag")
+    makers = {**MAKERS, "carol": dies, "dave": MAKERS["alice"]}
+    driver = RayDriver(makers, later=("bob", "carol", "dave"), timeout_s=60, together=together)
     try:
-        assert set(driver.missing) == {"carol"} and "carol was lost" in driver.missing["carol"]
+        assert set(driver.missing) == ({"carol", "dave"} if together else {"carol"})
+        assert "carol was lost" in driver.missing["carol"]
         assert driver.run({"bob": Locally(_read)})[0] == {"bob": 1}
-        assert driver.revive("carol", 60.0)
+        assert driver.revive("carol", 60.0) and driver.missing == {}
         assert driver.run({"carol": Locally(_read)})[0] == {"carol": 7}
         programs = {"alice": functools.partial(_alice, n=1), "bob": functools.partial(_bob, n=1)}
         driver.run({**programs, "carol": _carol})  # everybody reaches it
+    finally:
+        driver.close()
+
+
+def _fails_to_come(flag):
+    if flag.exists():
+        raise OSError("no such folder")
+    return _dies_once(flag)
+
+
+def test_what_keeps_a_late_party_is_one_line(ray_cluster, tmp_path):
+    makers = {**MAKERS, "carol": functools.partial(_fails_to_come, tmp_path / "flag")}
+    driver = RayDriver(makers, later=("carol",), timeout_s=60)
+    try:
+        assert set(driver.missing) == {"carol"}
+        with pytest.raises(ClusterError, match=r"^carol cannot start: OSError: no such folder$"):
+            driver.revive("carol", 60.0)
     finally:
         driver.close()
 
