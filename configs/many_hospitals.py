@@ -7,8 +7,8 @@ keys and state, and what computing needs of memory is needed once a process. In 
 them are drawn; their updates are summed under pairwise masks, which survives dropouts, in words of
 32 bits: that none of them has more than 128 images is known beforehand.
 
-Some four minutes on 2 cores: 45 s for the first round, in which all is compiled, then 10 s each. The
-rounds show how it runs and are too few to learn much from: test MCC 0.18 (95 % interval 0.09 to
+Some four minutes on 2 cores: 45 s for the first round, in which all is compiled, then 10 s each.
+The rounds show how it runs and are too few to learn much from: test MCC 0.18 (95 % interval 0.09 to
 0.27).
 """
 
