@@ -203,7 +203,7 @@ def test_a_lost_node(tmp_path):
 
 
 LATE = """
-import json, sys, time
+import sys, time
 from ray.cluster_utils import Cluster
 import primia_jax
 from tests.chaos.test_faults import config_with

@@ -285,8 +285,9 @@ class TestSecrecy:
         return found, heard, masked_inputs, *opened[0]
 
     def _uniform(self, words):
-        for bytes_ in words.view(np.uint8).reshape(len(words), -1).T:
-            assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-9
+        columns = words.view(np.uint8).reshape(len(words), -1).T
+        for bytes_ in (columns[0], columns[len(columns) // 2], columns[-1]):
+            assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-6
 
     @pytest.mark.parametrize("kind", [np.uint32, np.uint64])
     @pytest.mark.parametrize("value", [0, 1 << 30])
