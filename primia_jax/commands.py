@@ -3,6 +3,7 @@
 import pathlib
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -49,12 +50,20 @@ def evaluate_federated(
 ) -> None:
     """--mode=evaluate --checkpoint=…: the hospitals judge it."""
     found = judging.evaluate_federated(config, workdir, checkpoint, ray_address=ray_address)
+    _print_judged(found)
+    if "personalised" in found:
+        print("each with its own batch norms:")
+        _print_judged(found["personalised"])
+    print(f"written: {pathlib.Path(workdir) / judging.RESULT}")
+
+
+def _print_judged(found: Mapping[str, Any]) -> None:
+    """A line a hospital."""
     for name, scores in [*found["sites"].items(), ("all hospitals", found["all"])]:
         print(
             f"{name:14} {scores['n']:5} images   MCC {scores['mcc']:.3f}   accuracy "
             f"{scores['accuracy']:.3f}   loss {scores['loss']:.3f}"
         )
-    print(f"written: {pathlib.Path(workdir) / judging.RESULT}")
 
 
 def evaluate(config: ExperimentConfig, workdir: str) -> None:

@@ -15,6 +15,7 @@ from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.federated import aggregation, checkpoints, judging
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
+from primia_jax.workdir import recorded_config
 
 RESULT = "federated_evaluation.json"
 
@@ -29,7 +30,9 @@ def evaluate_federated(
     """Has every hospital judge a finished model on its own images, and sums what they find.
 
     Writes federated_evaluation.json: {"checkpoint", "images", "all": metrics, "sites": {site:
-    metrics}}, metrics as `metrics_from_confusion` gives them, with the cross-entropy "loss".
+    metrics}}, metrics as `metrics_from_confusion` gives them, with the cross-entropy "loss". Of a
+    run of FedBN, where `config.federated.batch_norm` is that too, "personalised" has "all" and
+    "sites" likewise, of the model with each hospital's own batch norms.
 
     Args:
       config: says who the hospitals are, what they hold and, by `config.federated.mode`, how they
@@ -41,7 +44,8 @@ def evaluate_federated(
       ray_address: a running Ray cluster; else one is started.
 
     Raises:
-      CheckpointError: if there is no such model, or it is another one than `config.model`.
+      CheckpointError: if there is no such model, or it is another one than `config.model`, or a
+        hospital has no batch norms of its own in a run of FedBN.
       ConfigError: where differential privacy is on: what is summed here is exact.
     """
     config = experiment.checked(config)
@@ -59,23 +63,36 @@ def evaluate_federated(
         model = dataclasses.replace(config.model, pretrained=str(source))
         config = dataclasses.replace(config, model=model)
     hospitals = tuple(site.site for site in plan.sites)
+    personalised = run is not None and config.federated.batch_norm == "fedbn" == _batch_norm(run)
     folder = pathlib.Path(workdir).absolute()
     with experiment.training_driver(config, plan, ray_address) as driver:
-        Federation(driver, config, hospitals, folder).set_up()
+        Federation(driver, config, hospitals, folder).set_up(to_train=False)
         every = config.evaluation.images == "all"
-        programs: dict[str, Any] = dict.fromkeys(
-            hospitals, functools.partial(judging.judge, every=every)
-        )
-        programs[OWNER] = functools.partial(judging.have_judged, run=run)
+        programs: dict[str, Any] = {
+            name: functools.partial(
+                judging.judge,
+                every=every,
+                own=checkpoints.site_folder(source, name) if personalised else None,
+            )
+            for name in hospitals
+        }
+        programs[OWNER] = functools.partial(judging.have_judged, run=run, personalised=personalised)
         reports, _ = driver.run(programs)
-    found = {
-        "checkpoint": str(source),
-        "images": config.evaluation.images,
-        "all": reports[OWNER],
-        "sites": {name: reports[name] for name in hospitals},
-    }
+    of_models = [
+        {"all": whole, "sites": {name: reports[name][i] for name in hospitals}}
+        for i, whole in enumerate(reports[OWNER])
+    ]
+    found = {"checkpoint": str(source), "images": config.evaluation.images, **of_models[0]}
+    if personalised:
+        found["personalised"] = of_models[1]
     checkpoints.write_json(folder / RESULT, found)
     return found
+
+
+def _batch_norm(run: pathlib.Path) -> str:
+    """How the run in that folder treats batch norms."""
+    checkpoints.latest(run / "checkpoints")  # or refuses: it is none
+    return recorded_config(run).federated.batch_norm
 
 
 def _check_file(path: pathlib.Path, config: ExperimentConfig, n_classes: int) -> None:

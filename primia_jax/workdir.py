@@ -11,9 +11,9 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.config import ExperimentConfig, from_config_dict, to_plain
 from primia_jax.data import DataPlan
-from primia_jax.errors import ConfigError, DataError, StorageError
+from primia_jax.errors import CheckpointError, ConfigError, DataError, StorageError
 from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.federated import checkpoints
 from primia_jax.federated.checkpoints import Progress
@@ -26,6 +26,23 @@ _OWN = (
 )  # fmt: skip
 # Sections that a resumed run may change.
 _FREE = ("name", "latency_study", "audit", "tuning", "study", "evaluation", "runtime")
+
+
+def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
+    """The configuration of the run in `folder`, without its section `audit`.
+
+    Raises:
+      CheckpointError: if config.json is missing, or is none of a run.
+    """
+    path = folder / "config.json"
+    stored = checkpoints.read_json(path)
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
+    try:
+        own = {key: value for key, value in stored.items() if key != "audit"}
+        return from_config_dict(ExperimentConfig, own)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is not of a run that can be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A model from elsewhere, judged by all hospitals without training."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -43,6 +44,53 @@ def test_the_same_hospitals_find_what_the_training_found(run, tmp_path):
         assert found["sites"][line["site"]]["accuracy"] == line["validation_accuracy"]
     assert json.loads((tmp_path / "federated_evaluation.json").read_text()) == found
     assert {path.name for path in tmp_path.iterdir()} == {"federated_evaluation.json"}
+
+
+@pytest.mark.parametrize("mode", ["federated", "federated_secure"])
+def test_fedbn_is_judged_with_each_hospitals_own_batch_norms(mode, tmp_path):
+    """As the best round's own validation was; the owner's model beside it. The run stays whole."""
+    config = small()
+    config.federated.update(
+        mode=mode, batch_norm="fedbn", rounds=6, sync_every=4, optimizer_state="keep"
+    )
+    # So fast that an early round is the best.
+    config.training.update(learning_rate=0.05, end_learning_rate=0.05)
+    run = primia_jax.train(config, tmp_path, judge=False).workdir
+    latest = json.loads((run / "checkpoints" / "latest.json").read_text())
+    assert latest["best_round"] < latest["round"] - 1, "the best round must be kept on its own"
+    before = sorted(run.rglob("*"))
+    found = primia_jax.evaluate_federated(config, run, run)
+    assert sorted({*run.rglob("*")} - {*before}) == [run / "federated_evaluation.json"]
+    assert {*before} <= {*run.rglob("*")}
+    lines = [
+        line for line in read_rounds(run / "rounds.jsonl") if line["round"] == latest["best_round"]
+    ]
+    *sites, summary = lines
+    assert found["personalised"]["all"] == summary["validation"]
+    for line in sites:
+        own = found["personalised"]["sites"][line["site"]]
+        assert (own["accuracy"], own["loss"]) == (
+            line["validation_accuracy"],
+            line["validation_loss"],
+        )
+        assert own["loss"] != found["sites"][line["site"]]["loss"]
+    config.federated.batch_norm = "pooled"
+    assert "personalised" not in primia_jax.evaluate_federated(config, tmp_path / "pooled", run)
+
+
+def test_a_hospital_without_batch_norms_of_its_own_is_named(tmp_path):
+    config = small()
+    config.federated.batch_norm = "fedbn"
+    run = primia_jax.train(config, tmp_path, judge=False).workdir
+    shutil.rmtree(run / "sites" / "hospital_1")
+    with pytest.raises(CheckpointError, match=r"no batch norms of hospital_1.*=pooled judges"):
+        primia_jax.evaluate_federated(config, tmp_path / "judged", run)
+
+
+def test_a_run_without_fedbn_is_judged_once(run, tmp_path):
+    config = small()
+    config.federated.batch_norm = "fedbn"
+    assert "personalised" not in primia_jax.evaluate_federated(config, tmp_path, run)
 
 
 @pytest.mark.parametrize("mode", ["federated", "federated_secure"])

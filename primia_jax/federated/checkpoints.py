@@ -40,6 +40,11 @@ def round_folder(folder: pathlib.Path, round_number: int) -> pathlib.Path:
     return folder / f"round_{round_number:06d}"
 
 
+def site_folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the hospital `name` keeps what is its own."""
+    return workdir / "sites" / name
+
+
 def save(
     folder: pathlib.Path, round_number: int, trees: dict[str, Any], about: dict[str, Any]
 ) -> None:

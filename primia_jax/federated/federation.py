@@ -18,7 +18,7 @@ import numpy as np
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import DataPlan, SiteData
 from primia_jax.errors import ClusterError, DataError, PartyLost, TrainingError, UserError
-from primia_jax.federated import aggregation, crypto_provider, hospital, model_owner
+from primia_jax.federated import aggregation, checkpoints, crypto_provider, hospital, model_owner
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.runtime import Driver, Locally, Trace
 
@@ -100,6 +100,7 @@ class Federation:
         self._attending: tuple[str, ...] = ()  # what the parties were told last
         self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
         self._stopped: set[str] = set()  # those that do not train any more
+        self._best: int = 0  # the best round so far
         self._tried: tuple[int, list[tuple[str, ...]]] = (0, [])  # a round, and with whom
 
     @property
@@ -117,11 +118,11 @@ class Federation:
         """Hospitals that a sum needs so as not to be the contribution of one, if that counts."""
         return 2 if self.config.federated.mode == "federated_secure" else 1
 
-    def _site_folder(self, name: str) -> pathlib.Path:
-        return self.workdir / "sites" / name
+    def set_up(self, after_round: int = 0, to_train: bool = True) -> tuple[dict[str, Any], Trace]:
+        """Keys, statistics and the first model; or the state after a complete round.
 
-    def set_up(self, after_round: int = 0) -> tuple[dict[str, Any], Trace]:
-        """Keys, statistics and the first model; or the state after a complete round."""
+        Of later rounds the hospitals then drop what they wrote, unless nothing is `to_train`.
+        """
         servers = [OWNER]
         if self.config.federated.mode == "federated_secure":
             servers.append(PROVIDER)
@@ -142,9 +143,10 @@ class Federation:
         if PROVIDER in servers:
             programs[PROVIDER] = crypto_provider.set_up
         reports, trace = self._run(programs)
-        stopped, _ = self._run(self._at_sites(self.present, hospital.restore, after_round))
-        self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
-        self._behind.clear()
+        if to_train:
+            stopped, _ = self._run(self._at_sites(self.present, hospital.restore, after_round))
+            self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
+            self._behind.clear()
         return reports, trace
 
     def _run(self, programs: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
@@ -167,7 +169,7 @@ class Federation:
         programs[OWNER] = functools.partial(model_owner.train_round, number=number)
         optional = taking_part if self._sums_without_some(len(taking_part)) else ()
         reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
-        self._lost = tuple(trace.lost)
+        self._lost, self._best = tuple(trace.lost), reports[OWNER]["best_round"]
         for name in reports.keys() & set(taking_part):
             if reports[name]["stopped"]:
                 self._stopped.add(name)
@@ -239,7 +241,9 @@ class Federation:
           StorageError: if one cannot; the round before stays complete.
         """
         names = tuple(name for name in self._attending if name not in self._lost)
-        programs = self._at_sites(names, hospital.save, number)
+        committed = checkpoints.latest(self.owner_folder).best_round if number > 1 else 0
+        keep = functools.partial(hospital.save, best=(committed, self._best))
+        programs = self._at_sites(names, keep, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
         self._run({**programs, OWNER: Locally(save)})
 
@@ -345,7 +349,9 @@ class Federation:
     ) -> Mapping[str, Any]:
         return {
             name: Locally(
-                functools.partial(function, folder=self._site_folder(name), number=number)
+                functools.partial(
+                    function, folder=checkpoints.site_folder(self.workdir, name), number=number
+                )
             )
             for name in names
         }

@@ -8,7 +8,7 @@ console and rounds.jsonl), never to the model owner.
 import dataclasses
 import pathlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import optax
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
-from primia_jax.errors import TrainingError
+from primia_jax.errors import CheckpointError, TrainingError
 from primia_jax.federated import (
     aggregation,
     checkpoints,
@@ -39,6 +39,7 @@ from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
 
 _MOST_ROUNDS = 1 << 20  # keeps what is drawn in repeated rounds apart
+_BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -446,14 +447,41 @@ def _is_float(leaf: Any) -> bool:
     return np.issubdtype(leaf.dtype, np.floating)
 
 
-def save(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
-    """Writes what the owner cannot send again, and drops the rounds before the last one."""
+def save(
+    state: Hospital, folder: pathlib.Path, number: int, best: Collection[int] = ()
+) -> tuple[Hospital, None]:
+    """Writes what the owner cannot send again, and drops the rounds before the last one.
+
+    Under FedBN those in `best` stay: this hospital's own form of a model that may be kept.
+    """
     if state.truth is not None:
         recording.write_truth(folder, number, state.truth, state.train)
         state = dataclasses.replace(state, truth=None)
     checkpoints.save(folder, number, _kept(state), state.watch._asdict())
-    checkpoints.prune(folder, (checkpoints.newest(folder, number - 1), number))
+    kept = best if state.config.federated.batch_norm == "fedbn" else ()
+    last = (checkpoints.newest(folder, earlier) for earlier in (number - 1, *kept))
+    checkpoints.prune(folder, (number, *last))
     return state, None
+
+
+def with_own_batch_norm(
+    state: Hospital, folder: pathlib.Path, number: int, model: variables.Variables
+) -> dict[str, Any]:
+    """`model`, the owner's after round `number`, with this hospital's batch norms in `folder`.
+
+    Of a round that it took no part in they are those that it had then.
+
+    Raises:
+      CheckpointError: if there are none.
+    """
+    found = checkpoints.newest(folder, number)
+    if not found:
+        raise CheckpointError(
+            f"{folder} has no batch norms of {state.name} as of round {number}; "
+            "--config.federated.batch_norm=pooled judges the hospitals' common model alone"
+        )
+    own = checkpoints.restore(folder, found, _BATCH_NORM, dict(state.variables))
+    return variables.keep_batch_norm(model, own)
 
 
 def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, bool]:
@@ -470,9 +498,9 @@ def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospita
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }
     watch = SiteWatch(**checkpoints.about(folder, number))
-    model = kept.get("batch_norm", state.variables)
-    if "batch_norm" in kept:
-        model = variables.keep_batch_norm(state.variables, kept["batch_norm"])
+    model = state.variables
+    if _BATCH_NORM in kept:
+        model = variables.keep_batch_norm(state.variables, kept[_BATCH_NORM])
     state = dataclasses.replace(
         state, variables=model, opt_state=kept.get("optimizer", state.opt_state), watch=watch
     )
@@ -485,5 +513,5 @@ def _kept(state: Hospital) -> dict[str, Any]:
     if fed.optimizer_state != "reset":
         kept["optimizer"] = _optimizer_state(state)
     if fed.batch_norm == "fedbn":
-        kept["batch_norm"] = dict(state.variables)
+        kept[_BATCH_NORM] = dict(state.variables)
     return kept

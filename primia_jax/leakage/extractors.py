@@ -15,7 +15,7 @@ from primia_jax.errors import CheckpointError
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.inversion import penultimate
 from primia_jax.leakage.judging import Extract
-from primia_jax.leakage.settings import recorded_config
+from primia_jax.workdir import recorded_config
 
 _SIDE = 64  # of the images that the random network is made for; it takes others as well
 _MEAN, _STD = 0.5, 0.25  # of grey values, for networks without statistics of their own

@@ -6,12 +6,11 @@ A setting is written "NAME: KEY=VALUE KEY=VALUE"; anything that can be configure
 import ast
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, settled, to_plain
-from primia_jax.errors import CheckpointError, ConfigError
-from primia_jax.federated import checkpoints
+from primia_jax.errors import ConfigError
 
 _WORDS = {"true": True, "false": False}
 
@@ -123,20 +122,3 @@ def run_config(config: ExperimentConfig, setting: Setting) -> ExperimentConfig:
         federated=dataclasses.replace(asked.federated, record_updates=True),
         audit=AuditConfig(),  # how a run is attacked is not of the run
     )
-
-
-def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
-    """The configuration of the run in `folder`, without its section `audit`.
-
-    Raises:
-      CheckpointError: if config.json is missing, or is none of a run.
-    """
-    path = folder / "config.json"
-    stored = checkpoints.read_json(path)
-    if not isinstance(stored, Mapping):
-        raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
-    try:
-        own = {key: value for key, value in stored.items() if key != "audit"}
-        return from_config_dict(ExperimentConfig, own)
-    except ConfigError as error:
-        raise CheckpointError(f"{path} is not of a run that can be read: {error}") from error

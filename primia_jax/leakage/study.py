@@ -25,9 +25,9 @@ from primia_jax.leakage import extractors, judging, pictures, report, threat_mod
 from primia_jax.leakage.attacking import Found, Progress, attack_all, fingerprint
 from primia_jax.leakage.control import control
 from primia_jax.leakage.judging import Extract
-from primia_jax.leakage.settings import Run, Setting, overridden, parse, recorded_config, run_config
+from primia_jax.leakage.settings import Run, Setting, overridden, parse, run_config
 from primia_jax.leakage.views import HOW_TO_RECORD, Views, check, check_ahead, digest, views
-from primia_jax.workdir import differences, move_aside
+from primia_jax.workdir import differences, move_aside, recorded_config
 
 AUDIT, FOLDER = "audit.json", "audit"
 _TABLE = ("local", "federated", "federated_secure")

@@ -134,7 +134,7 @@ def views(folder: pathlib.Path, config: ExperimentConfig, audit: AuditConfig, wa
     if not cases:
         raise DataError(f"no image stands behind the rounds recorded in {folder}")
     names = sorted({name for case in cases for name in case.hospitals})
-    images = {name: recording.read_images(folder / "sites" / name) for name in names}
+    images = {name: recording.read_images(checkpoints.site_folder(folder, name)) for name in names}
     return Views(tuple(cases), images, tuple(_notes(config, audit, cases, wanted)))
 
 
@@ -201,7 +201,7 @@ def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Tr
     """What the local steps behind an arrival were given, by hospital, in the run's order."""
     found = {}
     for name in arrival.hospitals:
-        site = folder / "sites" / name
+        site = checkpoints.site_folder(folder, name)
         if number not in recording.rounds(site):
             raise DataError(
                 f"round {number}: what the steps of {name} were given is not in {site}, so that no "
