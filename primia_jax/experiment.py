@@ -120,7 +120,7 @@ def _train(
             console.stage("starting")
             with clock("starting the parties"):
                 driver = stack.enter_context(
-                    training_driver(config, plan, ray_address, some_later=True)
+                    training_driver(config, plan, ray_address, True, console.message)
                 )
             federation = Federation(driver, config, hospitals, directory.path)
             progress = train_rounds(federation, directory, console, clock, progress, on_round)
@@ -263,12 +263,17 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
 
 @contextlib.contextmanager
 def training_driver(
-    config: ExperimentConfig, plan: DataPlan, ray_address: str | None, some_later: bool = False
+    config: ExperimentConfig,
+    plan: DataPlan,
+    ray_address: str | None,
+    some_later: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties of a training started.
 
     With `some_later` hospitals that have machines of their own may come later than the others; not
     where privacy is asked for, since each adds noise to the sum or keeps a ledger from round 1 on.
+    `tell` is given a line that says for whom it waits.
     """
     run, sites = config.runtime, [site.site for site in plan.sites]
     placements: dict[str, dict[str, Any]] = {
@@ -288,7 +293,7 @@ def training_driver(
     own_machines = "{site}" in run.hospital_resource
     later = sites if some_later and own_machines and config.privacy.mode == "none" else ()
     with open_driver(
-        config, makers, placements, ray_address, together=together, later=later
+        config, makers, placements, ray_address, together=together, later=later, tell=tell
     ) as driver:
         yield driver
 
@@ -307,6 +312,7 @@ def open_driver(
     sealed: bool = False,
     together: Sequence[Sequence[str]] = (),
     later: Collection[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Driver]:
     """The driver that `config.runtime` asks for, with the parties of `makers` started.
 
@@ -319,6 +325,7 @@ def open_driver(
       sealed: whether messages between actors are encrypted and authenticated.
       together: groups of parties that share an actor.
       later: parties that may be missing at first.
+      tell: is given a line that says for whom it waits.
 
     Raises:
       ConfigError: for a cluster's address where no cluster is used.
@@ -348,6 +355,7 @@ def open_driver(
                 together,
                 later,
                 run.revive_timeout_s,
+                tell,
             )
         ) as driver,
     ):

@@ -47,10 +47,7 @@ def train_rounds(
     on_round: Callable[[Mapping[str, Any]], bool] | None,
 ) -> Progress:
     """Trains from where `progress` is to the end, or until `on_round` gives False."""
-    for name, reason in federation.absent.items():
-        console.message(
-            f"{name} is not there yet, round {progress.round + 1} goes without it: {reason}"
-        )
+    console.not_there(federation.absent, progress.round + 1)
     console.stage("set-up")
     with clock("set-up"):
         reports, trace = _set_up(federation, console, progress.round)

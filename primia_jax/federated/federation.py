@@ -332,11 +332,13 @@ class Federation:
         if name in self._running:
             return True
         try:
-            return self.driver.revive(name)
+            back = self.driver.revive(name)
         except UserError as error:
             self.absent[name] = str(error)
             self._refused[name] += 1
             return False
+        self.absent[name] = self.driver.missing.get(name, self.absent[name])
+        return back
 
     def _attend(self, hospitals: tuple[str, ...], servers: Sequence[str]) -> None:
         """Tells these parties which hospitals take part from now on."""

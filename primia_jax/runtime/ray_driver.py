@@ -30,6 +30,7 @@ from primia_jax.runtime.trace import Trace
 _ANSWER_S = 10.0  # in which an actor must tell what it waits for
 _NOW_S = 0.01
 _AGAIN_S = 1.0
+_NOT_STARTED = "its machine is there, its process starts still or waits for CPUs or GPUs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ class RayDriver:
         together: Sequence[Sequence[str]] = (),
         later: Collection[str] = (),
         patience_s: float = 0.0,
+        tell: Callable[[str], None] = lambda text: None,
     ):
         """Starts the actors, and makes each party's state there by calling its entry of `parties`.
 
@@ -124,6 +126,7 @@ class RayDriver:
           later: parties without which the driver begins, if no node has the custom resources that
             their placements ask for (not if that holds for all of them), or their process dies.
           patience_s: how long it waits for such nodes.
+          tell: is given a line that says for whom it waits.
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
@@ -136,7 +139,7 @@ class RayDriver:
         self._groups = tuple(dict.fromkeys(self._group.values()))
         places = placements or {}
         self._placements = {group: places.get(group[0], Placement()) for group in self._groups}
-        self.missing = self._without_node(later, patience_s)
+        self.missing = self._without_node(later, patience_s, tell)
         there = [group for group in self._groups if group[0] not in self.missing]
         check_resources([self._placements[group] for group in there])
         self.actors: dict[str, Any] = {}
@@ -168,22 +171,25 @@ class RayDriver:
             self.close()
             raise
 
-    def _without_node(self, later: Collection[str], patience_s: float) -> dict[str, str]:
+    def _without_node(
+        self, later: Collection[str], patience_s: float, tell: Callable[[str], None]
+    ) -> dict[str, str]:
         """Those of `later` whose custom resources no node offers in time, and which these are."""
+        told = False
         waited_for = [group for group in self._groups if set(group) <= set(later)]
         end_s = time.monotonic() + patience_s
         while True:
-            offered = ray.cluster_resources()
             missing: dict[str, str] = {}
             for group in waited_for:
-                for resource, amount in self._placements[group].resources:
-                    if offered.get(resource, 0.0) < amount:
-                        reason = f"no node has the resource {resource}; {_offering(resource)}"
-                        missing |= dict.fromkeys(group, reason)
+                if reason := _nowhere(self._placements[group]):
+                    missing |= dict.fromkeys(group, reason)
             if len(missing) == len(later):  # a mistake rather: it is refused
                 return {}
             if not missing or time.monotonic() >= end_s:
                 return missing
+            if not told:
+                told = True
+                tell(f"waiting for {', '.join(missing)}, {patience_s:g} s at most")
             time.sleep(_AGAIN_S)
 
     def _actor(self, group: tuple[str, ...]) -> Any:
@@ -296,6 +302,9 @@ class RayDriver:
         actor, started = self._returning[group]
         done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
         if not done:
+            if group[0] in self.missing:
+                why = _nowhere(self._placements[group]) or _NOT_STARTED
+                self.missing |= dict.fromkeys(group, why)
             return False
         del self._returning[group]
         try:
@@ -439,6 +448,15 @@ def _joined(results: Mapping[str, PartyRun]) -> Trace:
 
 def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _nowhere(place: Placement) -> str:
+    """Which custom resource of `place` no node has; empty if there is none such."""
+    offered = ray.cluster_resources()
+    for resource, amount in place.resources:
+        if offered.get(resource, 0.0) < amount:
+            return f"no node has the resource {resource}; {_offering(resource)}"
+    return ""
 
 
 def check_resources(

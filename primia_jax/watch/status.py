@@ -73,8 +73,12 @@ class Status:
         if (memory := total_memory(latest.values())) is not None:
             parts.append(f"RSS {format_bytes(memory)}")
         lines = ["; ".join(parts)]
-        for name, reason in (summaries[-1].get("absent") or {}).items() if summaries else ():
-            lines.append(f"{name} took no part in round {summaries[-1]['round']}: {reason}")
+        if summaries:
+            for name, reason in (summaries[-1].get("absent") or {}).items():
+                lines.append(f"{name} took no part in round {summaries[-1]['round']}: {reason}")
+        else:
+            for name, reason in (fields.get("absent") or {}).items():
+                lines.append(f"{name} is not there yet: {reason}")
         kept = [line for line in summaries if line.get("best")]
         if kept:
             lines.append(

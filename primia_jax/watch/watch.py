@@ -79,6 +79,13 @@ class Watch:
         if self._console is not None:
             self._console.message(text)
 
+    def not_there(self, absent: Mapping[str, str], number: int) -> None:
+        """Says which sites are not there as round `number` begins, and why."""
+        for name, reason in absent.items():
+            self.message(f"{name} is not there yet, round {number} goes without it: {reason}")
+        if self._heartbeat is not None:
+            self._heartbeat.update(absent=dict(absent))
+
     def stage(self, name: str) -> None:
         """Says what the run does now."""
         if self._console is not None:

@@ -235,6 +235,7 @@ def test_a_machine_that_comes_later(tmp_path):
         [sys.executable, "-c", LATE, tmp_path], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert "waiting for hospital_2, " in done.stdout
     assert "hospital_2 is not there yet, round 1 goes without it: no node" in done.stdout
     lines = lines_of_all(tmp_path)
     assert set(lines[0]["absent"]) == {"hospital_2"} and not lines[-1]["absent"]

@@ -120,7 +120,11 @@ class Late:
     def revive(self, name, timeout_s=0.0):
         assert name in self.missing
         self._calls -= 1
-        return self._calls < 0 and self._driver.revive(name)
+        if back := self._calls < 0 and self._driver.revive(name):
+            del self.missing[name]
+        else:
+            self.missing[name] = f"{self._calls} calls are left"
+        return back
 
 
 @pytest.mark.parametrize("mode", ["federated", "federated_secure"])
@@ -131,6 +135,7 @@ def test_who_is_not_there_at_the_start_joins_later(tmp_path, mode):
     late = Late(ready.driver, ["hospital_2"], calls=2)
     federation = Federation(late, ready.config, ready.hospitals, tmp_path / "late")
     assert federation.present == ("hospital_0", "hospital_1", "hospital_3")
+    assert not federation.readmit(0) and federation.absent == {"hospital_2": "1 calls are left"}
     assert trained(federation) == ["hospital_2 takes part from now on"]
     assert federation.present == federation.hospitals and not federation.absent
     states = [at(federation, name) for name in federation.hospitals]

@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle
 
 from primia_jax.errors import ClusterError, DataError, PartyLost, ProtocolError
-from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage
+from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage, ray_driver
 from primia_jax.runtime.link import Line
 from primia_jax.runtime.mailbox import Envelope
 from primia_jax.runtime.ray_driver import Placement, RayDriver, cluster
@@ -366,16 +366,24 @@ def test_a_killed_party_is_named_and_a_fresh_driver_works(ray_cluster):
     assert reports == {"alice": 0, "bob": 1}
 
 
-def test_who_has_no_node_yet_is_not_waited_for(ray_cluster):
+def test_who_has_no_node_yet_is_not_waited_for(ray_cluster, monkeypatch):
     """Unless nobody has one: that is a mistake."""
     place = {"bob": Placement(resources=(("bob", 0.001),))}
-    driver = RayDriver(MAKERS, placements=place, later=("alice", "bob"))
+    told = []
+    driver = RayDriver(
+        MAKERS, placements=place, later=("alice", "bob"), patience_s=0.5, tell=told.append
+    )
     try:
+        assert told == ["waiting for bob, 0.5 s at most"]
         remedy = "start a node with --resources='{\"bob\": 1}'"
         assert driver.missing == {"bob": f"no node has the resource bob; {remedy}"}
         reports, _ = driver.run({"alice": Locally(_read), "carol": Locally(_read)})
         assert reports == {"alice": 0, "carol": 2}
         assert not driver.revive("bob") and set(driver.peak_bytes()) == {"alice", "carol"}
+        assert driver.missing == {"bob": f"no node has the resource bob; {remedy}"}
+        monkeypatch.setattr(ray_driver, "_nowhere", lambda place: "")  # as if a full node had come
+        assert not driver.revive("bob")
+        assert "waits for CPUs or GPUs" in driver.missing["bob"]
     finally:
         driver.close()
     with pytest.raises(ClusterError, match="start a node with"):

@@ -91,6 +91,15 @@ def test_who_is_absent_is_named(tmp_path):
     assert "hospital_1 took no part in round 1: its process died" in found.lines()
 
 
+def test_who_is_not_there_yet_is_named(tmp_path):
+    """Before the first round; later its line of rounds.jsonl tells."""
+    about = dict(rounds=10, sites=SITES, absent={"hospital_1": "no node has the resource b"})
+    found = status.read(write(tmp_path, [], round=0, **about), NOW)
+    assert "hospital_1 is not there yet: no node has the resource b" in found.lines()
+    found = status.read(write(tmp_path, round_lines(1, 0.5), round=1, **about), NOW)
+    assert not any("hospital_1" in line for line in found.lines())
+
+
 @pytest.mark.parametrize(
     ("fields", "state", "words"),
     [
