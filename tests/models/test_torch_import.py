@@ -195,7 +195,8 @@ def test_calls_are_refused(tmp_path, function, capsys):
     write_pickle(tmp_path / "call.pth", {"fc.bias": Call()})
     with pytest.raises(CheckpointError, match="is not run"):
         read_tensors(str(tmp_path / "call.pth"))
-    assert capsys.readouterr().out == ""
+    # Threads of other tests in this process may print too.
+    assert "1" not in capsys.readouterr().out.splitlines()
 
 
 def write_pickle(path, content):
