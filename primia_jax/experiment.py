@@ -120,7 +120,9 @@ def _train(
             console.stage("starting")
             with clock("starting the parties"):
                 driver = stack.enter_context(
-                    training_driver(config, plan, ray_address, True, console.message)
+                    training_driver(
+                        config, plan, ray_address, some_later=True, tell=console.message
+                    )
                 )
             federation = Federation(driver, config, hospitals, directory.path)
             progress = train_rounds(federation, directory, console, clock, progress, on_round)

@@ -211,6 +211,11 @@ def latest(folder: pathlib.Path) -> Progress:
     return Progress(**read_json(folder / LATEST))
 
 
+def committed_best(folder: pathlib.Path) -> int:
+    """The best round as of the last commit; 0 before the first one."""
+    return latest(folder).best_round if (folder / LATEST).is_file() else 0
+
+
 def newest(folder: pathlib.Path, number: int) -> int:
     """The last round up to `number` that there is a checkpoint of; 0 if there is none."""
     rounds = [int(path.name.removeprefix("round_")) for path in folder.glob("round_*")]

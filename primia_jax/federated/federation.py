@@ -241,8 +241,8 @@ class Federation:
           StorageError: if one cannot; the round before stays complete.
         """
         names = tuple(name for name in self._attending if name not in self._lost)
-        committed = checkpoints.latest(self.owner_folder).best_round if number > 1 else 0
-        keep = functools.partial(hospital.save, best=(committed, self._best))
+        best = (checkpoints.committed_best(self.owner_folder), self._best)
+        keep = functools.partial(hospital.save, best=best)
         programs = self._at_sites(names, keep, number)
         save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
         self._run({**programs, OWNER: Locally(save)})

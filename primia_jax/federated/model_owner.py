@@ -234,8 +234,8 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "statistics": state.statistics._asdict(),
     }
     checkpoints.save(folder, number, {"model": model, "server": _server(state)}, about)
-    committed = checkpoints.latest(folder).best_round if number > 1 else 0
-    checkpoints.prune(folder, (number - 1, number, state.best_round, committed))
+    best = (state.best_round, checkpoints.committed_best(folder))
+    checkpoints.prune(folder, (number - 1, number, *best))
     return state, None
 
 
