@@ -57,7 +57,7 @@ _PIPE_WIDTH = 160
 def main(_: Sequence[str]) -> None:
     """Runs the mode that the flags ask for."""
     if logging.get_verbosity() == logging.INFO:  # absl's default
-        logging.set_verbosity(logging.FATAL)  # orbax logs, with tracebacks, what it raises as well
+        logging.set_verbosity(logging.FATAL)  # what libraries log through it
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
     if _MODE.value == "status" and workdir:
         _show_status(workdir)

@@ -457,10 +457,9 @@ def save(
     if state.truth is not None:
         recording.write_truth(folder, number, state.truth, state.train)
         state = dataclasses.replace(state, truth=None)
-    checkpoints.save(folder, number, _kept(state), state.watch._asdict())
     kept = best if state.config.federated.batch_norm == "fedbn" else ()
-    last = (checkpoints.newest(folder, earlier) for earlier in (number - 1, *kept))
-    checkpoints.prune(folder, (number, *last))
+    last = [checkpoints.newest(folder, earlier) for earlier in (number - 1, *kept)]
+    checkpoints.save(folder, number, _kept(state), state.watch._asdict(), last)
     return state, None
 
 

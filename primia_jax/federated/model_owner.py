@@ -233,9 +233,8 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "variables": variables.from_vectors(state.template, state.vectors),
         "statistics": state.statistics._asdict(),
     }
-    checkpoints.save(folder, number, {"model": model, "server": _server(state)}, about)
-    best = (state.best_round, checkpoints.committed_best(folder))
-    checkpoints.prune(folder, (number - 1, number, *best))
+    keep = (number - 1, state.best_round, checkpoints.committed_best(folder))
+    checkpoints.save(folder, number, {"model": model, "server": _server(state)}, about, keep)
     return state, None
 
 
