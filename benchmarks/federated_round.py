@@ -13,7 +13,8 @@ busy machine slows all three alike; medians are compared. Prints JSON lines:
   processes, which is what federation itself costs.
 - `secure_over_plain`: seconds of a round.
 - `save_over_round`: seconds in which all parties write the state that a run is resumed from, over
-  those of the (secure) round before it.
+  those of the (secure) round before it; `save_over_plain_write`: over those of one plain file of as
+  many bytes, flushed to the same disk, which is what all parties share here.
 - `actor_peak_bytes`: largest resident memory that any party's process reached.
 """
 
@@ -88,6 +89,21 @@ def bare_loop(site: Hospital, steps: int) -> tuple[Hospital, float]:
     return site, time.perf_counter() - start
 
 
+def plain_write(federation: Federation, number: int) -> float:
+    """Seconds that the disk takes for one file as long as all that was saved of a round."""
+    saved = federation.workdir.glob(f"*/**/round_{number:06d}/*")
+    content = b"".join(file.read_bytes() for file in saved)
+    copy = federation.workdir / "copy"
+    begin = time.perf_counter()
+    with open(copy, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begin
+    copy.unlink()
+    return seconds
+
+
 def lone_site(config: ExperimentConfig) -> Hospital:
     """One hospital in this process, with all cores."""
     plan = make_plan(config)
@@ -111,8 +127,11 @@ def main() -> None:
     given = parser.parse_args()
     images = HOSPITALS * given.steps * BATCH
     seconds: dict[str, list[float]] = {
-        kind: [] for kind in ("federated", "federated_secure", "save", "bare", "bare_in_parallel")
-    }
+        kind: []
+        for kind in (
+            "federated", "federated_secure", "save", "plain_write", "bare", "bare_in_parallel"
+        )
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, ray_driver.cluster(None):
         federations = {
             mode: start(experiment(mode, given.steps), pathlib.Path(folder) / mode)
@@ -128,6 +147,7 @@ def main() -> None:
             begin = time.perf_counter()
             federation.save(number)  # of the secure round, the last one
             seconds["save"].append(time.perf_counter() - begin)
+            seconds["plain_write"].append(plain_write(federation, number))
             checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, number))
             seconds["bare"].append(bare_loop(site, HOSPITALS * given.steps)[1])
             loops = Locally(functools.partial(bare_loop, steps=given.steps))
@@ -161,6 +181,7 @@ def main() -> None:
     show(
         setting,
         save_over_round=middle["save"] / middle["federated_secure"],
+        save_over_plain_write=middle["save"] / middle["plain_write"],
         save_seconds=middle["save"],
     )
     show(

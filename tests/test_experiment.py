@@ -88,6 +88,7 @@ def test_the_same_run_twice_moves_the_first_aside(local_run, tmp_path):
     assert json.loads((tmp_path / "previous" / "1" / "metrics.json").read_text()) == first
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "the command itself is killed, in and between rounds", "--resume goes on; the same figures"
 )

@@ -16,6 +16,8 @@ from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, f
 from primia_jax.mpc.transcript import Transcript, looks_uniform
 from primia_jax.runtime import LocalDriver
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 SIDE, CLASSES = 8, 3
 SURE = 1e-7  # false alarms of the tests on distributions, for each statistic
 
@@ -70,13 +72,25 @@ SETTINGS = {
 }
 
 
-# Of every choice both sides; what differs by a number alone is slow.
-_LONG = ("24 bits", "28 bits", "8 rounds", "20 rounds", "10 fractional bits")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in _LONG else ()) for n in SETTINGS]
+# Both sides of a choice of the protocol's; what differs by a number alone is slow.
+_LONG = (
+    "24 bits",
+    "28 bits",
+    "64 bits",
+    "4-ary tree",
+    "8 rounds",
+    "20 rounds",
+    "10 fractional bits",
 )
+
+
+def of(*names):
+    """A test for each of these settings."""
+    marked = [pytest.param(n, marks=pytest.mark.slow if n in _LONG else ()) for n in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+@of(*SETTINGS)
 def test_logits_are_the_networks(name):
     program = make_program(**SETTINGS[name])
     images = pictures(1, seed=5)
@@ -92,7 +106,7 @@ def test_logits_are_the_networks(name):
     assert trace.round_trips == program.circuit.plan.n_levels + 1
 
 
-@pytest.mark.parametrize("name", ("default", "tree", "max", "64 bits", "24 bits"))
+@of("default", "tree", "max", "64 bits", "24 bits")
 def test_every_layer_is_the_fixed_point_evaluation(name, monkeypatch):
     """Each gate's opened result against integers in the clear, fed with the same inputs."""
     program = make_program(**SETTINGS[name])
@@ -134,7 +148,7 @@ def test_batches():
     assert program.batch_size == 1
 
 
-@pytest.mark.parametrize("name", ("default", "tree", "max", "24 bits"))
+@of("default", "tree", "max", "24 bits")
 def test_declared_costs_are_the_real_ones(name):
     program = make_program(**SETTINGS[name])
     offline = program.prepare()
