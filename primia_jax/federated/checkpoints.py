@@ -4,9 +4,8 @@
     workdir/checkpoints/round_000012/        the model owner's state (safetensors) and what it is
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
 
-Each tree is a file of its arrays by their paths, written from where they lie: orbax copies all of
-them twice, and takes three to five times the processor's time that three hospitals on one machine
-share.
+Each tree is a file of its arrays by their paths, written from where they lie. Orbax copies them all
+first and takes some three times the processor's time, which hospitals on one machine share.
 
 A round is complete once `latest.json` names it. What a crash leaves of a later one is overwritten.
 """

@@ -72,7 +72,7 @@ SETTINGS = {
 }
 
 
-# Both sides of a choice of the protocol's; what differs by a number alone is slow.
+# What differs by a number alone from a setting that is not among these is slow.
 _LONG = (
     "24 bits",
     "28 bits",
