@@ -1,0 +1,1 @@
+"""Lowest room of the house: files on disk and names that come from outside."""
