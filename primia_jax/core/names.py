@@ -99,6 +99,11 @@ def csv_cell(text: str) -> str:
     return f"'{shown}" if shown.lstrip().startswith(tuple(_FORMULA)) else shown
 
 
+def shortened(name: object) -> str:
+    """The first letters of a digest or another long name, for messages."""
+    return str(name) if len(str(name)) <= 12 else f"{str(name)[:12]}…"
+
+
 def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Absolute path that a user named, a leading `~` expanded.
 

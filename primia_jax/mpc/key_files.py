@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from primia_jax.core.names import shortened
+from primia_jax.core.storage import storing
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc.disk import short, storing
 
 Message = Any  # nested dicts (with strings as keys), tuples and lists of arrays
 
@@ -65,8 +66,8 @@ class LevelFile:
             if header.get(name) != wanted:
                 self._contents(size)
                 raise ProtocolError(
-                    f"{self._path} is of {name} '{short(header.get(name))}', not "
-                    f"'{short(wanted)}': use it with its own, or make keys in another folder"
+                    f"{self._path} is of {name} '{shortened(header.get(name))}', not "
+                    f"'{shortened(wanted)}': use it with its own, or make keys in another folder"
                 )
 
     def load(self) -> Message:

@@ -24,8 +24,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
+from primia_jax.core.storage import PARTIAL, make_folder, private_folder, storing, write_bytes
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc.disk import PARTIAL, make_folder, storing, sync_folder, write_whole
 from primia_jax.mpc.key_files import (
     DamagedKeyError,
     LevelFile,
@@ -156,8 +156,7 @@ class KeyStore:
             self._check_open(number)
             if level in self._keys.levels(number):
                 raise ProtocolError(f"key {number} in {self._where} has level {level} already")
-        with storing(f"level {level} of key {number} cannot be written to {self._where}"):
-            self._keys.put(number, level, message)
+        self._keys.put(number, level, message)
 
     def close_key(self, number: int) -> None:
         """Marks a key as complete: only now it can be taken.
@@ -287,16 +286,14 @@ class _FolderKeys:
         return (self._key(number) / _COMPLETE).exists()
 
     def put(self, number: int, level: int, message: Message) -> None:
-        make_folder(self._key(number))
         leaves: list[Any] = []
         about = {**self._about, "key": number, "level": level}
         header = json.dumps({**about, "message": structure_of(message, leaves)}).encode()
-        write_whole(self._level(number, level), file_pieces(header, leaves))
+        write_bytes(self._level(number, level), file_pieces(header, leaves))
 
     def complete(self, number: int) -> None:
         key = self._key(number)
-        write_whole(key / _COMPLETE, [json.dumps(sorted(self.levels(number))).encode()])
-        sync_folder(key)
+        write_bytes(key / _COMPLETE, json.dumps(sorted(self.levels(number))).encode())
 
     def open(self, number: int) -> dict[int, Callable[[], Message]]:
         marker, files = self._key(number) / _COMPLETE, {}
@@ -343,4 +340,4 @@ def _prepare_store_folder(folder: pathlib.Path) -> None:
             f"{folder} has files but no ledger of used keys: name a new folder (keys without their "
             "ledger are of no use)"
         )
-    os.chmod(folder, 0o700)
+    private_folder(folder)

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator
 from typing import SupportsIndex
 
+from primia_jax.core.names import shortened
+from primia_jax.core.storage import file_lock, make_folder, storing, write_bytes
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc.disk import file_lock, make_folder, short, storing, sync_folder, write_whole
 
 _MAX_DIGITS = 18  # of a key number, which then fits 63 bits
 _LEDGER_FORMAT, _LEDGER_VERSION = "primia_jax key ledger", 1
@@ -94,8 +95,7 @@ class Ledger:
             if not self.path.exists() and not self._read_to:
                 about = {"format": _LEDGER_FORMAT, "version": _LEDGER_VERSION}
                 header = json.dumps({**about, "session": self.session}) + "\n"
-                write_whole(self.path, [header.encode()])
-                sync_folder(self.path.parent)
+                write_bytes(self.path, header.encode())
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(self._read_to)
@@ -129,8 +129,8 @@ class Ledger:
             raise self._damaged(f"it is '{form}' of version {version}")
         if session != self.session:
             raise ProtocolError(
-                f"ledger {self.path} is of session '{short(session)}', not "
-                f"'{short(self.session)}': name another folder for the new session"
+                f"ledger {self.path} is of session '{shortened(session)}', not "
+                f"'{shortened(self.session)}': name another folder for the new session"
             )
 
     def _damaged(self, what: str) -> ProtocolError:

@@ -20,10 +20,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from primia_jax.core.storage import private_folder, write_bytes
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import prg, ring
 from primia_jax.mpc.circuit import Circuit
-from primia_jax.mpc.disk import make_folder, storing, sync_folder, write_whole
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
@@ -136,10 +136,7 @@ def _digest(circuit: Circuit, params: Any) -> str:
 def _write(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
     whole = io.BytesIO()
     np.savez(whole, **arrays)
-    with storing(f"the session cannot be kept in {folder}"):
-        make_folder(folder)
-        write_whole(folder / _FILE, [whole.getbuffer()])
-        sync_folder(folder)
+    write_bytes(private_folder(folder) / _FILE, [whole.getbuffer()])
 
 
 def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:

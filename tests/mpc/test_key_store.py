@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from primia_jax.core import storage
 from primia_jax.errors import ProtocolError, StorageError
-from primia_jax.mpc import disk, key_files, ring
+from primia_jax.mpc import key_files, ring
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
 
@@ -217,13 +218,13 @@ def test_the_number_is_on_disk_before_burn_returns(tmp_path, monkeypatch):
 
 
 def test_a_complete_key_is_on_disk(folder, monkeypatch):
-    """Files before the folders that name them, the list of levels last."""
+    """Each file before the folder that names it, the list of levels last."""
     synced = []
     store = opened(folder)
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     fill(store, [0], 1)
     key = folder / "key_0000000000"
-    files = [key / "level_0000.partial", key / "complete.partial", key]
+    files = [key / ".level_0000.partial", key, key / ".complete.partial", key]
     assert synced == [str(path) for path in (folder, *files)]
 
 
@@ -563,7 +564,7 @@ def test_a_full_disk_leaves_the_key_incomplete(folder, full_disk):
     store.put(1, 0, np.zeros(10))
     full_disk(5000)
     with pytest.raises(
-        StorageError, match=r"level 1 of key 1 cannot be written to .*; see to the disk"
+        StorageError, match=r"key_0000000001/level_0001 cannot be written .*; see to the disk"
     ):
         store.put(1, 1, np.zeros(10_000))
     assert [path.name for path in folder.rglob("*.partial")] == []
@@ -575,8 +576,8 @@ def test_a_full_disk_leaves_the_key_incomplete(folder, full_disk):
 
 
 def test_a_system_without_file_locks_says_so(folder, monkeypatch):
-    monkeypatch.setattr(disk, "fcntl", None)
-    with pytest.raises(StorageError, match="keys on disk need a POSIX system"):
+    monkeypatch.setattr(storage, "fcntl", None)
+    with pytest.raises(StorageError, match="locks need a POSIX system"):
         opened(folder)
 
 
