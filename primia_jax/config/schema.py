@@ -84,6 +84,21 @@ def from_config_dict(
     return cls(**values)
 
 
+def check_section(value: Any, path: str = "") -> None:
+    """Checks the values of a section that was made without `from_config_dict`.
+
+    Args:
+      value: an instance of a dataclass made of `setting` fields.
+      path: the dotted name of the section, for messages.
+
+    Raises:
+      ConfigError: as `from_config_dict` does.
+    """
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        _checked(getattr(value, field.name), hints[field.name], field.metadata, path + field.name)
+
+
 def _unknown_key(where: str, key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(known)}"

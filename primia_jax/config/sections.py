@@ -5,7 +5,7 @@ Those of searches and studies stand in `studies.py`.
 
 import dataclasses
 
-from primia_jax.config.schema import section, setting
+from primia_jax.config.schema import check_section, section, setting
 from primia_jax.config.studies import (
     AuditConfig,
     LatencyStudyConfig,
@@ -294,6 +294,10 @@ class MpcConfig:
     leaf_bits: int = setting(8, "ν, bits of a comparison that one leaf answers", low=7, high=9)
     arity: int = setting(2, "children of a node of the comparison trees", choices=(2, 4))
     separable_pooling: bool = setting(True, "pool rows, then columns (fewer comparisons)")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that is not allowed, whoever makes the section."""
+        check_section(self, "mpc.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,9 +147,6 @@ class SecureProgram:
     ):
         self._apply_fn, self._params = apply_fn, params
         self.ranges, self.config = ranges, config
-        if config.protocol not in PROTOCOLS:
-            known = " | ".join(PROTOCOLS)
-            raise ConfigError(f"config.mpc.protocol: '{config.protocol}' is none of {known}")
         self.protocol = PROTOCOLS[config.protocol]
         self.circuit = self.protocol.circuit(plan, ranges, config)
         for overflow in self.circuit.overflows(ranges):

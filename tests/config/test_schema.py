@@ -6,7 +6,14 @@ import runpy
 
 import pytest
 
-from primia_jax.config import ExperimentConfig, from_config_dict, settled, to_config_dict, to_plain
+from primia_jax.config import (
+    ExperimentConfig,
+    MpcConfig,
+    from_config_dict,
+    settled,
+    to_config_dict,
+    to_plain,
+)
 from primia_jax.errors import ConfigError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -89,3 +96,25 @@ def test_threads_are_settled_by_the_cores(monkeypatch, mode, threads):
     config = settled(check(federated__mode=mode))
     assert config.runtime.threads == threads
     assert settled(config) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prg_rounds": 6}, "config.mpc.prg_rounds = 6: allowed are 8 | 12 | 20"),
+        ({"ring_bits": 33}, "config.mpc.ring_bits = 33: allowed are 24 | 28 | 32 | 64"),
+        ({"margin": 0.5}, "config.mpc.margin = 0.5: must lie in [1, 64]"),
+        ({"leaf_bits": 8.0}, "config.mpc.leaf_bits = 8.0: expected int, got float"),
+        ({"sign_tolerance": float("nan")}, "config.mpc.sign_tolerance = nan: must be a finite"),
+    ],
+)
+def test_bounds_of_mpc_hold_for_whoever_makes_the_section(changes, words):
+    """Six rounds of ChaCha are no option, in a file or in Python."""
+    for make in (
+        lambda: MpcConfig(**changes),
+        lambda: dataclasses.replace(MpcConfig(), **changes),
+        lambda: from_config_dict(ExperimentConfig, {"mpc": changes}),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            make()
+        assert words in str(refused.value)

@@ -341,7 +341,7 @@ def test_public_factors_of_any_size(factor):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(ConfigError, match=r"'aria' is none of fss \| ariann \| securenn"):
+    with pytest.raises(ConfigError, match=r"'aria': allowed are fss \| ariann \| securenn"):
         make_program("aria")
 
 
