@@ -107,7 +107,9 @@ def _train(
     else:
         directory.begin(config, plan)
     hospitals = tuple(site.site for site in plan.sites)
-    warnings = [f"{len(plan.skipped)} unreadable files were left out"] if plan.skipped else []
+    warnings = [*plan.remarks]
+    if plan.skipped:
+        warnings.append(f"{len(plan.skipped)} unreadable files were left out")
     with (
         watch.open(hospitals, progress.round) as console,
         contextlib.ExitStack() as stack,
@@ -192,7 +194,7 @@ def evaluate(
     config = checked(config)
     directory = Workdir(pathlib.Path(workdir).absolute())
     model = load_trained(directory.path, config)
-    plan = make_test_plan(config)
+    plan = make_test_plan(config, model.class_names)
     if plan.class_names != model.class_names:
         raise DataError(
             f"the test set has classes {', '.join(plan.class_names)}; the model knows "

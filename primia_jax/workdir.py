@@ -12,7 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from primia_jax.config import ExperimentConfig, from_config_dict, to_plain
-from primia_jax.data import DataPlan
+from primia_jax.data import DataPlan, patient_digests
 from primia_jax.errors import CheckpointError, ConfigError, DataError, StorageError
 from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.federated import checkpoints
@@ -68,14 +68,18 @@ class Workdir:
         except OSError as error:
             raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
         checkpoints.write_json(self.path / "config.json", to_plain(config))
-        data = {"fingerprint": plan.fingerprint, "used": sorted(plan.used)}
+        data = {
+            "fingerprint": plan.fingerprint,
+            "used": sorted(plan.used),
+            "used_patients": sorted(plan.used_patients),
+        }
         checkpoints.write_json(self.path / "data.json", data)
 
     def check_unseen(self, plan: DataPlan) -> None:
-        """That the test images of `plan` were neither trained nor validated on by this run.
+        """Refuses test images that this run trained or validated on, or whose patients it did.
 
         Raises:
-          DataError: naming one that was, or if the split that would tell is another one.
+          DataError: naming one of the images, or counting those whose patients were trained on.
         """
         data = checkpoints.read_json(self.path / "data.json")
         digests = [plan.test_catalogue.digests[i] for i in plan.test]
@@ -86,6 +90,14 @@ class Workdir:
                 f"{len(seen)} of {len(digests)} test images were used in training the model in "
                 f"{self.path}, e.g. {first}; evaluate with the training's config.data, "
                 "config.seed and files, or name other images by config.data.test_path"
+            )
+        patients = patient_digests(plan.test_catalogue, plan.test)
+        known = patients.intersection(data.get("used_patients", ()))
+        if known:
+            raise DataError(
+                f"{len(known)} of {len(patients)} test patients have other images among those "
+                f"that the model in {self.path} was trained on; name a test set of other patients "
+                "by config.data.test_path"
             )
 
     def resume(self, config: ExperimentConfig, plan: DataPlan) -> Progress:

@@ -40,6 +40,9 @@ class DataConfig:
         "", "folder, CSV file or TFDS directory; `{site}` in it makes each hospital read its own"
     )
     test_path: str = setting("", "the model owner's held-out data; else `test_fraction` of `path`")
+    classes: tuple[str, ...] = setting(
+        (), "class names, in order; a source may then lack some (empty: those of the source)"
+    )
     image_size: int = setting(64, "side of the square images, in pixels", low=8, high=1024)
     on_error: str = setting("fail", "what to do with unreadable files", choices=("fail", "skip"))
     validation_fraction: float = setting(0.15, "of each hospital's patients", low=0.01, high=0.5)

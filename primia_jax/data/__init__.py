@@ -7,7 +7,13 @@ images are in `primia_jax.data.augmentation`, which needs JAX; this package's fr
 
 from primia_jax.data.catalogue import TEST, TRAIN, VALIDATION, Catalogue, Dataset, load
 from primia_jax.data.partition import hospital_names, partition
-from primia_jax.data.plan import DataPlan, SiteData, make_plan, make_test_plan
+from primia_jax.data.plan import (
+    DataPlan,
+    SiteData,
+    make_plan,
+    make_test_plan,
+    patient_digests,
+)
 from primia_jax.data.sources import open_catalogue, predict_inputs
 from primia_jax.data.splits import assign_splits
 
@@ -26,5 +32,6 @@ __all__ = [
     "make_test_plan",
     "open_catalogue",
     "partition",
+    "patient_digests",
     "predict_inputs",
 ]

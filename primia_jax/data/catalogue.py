@@ -19,13 +19,14 @@ class Catalogue:
 
     names: tuple[str, ...]  # [n] unique: a path below the source's root, or an identifier
     labels: np.ndarray  # [n] int32, index into class_names
-    patients: np.ndarray  # [n] str
+    patients: np.ndarray  # [n] str; SITE/PATIENT where the source names sites
     sites: np.ndarray | None  # [n] str; None where the source names no sites
     splits: np.ndarray | None  # [n] str: "train" | "validation" | "test" | "" (free)
     class_names: tuple[str, ...]
     read: Callable[[int, int], np.ndarray]  # (record, s) -> [s, s] uint8 or uint16
     digests: tuple[str, ...]  # [n] equal exactly where the stored images are identical
     skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of files left out
+    remarks: tuple[str, ...] = ()  # assumptions about the source that a user should check
 
     def __len__(self) -> int:
         return len(self.names)

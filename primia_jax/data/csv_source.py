@@ -10,7 +10,7 @@ import pathlib
 import re
 
 from primia_jax.config.sections import DataConfig
-from primia_jax.data import file_catalogue
+from primia_jax.data import file_catalogue, spelling
 from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.file_catalogue import Entry
 from primia_jax.data.folders import SPLIT_NAMES
@@ -22,13 +22,20 @@ _OPTIONAL = ("patient", "site", "split")
 Row = tuple[int, dict[str, str]]  # (line number in the file, column -> stripped value)
 
 
-def open_csv(path: str, data: DataConfig, dicom_only: bool = False) -> Catalogue:
+def open_csv(
+    path: str,
+    data: DataConfig,
+    dicom_only: bool = False,
+    class_names: tuple[str, ...] = (),
+) -> Catalogue:
     """The catalogue of the images that the CSV file `path` lists.
 
     Columns: path (below the CSV's folder, or absolute), label (a name, or an integer from 0),
     optionally patient, site and split (train, val, test or empty); others are ignored. Classes are
     the label names in alphabetical order, or the integers. Without a patient the DICOM header
     tells, or else the image is its own patient; without a site column the DICOM institutions count.
+    Where `class_names` are given, a table may lack some of them, and an integer label counts in
+    their order.
 
     Raises:
       DataError: naming row and column of a missing, unknown or repeated value; as
@@ -36,7 +43,8 @@ def open_csv(path: str, data: DataConfig, dicom_only: bool = False) -> Catalogue
     """
     where = f"table {path}"
     rows = _rows(path, where)
-    class_names, labels = _labels(rows, where)
+    declared = bool(class_names)
+    class_names, labels = _labels(rows, where, class_names)
     folder = pathlib.Path(path).parent
     entries, paths = [], []
     first_line: dict[str, int] = {}
@@ -61,7 +69,7 @@ def open_csv(path: str, data: DataConfig, dicom_only: bool = False) -> Catalogue
         entries.append(Entry(row["path"], label, row.get("patient") or None, site, split))
         paths.append(file)
     decode = file_catalogue.FileDecoder(tuple(paths), dicom_only)
-    return file_catalogue.assemble(entries, class_names, decode, data, where)
+    return file_catalogue.assemble(entries, class_names, decode, data, where, declared=declared)
 
 
 def _rows(path: str, where: str) -> list[Row]:
@@ -85,6 +93,13 @@ def _rows(path: str, where: str) -> list[Row]:
                 for name in _REQUIRED:
                     if not row[name]:
                         raise DataError(f"{where}, row {reader.line_num}, column {name}: empty")
+                for name in ("label", *_OPTIONAL):
+                    if spelling.is_missing_marker(row.get(name, "")):
+                        raise DataError(
+                            f"{where}, row {reader.line_num}, column {name}: {row[name]!r} reads "
+                            "like a missing value; leave the cell empty if it is unknown, or write "
+                            "another word if it is a name"
+                        )
                 rows.append((reader.line_num, row))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -113,24 +128,46 @@ def _check_header(header: list[str], where: str) -> None:
         raise DataError(f"{where}, header: column {repeated[0]} stands there twice")
 
 
-def _labels(rows: list[Row], where: str) -> tuple[tuple[str, ...], list[int]]:
-    """Class names, and the label of each row."""
+def _labels(
+    rows: list[Row], where: str, class_names: tuple[str, ...]
+) -> tuple[tuple[str, ...], list[int]]:
+    """Class names, and the label of each row; `class_names` where the run declares them."""
     values = [row["label"] for _, row in rows]
     numeric = [_is_integer(value) for value in values]
-    if not any(numeric):
-        names = sorted(set(values))
-        return tuple(names), [names.index(value) for value in values]
-    n_classes = len({int(v) for v, number in zip(values, numeric) if number})
+    if not any(numeric) or set(values) <= set(class_names):
+        names = class_names or tuple(sorted(set(values)))
+        for (line, _), value in zip(rows, values):
+            if value not in names:
+                raise DataError(
+                    f"{where}, row {line}, column label: {value!r} is none of the run's classes "
+                    f"({', '.join(names)}); mend it, or name all classes in config.data.classes"
+                )
+        _check_alike(rows, values, where)
+        return names, [names.index(value) for value in values]
+    n_classes = len(class_names or {int(v) for v, number in zip(values, numeric) if number})
     for (line, _), value, number in zip(rows, values, numeric):
         at = f"{where}, row {line}, column label: {value!r}"
         if not number:
             raise DataError(f"{at} is a name where other rows have integers")
         if not 0 <= int(value) < n_classes:
+            has = "the run has" if class_names else "the table uses"
             raise DataError(
-                f"{at} is out of range: {n_classes} different labels are used, so they must be "
-                f"0 to {n_classes - 1}"
+                f"{at} is out of range: {has} {n_classes} classes, so labels must be 0 to "
+                f"{n_classes - 1}; a table that lacks a class needs config.data.classes"
             )
-    return tuple(str(k) for k in range(n_classes)), [int(value) for value in values]
+    names = class_names or tuple(str(k) for k in range(n_classes))
+    return names, [int(value) for value in values]
+
+
+def _check_alike(rows: list[Row], values: list[str], where: str) -> None:
+    """DataError naming the rows of two labels that differ only in case or spaces."""
+    pair = spelling.alike(values)
+    if pair:
+        first, second = (rows[values.index(value)][0] for value in pair)
+        raise DataError(
+            f"{where}, column label: {pair[0]!r} (row {first}) and {pair[1]!r} (row {second}) "
+            "differ only in case or spaces; write them alike, or rename one"
+        )
 
 
 def _is_integer(text: str) -> bool:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from primia_jax.config.sections import DataConfig
-from primia_jax.data import image_files
+from primia_jax.data import image_files, spelling
 from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.image_files import Decoded, ImageError
 from primia_jax.errors import DataError
 
 KEPT_BYTES = 1 << 28  # of fitted images that verification leaves for the first reading
+OWN_PATIENT = "file:"  # begins the patient of an image whose patient nobody names
 _LISTED_FILES = 20
 _THREADS = 2
 
@@ -88,8 +89,12 @@ def assemble(
     data: DataConfig,
     where: str,
     skipped: Sequence[tuple[str, str]] = (),
+    *,
+    declared: bool = False,
 ) -> Catalogue:
     """Decodes every entry once and makes the catalogue of those that can be read.
+
+    A patient number counts within its site: the same number at two sites is two patients.
 
     Args:
       entries: [n] in the order of the records; names are unique.
@@ -98,28 +103,35 @@ def assemble(
       data: `image_size` and `on_error` are used.
       where: the source, for messages.
       skipped: (name, reason) of images that are already known to be unusable.
+      declared: True if the class names come from the run, so that this source may lack some.
 
     Raises:
       DataError: for unreadable images, all of them in one message, unless `data.on_error` is
-        "skip"; for an empty source, fewer than two classes, or a class without images.
+        "skip"; for an empty source, fewer than two classes, or a class without images that is not
+        declared; for classes or sites that differ only in case or spaces.
+
+    An image that stands under two labels cannot be used.
     """
     if not entries and not skipped:
         raise DataError(f"{where}: no images found")
-    check_classes(entries, class_names, where)
+    check_classes(entries, class_names, where, declared=declared)
     checks, kept = _verify(decode, len(entries), data.image_size)
+    checks = _without_contradictions(entries, checks)
     bad = [(e.name, c) for e, c in zip(entries, checks) if isinstance(c, str)]
     bad = sorted([*skipped, *bad])
     if bad and data.on_error == "fail":
         raise DataError(unreadable(bad, len(entries) + len(skipped), where))
     good = [i for i, check in enumerate(checks) if isinstance(check, _Verified)]
-    check_classes([entries[i] for i in good], class_names, where, len(bad))
-    found = [(entries[i], check) for i, check in enumerate(checks) if isinstance(check, _Verified)]
-    splits = np.array([entry.split for entry, _ in found])
+    check_classes([entries[i] for i in good], class_names, where, len(bad), declared=declared)
+    usable = [(entries[i], check) for i, check in enumerate(checks) if isinstance(check, _Verified)]
+    splits = np.array([entry.split for entry, _ in usable])
+    sites = _sites(usable, where)
+    patients = _patients(usable, sites)
     return Catalogue(
-        names=tuple(entry.name for entry, _ in found),
-        labels=np.array([entry.label for entry, _ in found], np.int32),
-        patients=np.array([e.patient or check.patient or f"file:{e.name}" for e, check in found]),
-        sites=_sites(found),
+        names=tuple(entry.name for entry, _ in usable),
+        labels=np.array([entry.label for entry, _ in usable], np.int32),
+        patients=patients,
+        sites=sites,
         splits=splits if splits.astype(bool).any() else None,
         class_names=tuple(class_names),
         read=Reader(
@@ -127,24 +139,40 @@ def assemble(
             data.image_size,
             {record: kept[i] for record, i in enumerate(good) if i in kept},
         ),
-        digests=tuple(check.digest for _, check in found),
+        digests=tuple(check.digest for _, check in usable),
         skipped=tuple(bad),
+        remarks=_remarks(patients, where),
     )
 
 
 def check_classes(
-    entries: Sequence[Entry], class_names: Sequence[str], where: str, n_skipped: int = 0
+    entries: Sequence[Entry],
+    class_names: Sequence[str],
+    where: str,
+    n_skipped: int = 0,
+    *,
+    declared: bool = False,
 ) -> None:
-    """DataError unless there are two classes or more and each has an image."""
+    """DataError unless there are two classes or more and, if not `declared`, each has an image."""
     left = f" once {n_skipped} unreadable files are left out" if n_skipped else ""
     if len(class_names) < 2:
         names = ", ".join(class_names)
-        raise DataError(f"{where}: only one class ({names}); two or more are needed to tell apart")
+        raise DataError(
+            f"{where}: only one class ({names}); two or more are needed to tell apart. If others "
+            "are elsewhere, name them all: config.data.classes"
+        )
+    pair = spelling.alike(class_names)
+    if pair:
+        raise DataError(
+            f"{where}: the classes {pair[0]!r} and {pair[1]!r} differ only in case or spaces; "
+            "write them alike, or rename one"
+        )
     counts = np.bincount([entry.label for entry in entries], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts) if not count]
-    if empty:
+    if empty and not declared:
         raise DataError(
-            f"{where}: no images of class {', '.join(empty)}{left}; add some or remove the class"
+            f"{where}: no images of class {', '.join(empty)}{left}; add some, remove the "
+            "class, or name all classes of the run: config.data.classes"
         )
 
 
@@ -205,9 +233,56 @@ def _verify(
         return list(pool.map(check, range(count))), kept
 
 
-def _sites(found: Sequence[tuple[Entry, _Verified]]) -> np.ndarray | None:
+def _without_contradictions(
+    entries: Sequence[Entry], checks: Sequence["_Verified | str"]
+) -> list["_Verified | str"]:
+    """`checks` with a reason in place of each image that stands under two labels."""
+    first: dict[str, int] = {}
+    result = list(checks)
+    for i, check in enumerate(checks):
+        if isinstance(check, str):
+            continue
+        j = first.setdefault(check.digest, i)
+        if entries[i].label != entries[j].label:
+            for this, other in ((i, j), (j, i)):
+                name = entries[other].name
+                result[this] = f"the same image as {name}, which has another label"
+    return result
+
+
+def _sites(usable: Sequence[tuple[Entry, _Verified]], where: str) -> np.ndarray | None:
     """[n] the sites that the source names, else the institutions in the headers, else None."""
-    for sites in ([e.site for e, _ in found], [check.institution for _, check in found]):
-        if all(sites):
-            return np.array(sites)
+    for sites in ([e.site for e, _ in usable], [check.institution for _, check in usable]):
+        names = [site for site in sites if site]
+        if len(names) == len(usable):
+            pair = spelling.alike(names)
+            if pair:
+                raise DataError(
+                    f"{where}: the sites {pair[0]!r} and {pair[1]!r} differ only in case or "
+                    "spaces; write them alike, or rename one"
+                )
+            return np.array(names)
     return None
+
+
+def _patients(usable: Sequence[tuple[Entry, _Verified]], sites: np.ndarray | None) -> np.ndarray:
+    """[n] patients, kept apart by site where the source names sites; else the image's own name."""
+    patients = []
+    for i, (entry, check) in enumerate(usable):
+        patient = entry.patient or check.patient
+        if patient and sites is not None:
+            patient = f"{sites[i]}/{patient}"
+        patients.append(patient or f"{OWN_PATIENT}{entry.name}")
+    return np.array(patients)
+
+
+def _remarks(patients: np.ndarray, where: str) -> tuple[str, ...]:
+    """A warning where images without a known patient are taken for patients of their own."""
+    unnamed = int(np.char.startswith(patients, OWN_PATIENT).sum())
+    if not unnamed:
+        return ()
+    return (
+        f"{where}: {unnamed} of {len(patients)} images name no patient, so each of them counts as "
+        "a patient of its own; if some show the same person, training and test set overlap. Name "
+        "patients by folders CLASS/PATIENT/FILE, a table's column `patient` or DICOM headers",
+    )

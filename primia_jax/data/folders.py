@@ -2,7 +2,8 @@
 
 Accepted, with or without a folder `chest_xray` around it:
 
-    [train|test|val/]NORMAL|PNEUMONIA/FILE   Kermany: bacterial or viral stands in the file name
+    [train|test|val/]NORMAL|PNEUMONIA/FILE   Kermany: bacterial or viral stands in the file name,
+                                             as person1_virus_6 or as VIRUS-1008087-0001
     [train|test|val/]CLASS/FILE              each image is its own patient
     [train|test|val/]CLASS/PATIENT/FILE      images in one folder are one patient's
 
@@ -25,6 +26,7 @@ _KERMANY_FOLDERS = {"normal", "pneumonia"}
 _KINDS = {"bacteria": 1, "virus": 2}
 _PNEUMONIA_NAME = re.compile(r"(person\d+)_(bacteria|virus)", re.IGNORECASE)
 _NORMAL_NAME = re.compile(r"((?:[a-z0-9]+-)*IM-\d+)", re.IGNORECASE)
+_VERSION_3_NAME = re.compile(r"(NORMAL|BACTERIA|VIRUS)-(\d+)-\d+", re.IGNORECASE)
 
 SPLIT_NAMES = {
     "train": TRAIN,
@@ -46,31 +48,50 @@ class Listing(NamedTuple):
     skipped: list[tuple[str, str]]  # (name, reason)
 
 
-def open_folder(path: str, data: DataConfig, dicom_only: bool = False) -> Catalogue:
+def open_folder(
+    path: str,
+    data: DataConfig,
+    dicom_only: bool = False,
+    class_names: tuple[str, ...] = (),
+) -> Catalogue:
     """The catalogue of the images below `path`; see `list_folder` for the layouts.
 
     Raises:
       DataError: as `list_folder` and `file_catalogue.assemble`.
     """
-    listing = list_folder(path)
+    listing = list_folder(path, class_names)
     decode = file_catalogue.FileDecoder(tuple(listing.paths), dicom_only)
     where = f"folder {path}"
     return file_catalogue.assemble(
-        listing.entries, listing.class_names, decode, data, where, listing.skipped
+        listing.entries,
+        listing.class_names,
+        decode,
+        data,
+        where,
+        listing.skipped,
+        declared=bool(class_names),
     )
 
 
-def list_folder(path: str) -> Listing:
+def list_folder(path: str, class_names: tuple[str, ...] = ()) -> Listing:
     """The images below `path`, with their labels, patients and splits.
 
-    In the Kermany layout (folders NORMAL and PNEUMONIA, some file name with `_bacteria_` or
-    `_virus_`) the classes are normal, bacterial and viral. The patient is `SPLIT/personN` or
-    `SPLIT/IM-N`: `person1` of the training and of the test set are two people, since each set was
-    numbered by itself. Within a set, `personN_bacteria` and `personN_virus` count as one patient:
-    if they are not, nothing is lost by keeping them together. The folder `val` of the common
-    download (16 images, none of them viral) was taken from the training set and returns to it.
+    In the Kermany layout (folders NORMAL and PNEUMONIA) the classes are normal, bacterial and
+    viral, and the data set's two namings are read:
 
-    Elsewhere the classes are the folders' names in alphabetical order.
+    - `personN_bacteria_M`, `personN_virus_M`, `IM-N-M`: the patient is `SPLIT/personN` or
+      `SPLIT/IM-N`. `person1` of the training and of the test set are two people, since each set was
+      numbered by itself. Within a set, `personN_bacteria` and `personN_virus` count as one patient:
+      if they are not, nothing is lost by keeping them together.
+    - version 3, `BACTERIA-N-M`, `VIRUS-N-M`, `NORMAL-N-M`: the patient is N in all sets.
+
+    The folder `val` of the common download (16 images, none of them viral) was taken from the
+    training set and returns to it. Elsewhere the classes are the folders' names in alphabetical
+    order.
+
+    Args:
+      path: the folder.
+      class_names: the run's classes, of which this folder may lack some; empty: those found here.
 
     Raises:
       DataError: if there is no such folder or no image, or a layout other than the above.
@@ -101,11 +122,16 @@ def list_folder(path: str) -> Listing:
     ]
     if not images:
         raise DataError(f"folder {path}: no images found")
-    if {name.lower() for name in classes} == _KERMANY_FOLDERS and any(
-        _PNEUMONIA_NAME.match(image.file.name) for image in images
-    ):
-        return _kermany(images, root)
-    return _one_folder_a_class(images, sorted(classes), root)
+    if _is_kermany(images, classes, class_names):
+        return _kermany(images, root, _split_of(top))
+    unknown = sorted(classes.difference(class_names)) if class_names else []
+    if unknown:
+        raise DataError(
+            f"folder {path}: {', '.join(unknown)} is none of the run's classes "
+            f"({', '.join(class_names)}); rename the folder, or name all classes in "
+            "config.data.classes"
+        )
+    return _one_folder_a_class(images, list(class_names) or sorted(classes), root)
 
 
 class _Image(NamedTuple):
@@ -115,18 +141,48 @@ class _Image(NamedTuple):
     parts: tuple[str, ...]  # of the path below the class's folder
 
 
-def _kermany(images: list[_Image], root: pathlib.Path) -> Listing:
+def _is_kermany(images: list[_Image], classes: set[str], class_names: tuple[str, ...]) -> bool:
+    """True for the Kermany folders, all of them or those that a hospital of such a run has."""
+    folders = {name.lower() for name in classes}
+    if class_names:
+        return class_names == KERMANY_CLASSES and folders <= _KERMANY_FOLDERS
+    return folders == _KERMANY_FOLDERS and any(
+        _PNEUMONIA_NAME.match(image.file.name) or _VERSION_3_NAME.match(image.file.name)
+        for image in images
+        if image.class_name.lower() == "pneumonia"
+    )
+
+
+def _split_of(folder: pathlib.Path) -> str:
+    """The split that `folder` itself is named after, or "all"."""
+    return SPLIT_NAMES.get(folder.resolve().name.lower(), "all")
+
+
+def _kermany(images: list[_Image], root: pathlib.Path, whole: str) -> Listing:
+    """The listing; `whole` stands for the split in patients' names where there are no splits."""
     listing = Listing([], [], KERMANY_CLASSES, [])
     for image in images:
         name = image.file.relative_to(root).as_posix()
         split = TRAIN if image.split == VALIDATION else image.split
         normal = image.class_name.lower() == "normal"
+        version_3 = _VERSION_3_NAME.match(image.file.name)
         match = (_NORMAL_NAME if normal else _PNEUMONIA_NAME).match(image.file.name)
-        if not normal and not match:
+        kind = (
+            version_3[1].lower() if version_3 else match[2].lower() if match and not normal else ""
+        )
+        if version_3 and normal != (kind == "normal"):
+            reason = f"{version_3[1]} in the name, in the folder {image.class_name}"
+            listing.skipped.append((name, reason))
+            continue
+        if not normal and not kind:
             listing.skipped.append((name, "neither bacteria nor virus in the name"))
             continue
-        label = 0 if normal or not match else _KINDS[match[2].lower()]
-        patient = f"{split or 'all'}/{match[1]}" if match else None
+        label = 0 if normal else _KINDS[kind]
+        patient = None
+        if version_3:
+            patient = version_3[2]
+        elif match:
+            patient = f"{split or whole}/{match[1]}"
         listing.entries.append(Entry(name, label, patient, split=split))
         listing.paths.append(str(image.file))
     return listing

@@ -10,6 +10,7 @@ import numpy as np
 
 from primia_jax.config import DataConfig, ExperimentConfig
 from primia_jax.data.catalogue import TEST, TRAIN, VALIDATION, Catalogue, Dataset, load
+from primia_jax.data.file_catalogue import OWN_PATIENT
 from primia_jax.data.partition import hospital_names, partition
 from primia_jax.data.sources import open_catalogue
 from primia_jax.data.splits import assign_splits
@@ -29,24 +30,38 @@ class SiteData:
     catalogue: Catalogue | None  # None: the site opens `data.path` for itself
     train: np.ndarray | None
     validation: np.ndarray | None
+    class_names: tuple[str, ...] = ()  # of the run; empty: those of the site's path
+    test_digests: frozenset[str] = frozenset()  # of the model owner's test images
 
     def load(self) -> tuple[Dataset, Dataset]:
         """Training and validation images.
 
         Raises:
-          DataError: if the site's own folder cannot be used.
+          DataError: if the site's own folder cannot be used, or holds an image of the test set.
         """
         catalogue, train, validation = self.catalogue, self.train, self.validation
         if catalogue is None or train is None or validation is None:
             path = self.data.path.replace(_SITE, self.site)
-            catalogue = open_catalogue(self.data, 1, self.seed, path=path)
-            splits = assign_splits(catalogue, self.data.validation_fraction, 0.0, self.seed)
+            catalogue = open_catalogue(
+                self.data, 1, self.seed, path=path, class_names=self.class_names
+            )
+            self._check_not_tested_on(catalogue)
+            fraction = self.data.validation_fraction
+            splits = assign_splits(catalogue, fraction, 0.0, self.seed, all_classes=False)
             train, validation = (
                 np.flatnonzero(splits == TRAIN),
                 np.flatnonzero(splits == VALIDATION),
             )
         size = self.data.image_size
         return load(catalogue, train, size), load(catalogue, validation, size)
+
+    def _check_not_tested_on(self, catalogue: Catalogue) -> None:
+        shared = self.test_digests.intersection(catalogue.digests)
+        if shared:
+            raise DataError(
+                f"{self.site}: {len(shared)} of {len(catalogue)} images are test images of the "
+                "model owner; remove them here or from config.data.test_path"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +76,8 @@ class DataPlan:
     skipped: tuple[tuple[str, str], ...]  # files left out, with reasons
     fingerprint: str  # of all records known at the door and what each is for
     used: frozenset[str] = frozenset()  # digests of the images for training and validation
+    used_patients: frozenset[str] = frozenset()  # as `patient_digests`, of the same records
+    remarks: tuple[str, ...] = ()  # assumptions about the sources that a user should check
 
     def load_test(self, image_size: int) -> Dataset:
         """The test images, each with its site's name (or "test")."""
@@ -103,6 +120,7 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
     if data.test_path:
         test_catalogue, test = _own_test_set(config, catalogue.class_names)
         skipped += test_catalogue.skipped
+        _check_apart(catalogue, held, test_catalogue, test)
     if len(test):
         summary.append(_summary("model owner", TEST, test_catalogue, test))
     return DataPlan(
@@ -114,17 +132,23 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
         tuple(skipped),
         _fingerprint((catalogue, splits), (test_catalogue, None)),
         frozenset(catalogue.digests[i] for i in held),
+        patient_digests(catalogue, held),
+        tuple(dict.fromkeys((*catalogue.remarks, *test_catalogue.remarks))),
     )
 
 
-def make_test_plan(config: ExperimentConfig) -> DataPlan:
-    """The same plan without the hospitals, for judging a finished model.
+def make_test_plan(config: ExperimentConfig, class_names: tuple[str, ...] = ()) -> DataPlan:
+    """The same plan without the hospitals, for evaluating a finished model.
+
+    Args:
+      config: of the experiment.
+      class_names: the model's; a test set named by `data.test_path` may lack some of them.
 
     Raises:
       DataError: if there is no test set.
     """
     if config.data.test_path:
-        catalogue, test = _own_test_set(config, None)
+        catalogue, test = _own_test_set(config, class_names)
     else:
         catalogue, splits = _open_and_split(config)
         test = np.flatnonzero(splits == TEST)
@@ -143,7 +167,8 @@ def _fingerprint(*parts: tuple[Catalogue, np.ndarray | None]) -> str:
     for catalogue, splits in parts:
         columns = (catalogue.names, catalogue.digests, catalogue.labels, catalogue.patients)
         for record in zip(*columns, catalogue.names if splits is None else splits):
-            content.update("\0".join(map(str, record)).encode() + b"\n")
+            line = "\0".join(map(str, record)) + "\n"
+            content.update(line.encode("utf-8", "surrogateescape"))
     return content.hexdigest()
 
 
@@ -168,9 +193,10 @@ def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
             "where every hospital has its own path ({site} in config.data.path), the model "
             "owner's test set must be named: config.data.test_path"
         )
-    catalogue, test = _own_test_set(config, None)
+    catalogue, test = _own_test_set(config, ())
+    names, digests = catalogue.class_names, frozenset(catalogue.digests[i] for i in test)
     sites = tuple(
-        SiteData(f"hospital_{i}", config.data, _seed(config), None, None, None)
+        SiteData(f"hospital_{i}", config.data, _seed(config), None, None, None, names, digests)
         for i in range(config.federated.hospitals)
     )
     summary = (_summary("model owner", TEST, catalogue, test),)
@@ -182,23 +208,68 @@ def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
         summary,
         catalogue.skipped,
         _fingerprint((catalogue, None)),
+        remarks=catalogue.remarks,
     )
 
 
 def _own_test_set(
-    config: ExperimentConfig, class_names: tuple[str, ...] | None
+    config: ExperimentConfig, class_names: tuple[str, ...]
 ) -> tuple[Catalogue, np.ndarray]:
     """The records of `data.test_path`: its test split where it has one, else all of them."""
     path = config.data.test_path
-    catalogue = open_catalogue(config.data, 1, _seed(config), path=path)
-    if class_names is not None and catalogue.class_names != class_names:
-        raise DataError(
-            f"config.data.test_path has classes {', '.join(catalogue.class_names)}; the training "
-            f"data have {', '.join(class_names)}"
-        )
+    catalogue = open_catalogue(config.data, 1, _seed(config), path=path, class_names=class_names)
     if catalogue.splits is not None and (catalogue.splits == TEST).any():
         return catalogue, np.flatnonzero(catalogue.splits == TEST)
     return catalogue, np.arange(len(catalogue))
+
+
+def patient_digests(catalogue: Catalogue, records: np.ndarray) -> frozenset[str]:
+    """SHA-256 of the patients of `records`, those left out that are only an image's own name.
+
+    They tell apart, they do not hide: whoever guesses a patient number can check it.
+    """
+    patients = {str(patient) for patient in catalogue.patients[records]}
+    return frozenset(
+        hashlib.sha256(b"patient\0" + patient.encode("utf-8", "surrogateescape")).hexdigest()
+        for patient in patients
+        if not patient.startswith(OWN_PATIENT)
+    )
+
+
+def _check_apart(
+    catalogue: Catalogue, held: np.ndarray, test_catalogue: Catalogue, test: np.ndarray
+) -> None:
+    """DataError if a test image, or a test patient, is among those trained or validated on.
+
+    A patient without a site in one of the two sources is compared by the number alone.
+    """
+    bare = catalogue.sites is None or test_catalogue.sites is None
+    kinds = (
+        ("an image", lambda c, i: c.digests[i]),
+        ("a patient", lambda c, i: _patient(c, i, bare=bare)),
+    )
+    for kind, key in kinds:
+        trained = {key(catalogue, i): i for i in held}
+        shared = [
+            (i, trained[key(test_catalogue, i)]) for i in test if key(test_catalogue, i) in trained
+        ]
+        if shared:
+            mine, other = test_catalogue.names[shared[0][0]], catalogue.names[shared[0][1]]
+            raise DataError(
+                f"config.data.test_path: {len(shared)} of {len(test)} test images show {kind} "
+                f"that is trained on, e.g. {mine} (training data: {other}); remove them, or give "
+                "patients that are different people different names"
+            )
+
+
+def _patient(catalogue: Catalogue, record: int, *, bare: bool) -> str:
+    """The patient of a record, without its site if `bare`; unique where nobody names it."""
+    patient = str(catalogue.patients[record])
+    if patient.startswith(OWN_PATIENT):
+        return f"{OWN_PATIENT}{catalogue.digests[record]}"
+    if bare and catalogue.sites is not None:
+        return patient.removeprefix(f"{catalogue.sites[record]}/")
+    return patient
 
 
 def _summary(site: str, split: str, catalogue: Catalogue, records: np.ndarray) -> dict:

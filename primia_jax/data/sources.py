@@ -13,7 +13,12 @@ from primia_jax.errors import DataError
 
 
 def open_catalogue(
-    data: DataConfig, hospitals: int, seed: int, *, path: str | None = None
+    data: DataConfig,
+    hospitals: int,
+    seed: int,
+    *,
+    path: str | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Catalogue:
     """Opens the source that `data.source` names; every image is checked before this returns.
 
@@ -22,6 +27,8 @@ def open_catalogue(
       hospitals: sites that the phantom generator is to imitate; other sources ignore it.
       seed: of the phantom generator; other sources ignore it.
       path: read this instead of `data.path` (the model owner's test set, or one hospital's path).
+      class_names: the run's classes, of which the source may lack some; empty: `data.classes`, or
+        else the classes found in the source, each of which must have an image.
 
     Raises:
       DataError: in one line what is missing or wrong; unreadable images are listed all at once.
@@ -31,23 +38,24 @@ def open_catalogue(
 
         return phantom.catalogue(data.phantom, hospitals, seed)
     path = os.path.expanduser(data.path if path is None else path)
+    class_names = class_names or data.classes
     if not path:
         raise DataError(f"config.data.path is empty; the source '{data.source}' needs one")
     if "{site}" in path:
         raise DataError(f"config.data.path = {path!r}: {{site}} stands for one hospital's name")
     if data.source == "csv":
-        return csv_source.open_csv(path, data)
+        return csv_source.open_csv(path, data, class_names=class_names)
     if data.source == "tfds":
         from primia_jax.data import tfds_builder
 
-        return tfds_builder.open_prepared(path, data)
+        return tfds_builder.open_prepared(path, data, class_names)
     if data.source == "dicom":
         table = _table_of(pathlib.Path(path))
         if table is not None:
-            return csv_source.open_csv(str(table), data, dicom_only=True)
-        return folders.open_folder(path, data, dicom_only=True)
+            return csv_source.open_csv(str(table), data, True, class_names)
+        return folders.open_folder(path, data, True, class_names)
     if data.source == "folder":
-        return folders.open_folder(path, data)
+        return folders.open_folder(path, data, class_names=class_names)
     raise DataError(f"config.data.source = {data.source!r}: no such kind of source")
 
 

@@ -20,7 +20,12 @@ _STREAM = (1,)  # keeps these random numbers apart from those of other modules w
 
 
 def assign_splits(
-    catalogue: Catalogue, validation_fraction: float, test_fraction: float, seed: int
+    catalogue: Catalogue,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    *,
+    all_classes: bool = True,
 ) -> np.ndarray:
     """[n] str: "train", "validation" or "test" for each record.
 
@@ -34,10 +39,13 @@ def assign_splits(
         one at each site with two patients or more; 0 takes none.
       test_fraction: of the patients; 0 takes none.
       seed: the same catalogue and seed give the same splits.
+      all_classes: False for one hospital of several, where a class may be missing or too rare to
+        stand in the training and in the validation set.
 
     Raises:
       DataError: if a patient or an identical image stands in two fixed splits (naming both
-        records), or a class would be missing from the training or validation set.
+        records), or the training or validation set would be empty or, if `all_classes`, lack a
+        class.
     """
     groups = group_ids(catalogue)
     n_groups = int(groups.max()) + 1
@@ -63,7 +71,14 @@ def assign_splits(
     of_group[of_group == ""] = TRAIN
     splits = of_group[groups]
     needed = [TRAIN, VALIDATION] if (splits == VALIDATION).any() or needs_validation else [TRAIN]
-    _check_classes(catalogue, splits, groups, needed)
+    for split in needed:
+        if not (splits == split).any():
+            raise DataError(
+                f"no record for the {split} set: {len(catalogue)} records of {n_groups} patients "
+                "in all; add patients or change the fixed splits"
+            )
+    if all_classes:
+        _check_classes(catalogue, splits, groups, needed)
     return splits
 
 

@@ -115,13 +115,14 @@ def prepare(kermany_path: str, data_dir: str) -> pathlib.Path:
     return pathlib.Path(builder.data_path)
 
 
-def open_prepared(path: str, data: DataConfig) -> Catalogue:
+def open_prepared(path: str, data: DataConfig, class_names: tuple[str, ...] = ()) -> Catalogue:
     """The catalogue of a prepared data set.
 
     Args:
       path: the `data_dir` of `prepare`, or the folder of one version of any data set in ArrayRecord
         whose features are an image, a class label and, if known, texts `patient` and `name`.
       data: the section of settings.
+      class_names: the run's classes, which must be the data set's; some may lack images.
 
     Raises:
       DataError: if there is none (with the command that prepares it) or it cannot be read; as
@@ -145,12 +146,17 @@ def open_prepared(path: str, data: DataConfig) -> Catalogue:
             for position in range(len(source)):
                 entries.append(_entry(source[position], split, position))
                 places.append((split, position))
-        class_names = tuple(label.names)
+        names = tuple(label.names)
     except Exception as error:  # the library and the file format raise many types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: cannot be read ({type(error).__name__}: {text})") from error
     decode = ArrayRecordDecoder(sources, tuple(places))
-    return file_catalogue.assemble(entries, class_names, decode, data, where)
+    if class_names and class_names != names:
+        raise DataError(
+            f"{where}: its classes are {', '.join(names)}, those of the run "
+            f"{', '.join(class_names)}; mend config.data.classes or prepare the data set anew"
+        )
+    return file_catalogue.assemble(entries, names, decode, data, where, declared=bool(class_names))
 
 
 def _entry(example: Mapping[str, Any], split: str, position: int) -> Entry:

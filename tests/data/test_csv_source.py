@@ -39,8 +39,31 @@ def test_all_columns(table):
     assert catalogue.labels.tolist() == [0, 1, 0, 1]
     assert catalogue.sites.tolist() == ["north", "south", "north", "south"]
     assert catalogue.splits.tolist() == ["train", "validation", "", "test"]
-    assert catalogue.patients[0] == catalogue.patients[1] == "p1"
-    assert len(set(catalogue.patients)) == 3
+    assert len(set(catalogue.patients)) == 4  # p1 of the north is another person than p1 elsewhere
+
+
+def test_a_patient_number_counts_within_its_site(table):
+    header = ["path", "label", "patient", "site"]
+    rows = [
+        [f"scans/{n}.png", "xy"[i % 2], f"p{i % 2}", "ns"[i // 3]] for i, n in enumerate("abcdef")
+    ]
+    patients = table(header, rows).patients
+    assert len(set(patients)) == 4 and patients[0] == patients[2] == "n/p0"
+    assert set(table(header[:3], [row[:3] for row in rows]).patients) == {"p0", "p1"}
+
+
+def test_declared_classes(table):
+    """Labels are the declared names, or integers in their order; some may not occur."""
+    declared = ("normal", "bacterial", "viral")
+    by_name = [["scans/a.png", "viral"], ["scans/b.png", "normal"]]
+    by_number = [["scans/a.png", "2"], ["scans/b.png", "0"]]
+    for rows in (by_name, by_number):
+        catalogue = table(["path", "label"], rows, classes=declared)
+        assert catalogue.class_names == declared and catalogue.labels.tolist() == [2, 0]
+    with pytest.raises(DataError, match=r"row 3, column label: 'covid' is none of the run's class"):
+        table(["path", "label"], [by_name[0], ["scans/b.png", "covid"]], classes=declared)
+    with pytest.raises(DataError, match=r"row 2, column label: '2' .* config\.data\.classes"):
+        table(["path", "label"], by_number)
 
 
 def test_integer_labels_and_absolute_paths(table, tmp_path):
@@ -78,7 +101,7 @@ def test_byte_order_mark(tmp_path, folder_config):
         (
             ["path", "label"],
             [["scans/a.png", "0"], ["scans/b.png", "1"], ["scans/c.png", "7"]],
-            "row 4, column label: '7' is out of range: 3 different labels .* 0 to 2",
+            "row 4, column label: '7' is out of range: the table uses 3 classes, so labels must be 0 to 2",
         ),
         (
             ["path", "label"],
@@ -105,6 +128,26 @@ def test_byte_order_mark(tmp_path, folder_config):
             ["path", "label", "site"],
             [["scans/a.png", "x", "n"], ["scans/b.png", "y", ""]],
             "row 3, column site: empty",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "viral"], ["scans/b.png", "x"], ["scans/c.png", "Viral"]],
+            r"'viral' \(row 2\) and 'Viral' \(row 4\) differ only in case or spaces",
+        ),
+        (
+            ["path", "label", "site"],
+            [["scans/a.png", "x", "St. Mary"], ["scans/b.png", "y", "St.Mary"]],
+            "sites 'St. Mary' and 'St.Mary' differ only in case or spaces",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "x"], ["scans/b.png", "NaN"]],
+            "row 3, column label: 'NaN' reads like a missing value",
+        ),
+        (
+            ["path", "label", "patient"],
+            [["scans/a.png", "x", "nan"], ["scans/b.png", "y", "p"]],
+            "row 2, column patient: 'nan' reads like a missing value",
         ),
     ],
 )

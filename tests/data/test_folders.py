@@ -1,13 +1,16 @@
 """Layouts of folders give the right labels, patients and splits; mistakes give one clear line."""
 
 import dataclasses
+import itertools
 import pickle
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 from image_sets import grey, save, save_dicom
 
-from primia_jax.data import folders, load, open_catalogue
+from primia_jax.data import assign_splits, folders, load, open_catalogue
 from primia_jax.errors import DataError
 
 
@@ -81,6 +84,100 @@ def test_kermany_name_without_kind(kermany, folder_config):
         opened(folder_config, root)
     catalogue = opened(folder_config, root, on_error="skip")
     assert len(catalogue) == 24 and catalogue.skipped[0][0] == "train/PNEUMONIA/person9.jpeg"
+
+
+VERSION_3 = {"NORMAL": "NORMAL", "BACTERIA": "PNEUMONIA", "VIRUS": "PNEUMONIA"}
+
+
+def version_3(root, splits=("train",)):
+    """Three images each of two patients a class and split, named as version 3 names them."""
+    numbers = itertools.count()
+    for split in splits:
+        for k, (kind, folder) in enumerate(VERSION_3.items()):
+            for patient in (f"{k}008087", f"{k}20" if split == "train" else f"{k}21"):
+                for image in (1, 2, 3):
+                    name = f"{kind}-{patient}-{image:04}.jpeg"
+                    save(root / "chest_xray" / split / folder / name, grey(next(numbers)))
+    return root
+
+
+def test_kermany_version_3(tmp_path, folder_config):
+    """Kind and patient stand in the file name; a patient number is the same in all sets."""
+    root = version_3(tmp_path, ("train", "test"))
+    catalogue = opened(folder_config, root)
+    assert catalogue.class_names == folders.KERMANY_CLASSES
+    assert np.bincount(catalogue.labels).tolist() == [12, 12, 12]
+    patients = by_name(catalogue, catalogue.patients)
+    assert set(Counter(patients.values()).values()) == {3, 6}  # 6: in both sets, to be noticed
+    with pytest.raises(DataError, match="the same patient, in two splits"):
+        assign_splits(catalogue, 0.2, 0.2, 0)
+    assert catalogue.remarks == ()
+
+
+def test_kermany_version_3_in_the_wrong_folder(tmp_path, folder_config):
+    """A kind that contradicts its folder is reported, not guessed."""
+    save(version_3(tmp_path) / "chest_xray/train/NORMAL/VIRUS-77-0001.jpeg", grey(900))
+    with pytest.raises(DataError, match=r"VIRUS-77-0001.jpeg: VIRUS in the name, in the folder"):
+        opened(folder_config, tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["NORMAL", "PNEUMONIA"])
+def test_part_of_kermany(kermany, folder_config, kept):
+    """A hospital that has one of the Kermany folders takes part where the run has its classes."""
+    root = kermany(("train",))
+    for folder in (root / "train").iterdir():
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    with pytest.raises(DataError, match=r"only one class .*config\.data\.classes"):
+        opened(folder_config, root)
+    catalogue = open_catalogue(
+        dataclasses.replace(folder_config, path=str(root)),
+        1,
+        0,
+        class_names=folders.KERMANY_CLASSES,
+    )
+    assert catalogue.class_names == folders.KERMANY_CLASSES
+    assert set(catalogue.labels) == ({0} if kept == "NORMAL" else {1, 2})
+
+
+def test_unknown_patients_are_said(tmp_path, folder_config):
+    """Where each image counts as a patient of its own, the user is warned."""
+    for i in range(4):
+        save(tmp_path / "ab"[i % 2] / f"{i}.png", grey(i))
+    (remark,) = opened(folder_config, tmp_path).remarks
+    assert "4 of 4 images name no patient" in remark
+    save(tmp_path / "a" / "p1" / "5.png", grey(5))
+    assert "4 of 5 images" in opened(folder_config, tmp_path).remarks[0]
+
+
+def test_declared_classes(tmp_path, folder_config):
+    """A declared class may be missing or empty; a folder that is none of them is refused."""
+    for i in range(4):
+        save(tmp_path / "ab"[i % 2] / f"{i}.png", grey(i))
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match=r"no images of class c; .*config\.data\.classes"):
+        opened(folder_config, tmp_path)
+    catalogue = opened(folder_config, tmp_path, classes=("x", "b", "a", "c"))
+    assert catalogue.class_names == ("x", "b", "a", "c")
+    assert sorted(catalogue.labels) == [1, 1, 2, 2]
+    with pytest.raises(DataError, match=r"c is none of the run's classes \(a, b\)"):
+        opened(folder_config, tmp_path, classes=("a", "b"))
+
+
+def test_class_folders_that_differ_in_case(tmp_path, folder_config):
+    for i, name in enumerate(("viral", "Viral", "normal")):
+        save(tmp_path / name / f"{i}.png", grey(i))
+    with pytest.raises(DataError, match=r"'Viral' and 'viral' differ only in case or spaces"):
+        opened(folder_config, tmp_path)
+
+
+def test_one_image_under_two_labels(tmp_path, folder_config):
+    """Which label is right cannot be known: both files are named and, if asked for, left out."""
+    for i, path in enumerate(("a/1.png", "b/2.bmp", "a/3.png", "b/4.png")):
+        save(tmp_path / path, grey(max(i, 1)))
+    with pytest.raises(DataError, match=r"(?s)2 of 4 .*a/1.png: the same image as b/2.bmp, which"):
+        opened(folder_config, tmp_path)
+    assert opened(folder_config, tmp_path, on_error="skip").names == ("a/3.png", "b/4.png")
 
 
 def test_one_folder_a_class(tmp_path, folder_config):
@@ -158,7 +255,7 @@ def test_dicom_source(tmp_path, folder_config):
 
 def test_identical_images_have_identical_digests(tmp_path, folder_config):
     save(tmp_path / "a" / "1.png", grey(1))
-    save(tmp_path / "b" / "2.bmp", grey(1))
+    save(tmp_path / "a" / "2.bmp", grey(1))
     save(tmp_path / "b" / "3.png", grey(2))
     one, two, three = opened(folder_config, tmp_path).digests
     assert one == two != three

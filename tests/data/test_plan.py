@@ -58,6 +58,92 @@ def test_own_paths_need_a_named_test_set():
         make_plan(config(source="folder", path="/data/{site}"))
 
 
+def pictures(root, names, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(root / name)
+    return root
+
+
+THREE = [f"{kind}/{i}.png" for kind in ("normal", "other", "viral") for i in range(8)]
+
+
+@pytest.mark.parametrize("source", ["folder", "csv"])
+def test_a_hospital_without_a_class_takes_part(tmp_path, source):
+    """The run says which classes there are; labels keep their meaning at every hospital."""
+    skewed = [name for name in THREE if "other" not in name]
+    for folder, names in (("hospital_0", THREE), ("hospital_1", skewed), ("test", THREE)):
+        pictures(tmp_path / folder, names, seed=len(folder) + len(names))
+        kinds = {"normal": 0, "other": 1, "viral": 2}
+        rows = [f"{folder}/{name},{kinds[name.split('/')[0]]}" for name in names]
+        (tmp_path / f"{folder}.csv").write_text("\n".join(["path,label", *rows]))
+    suffix = ".csv" if source == "csv" else ""
+    experiment = config(
+        source=source, path=f"{tmp_path}/{{site}}{suffix}", test_path=f"{tmp_path}/test{suffix}"
+    )
+    everybody = make_plan(
+        dataclasses.replace(
+            experiment, federated=dataclasses.replace(experiment.federated, hospitals=2)
+        )
+    )
+    for site, counts in zip(everybody.sites, ([8, 8, 8], [8, 0, 8])):
+        train, validation = site.load()
+        assert train.class_names == everybody.class_names
+        assert (train.class_counts() + validation.class_counts()).tolist() == counts
+
+
+def test_a_test_set_may_lack_a_class(tmp_path):
+    pictures(tmp_path / "all", THREE)
+    pictures(tmp_path / "test", [name for name in THREE if "other" not in name], seed=1)
+    experiment = config(
+        source="folder", partition="iid", path=f"{tmp_path}/all", test_path=f"{tmp_path}/test"
+    )
+    assert make_plan(experiment).load_test(16).class_counts().tolist() == [8, 0, 8]
+    judged = make_test_plan(experiment, ("normal", "other", "viral"))
+    assert judged.load_test(16).class_counts().tolist() == [8, 0, 8]
+
+
+def test_test_images_and_patients_are_not_trained_on(tmp_path):
+    """Over two sources as within one: the same image, and another image of the same patient."""
+    films = pictures(tmp_path / "films", THREE)
+    other = pictures(tmp_path / "other", THREE, seed=1)
+
+    def table(folder, header, ending):
+        rows = [f"{n},{n.split('/')[0]},{ending(i)}" for i, n in enumerate(THREE)]
+        (folder / "table.csv").write_text("\n".join([f"path,label,{header}", *rows]))
+        return str(folder / "table.csv")
+
+    def plan_of(**data):
+        return make_plan(config(partition="iid", **data))
+
+    with pytest.raises(DataError, match=r"24 of 24 test images show an image that is trained on"):
+        plan_of(source="folder", path=str(films), test_path=str(films))
+    numbers = table(films, "patient", lambda i: f"p{i}")
+    same = {"source": "csv", "path": numbers}
+    with pytest.raises(DataError, match=r"24 of 24 test images show a patient that is trained on"):
+        plan_of(**same, test_path=table(other, "patient", lambda i: f"p{i}"))
+    with pytest.raises(DataError, match=r"24 of 24 test images show a patient"):
+        plan_of(**same, test_path=table(other, "patient,site", lambda i: f"p{i},north"))
+    assert plan_of(**same, test_path=table(other, "patient", lambda i: f"q{i}")).sites
+    trained = {"source": "csv", "path": table(films, "patient,site", lambda i: f"p{i},south")}
+    assert plan_of(**trained, test_path=table(other, "patient,site", lambda i: f"p{i},north")).sites
+    assert plan_of(source="folder", path=str(films), test_path=str(other)).sites
+
+
+def test_a_hospital_refuses_test_images(tmp_path):
+    """Where each hospital reads its own path, it alone can tell, and names no file."""
+    pictures(tmp_path / "hospital_0", THREE)
+    pictures(tmp_path / "hospital_1", THREE, seed=1)
+    pictures(tmp_path / "test", THREE, seed=1)
+    experiment = config(source="folder", path=f"{tmp_path}/{{site}}", test_path=f"{tmp_path}/test")
+    everybody = make_plan(experiment)
+    everybody.sites[0].load()
+    with pytest.raises(DataError, match="hospital_1: 24 of 24 images are test images") as caught:
+        everybody.sites[1].load()
+    assert ".png" not in str(caught.value)
+
+
 def test_a_judge_needs_a_test_set(tmp_path):
     assert len(make_test_plan(config()).test) == 12
     for kind in ("a", "b"):

@@ -177,3 +177,16 @@ def test_class_that_fixed_splits_leave_out():
     c = catalogue([0, 1, 0, 1, 0, 1], np.arange(6), splits=fixed)
     with pytest.raises(DataError, match="class class0 has no record in the validation set"):
         assign_splits(c, 0.2, 0, 0)
+
+
+def test_a_hospital_may_lack_a_class():
+    """A class may be missing or stand in one set alone; no set is empty."""
+    c = catalogue([0] * 8 + [2], range(9))
+    with pytest.raises(DataError, match="class class1 has no record in the train set"):
+        assign_splits(c, 0.2, 0, 0)
+    splits = assign_splits(c, 0.2, 0, 0, all_classes=False)
+    assert set(splits) == {"train", "validation"} and splits[8] == "train"
+    with pytest.raises(
+        DataError, match="no record for the validation set: 1 records of 1 patients"
+    ):
+        assign_splits(catalogue([0], [0]), 0.2, 0, 0, all_classes=False)
