@@ -18,7 +18,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "experiment": ("Predictions", "Result", "evaluate", "predict", "train"),
+    "experiment": ("Result", "evaluate", "predict", "train"),
+    "predictions": ("Predictions", "read_predictions"),
     "encrypted": ("EncryptedPredictions", "predict_encrypted"),
     "leakage": ("audit",),
     "judging": ("evaluate_federated",),
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate_federated",
     "predict",
     "predict_encrypted",
+    "read_predictions",
     "study",
     "train",
     "tune",

@@ -27,13 +27,14 @@ from primia_jax.config import (
 from primia_jax.data import make_test_plan, predict_inputs
 from primia_jax.errors import ConfigError
 from primia_jax.evaluation.timeline import plot_timeline
-from primia_jax.experiment import Predictions, checked, open_driver
+from primia_jax.experiment import checked, open_driver
 from primia_jax.federated import checkpoints, local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc import inference, scaling
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.protocols.protocol import Protocol
+from primia_jax.predictions import Predictions
 from primia_jax.runtime import Locally, Steps, Trace
 
 DESCRIPTION = "encrypted.json"  # in the workdir: what all parties may know of the model

@@ -5,7 +5,6 @@ tensorboard/, checkpoints/, sites/ (each hospital's own) and report.html.
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import os
@@ -19,13 +18,10 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
+from primia_jax import predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
-from primia_jax.errors import (
-    ConfigError,
-    DataError,
-    StorageError,
-)
+from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
@@ -34,6 +30,7 @@ from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
+from primia_jax.predictions import Predictions
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.watch.watch import Watch
@@ -206,35 +203,6 @@ def evaluate(
     return scores
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Diagnoses of unlabelled images."""
-
-    names: list[str]
-    probabilities: np.ndarray  # [n k]
-    class_names: tuple[str, ...]
-    skipped: list[tuple[str, str]]  # files that could not be read, with reasons
-
-    def classes(self) -> list[str]:
-        """[n] the most probable class of each image."""
-        return [self.class_names[i] for i in self.probabilities.argmax(1)]
-
-    def write(self, path: pathlib.Path) -> None:
-        """A CSV file with a line an image: file, class, and a probability for each class.
-
-        Raises:
-          StorageError: if it cannot be written.
-        """
-        try:
-            with open(path, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["file", "class", *(f"p_{name}" for name in self.class_names)])
-                for name, label, row in zip(self.names, self.classes(), self.probabilities):
-                    writer.writerow([name, label, *(f"{p:.6f}" for p in row)])
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
-
-
 def predict(
     config: ConfigDict | ExperimentConfig,
     workdir: str | os.PathLike[str],
@@ -242,7 +210,7 @@ def predict(
 ) -> Predictions:
     """Diagnoses an image, a DICOM file or a folder of them with the best model in `workdir`.
 
-    Writes predictions.csv: file, class, and a probability for each class.
+    Writes predictions.csv, see `Predictions.write`.
 
     Raises:
       CheckpointError: if there is no model, or another one than `config.model`.
@@ -254,7 +222,7 @@ def predict(
     names, images, skipped = predict_inputs(str(input_path), model.image_size)
     probabilities = model.probabilities(images, config.evaluation.batch_size)
     found = Predictions(list(names), probabilities, model.class_names, list(skipped))
-    found.write(directory / "predictions.csv")
+    found.write(directory / predictions.FILE)
     return found
 
 
