@@ -207,7 +207,7 @@ def _infer_client(client: _Client, position: int) -> Steps:
 class EncryptedPredictions(Predictions):
     """Diagnoses of images that their model never saw, and what each of them cost."""
 
-    traces: tuple[Trace, ...]
+    traces: tuple[Trace, ...] = ()
 
 
 def predict_encrypted(
