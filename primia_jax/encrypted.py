@@ -265,7 +265,7 @@ def predict_encrypted(
             progress(position + 1, len(names), trace)
         driver.close()
     found = EncryptedPredictions(
-        list(names), np.stack(probabilities), class_names, list(skipped), tuple(traces)
+        list(names), np.stack(probabilities), class_names, list(skipped), traces=tuple(traces)
     )
     found.write(directory / "predictions.csv")
     summary = [

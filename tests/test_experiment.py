@@ -146,7 +146,8 @@ def test_predict_reads_files_of_any_size(local_run, tmp_path):
     found = primia_jax.predict(smoke_config(), local_run.workdir, tmp_path)
     assert [name for name, _ in found.skipped] == ["notes.png"]
     rows = list(csv.DictReader((local_run.workdir / "predictions.csv").open()))
-    assert [row["file"] for row in rows] == ["0.png", "1.png"]
+    assert [row["file"] for row in rows] == ["0.png", "1.png", "notes.png"]
+    assert not rows[2]["class"] and rows[2]["remarks"]
     for row, p in zip(rows, found.probabilities):
         assert sum(float(row[f"p_{c}"]) for c in found.class_names) == pytest.approx(1, abs=1e-4)
         assert row["class"] == found.class_names[int(p.argmax())]
