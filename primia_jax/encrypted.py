@@ -199,7 +199,8 @@ def _infer_client(client: _Client, position: int) -> Steps:
     """The data owner's program for one image; it alone learns the probabilities [k]."""
     image = client.images[position : position + 1]
     infer = client.protocol.infer_data_owner(client.party, image, streamed=True)
-    party, (logits,) = yield from infer
+    party, diagnosis = yield from infer
+    (logits,) = diagnosis.outputs
     return dataclasses.replace(client, party=party), np.asarray(jax.nn.softmax(logits[0]))
 
 

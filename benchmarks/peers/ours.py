@@ -79,7 +79,7 @@ def _run(driver: ray_driver.RayDriver, name: str, image: np.ndarray) -> dict[str
         "rounds": max(party.depth for party in online.parties.values()),
         "key_bytes": max(received.values()),
         "offline_seconds": offline.seconds,
-        "logits": np.ravel(reports[DATA_OWNER][0]).tolist(),
+        "logits": np.ravel(reports[DATA_OWNER].outputs[0]).tolist(),
     }
 
 

@@ -10,7 +10,7 @@ float32 defaults of training into float64.
 
 from typing import Any
 
-__all__ = ["Overflow", "SecureProgram", "calibrate", "encrypt"]
+__all__ = ["OutOfRangeWarning", "Overflow", "SecureProgram", "calibrate", "encrypt"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,6 +128,10 @@ def _magnitudes(plan: Plan) -> Callable[[Any, Any], Any]:
     return seen
 
 
+class OutOfRangeWarning(UserWarning):
+    """Values left the range that the network was calibrated for: the result may be wrong."""
+
+
 class SecureProgram:
     """A network that runs encrypted.
 
@@ -135,6 +139,8 @@ class SecureProgram:
       circuit: its public description.
       ranges: what calibration saw.
       offline_trace: cost of the set-up and of the keys made last.
+      out_of_range: layers that left their range in the last run, known to the data owner alone;
+        None if the protocol cannot tell.
     """
 
     def __init__(
@@ -155,6 +161,7 @@ class SecureProgram:
             warnings.warn(told, stacklevel=3)
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
+        self.out_of_range: tuple[str, ...] | None = None
         self._driver: LocalDriver | None = None
         self._others: dict[int, SecureProgram] = {}
 
@@ -262,13 +269,16 @@ class SecureProgram:
         """
         images = np.asarray(images)
         if images.ndim and images.shape[0] != self.batch_size and images.shape[0] > 0:
-            return self.for_batch(len(images)).run(
+            other = self.for_batch(len(images))
+            returned = other.run(
                 images,
                 latency_s=latency_s,
                 bandwidth_bps=bandwidth_bps,
                 jitter_s=jitter_s,
                 seed=seed,
             )
+            self.out_of_range = other.out_of_range
+            return returned
         images = check_image(self.circuit, images)
         states = self._driver.states if self._driver else {}
         if not states or not self.protocol.available(states[DATA_OWNER]):
@@ -276,7 +286,17 @@ class SecureProgram:
         assert self._driver is not None
         driver = self._driver.with_link(Link(latency_s, bandwidth_bps, jitter_s, seed))
         reports, trace = driver.run(self.protocol.programs(images))
-        return self.as_returned(reports[DATA_OWNER]), trace
+        diagnosis = reports[DATA_OWNER]
+        self.out_of_range = diagnosis.out_of_range
+        if diagnosis.out_of_range:
+            layers = ", ".join(diagnosis.out_of_range)
+            warnings.warn(
+                f"the result may be wrong: values left the calibrated range in {layers}; calibrate "
+                "with such images",
+                OutOfRangeWarning,
+                stacklevel=2,
+            )
+        return self.as_returned(diagnosis.outputs), trace
 
     def as_returned(self, outputs: Sequence[Any]) -> Any:
         """Outputs in the form and the types in which `apply_fn` returns them."""
@@ -317,4 +337,4 @@ def calibrate(program: SecureProgram, images: Any) -> SecureProgram:
     return program.calibrate(images)
 
 
-__all__ = ["Overflow", "SecureProgram", "calibrate", "encrypt"]
+__all__ = ["OutOfRangeWarning", "Overflow", "SecureProgram", "calibrate", "encrypt"]

@@ -215,15 +215,15 @@ def test_keys_run_out_and_are_never_dealt_twice():
     circuit, params = make_program().circuit, network()[1]
     driver = started(circuit, params)
     images = pictures(1)
-    first = driver.run(inference_programs(images))[0][DATA_OWNER][0]
-    second = driver.run(inference_programs(images))[0][DATA_OWNER][0]
+    first = driver.run(inference_programs(images))[0][DATA_OWNER].outputs[0]
+    second = driver.run(inference_programs(images))[0][DATA_OWNER].outputs[0]
     np.testing.assert_allclose(first, second, atol=0.01)
     with pytest.raises(ProtocolError, match="no key is left"):
         driver.run(inference_programs(images))
     with pytest.raises(ProtocolError, match="key 1"):
         prepare(driver, (1,))
     assert driver.states[CRYPTO_PROVIDER].ledger.next() == 2
-    streamed = driver.run(inference_programs(images, streamed=True))[0][DATA_OWNER][0]
+    streamed = driver.run(inference_programs(images, streamed=True))[0][DATA_OWNER].outputs[0]
     np.testing.assert_allclose(first, streamed, atol=0.01)
 
 

@@ -182,7 +182,7 @@ class Contract:
         driver, _ = self.started()
         images = pictures(1, seed=3)
         found = [
-            driver.run(self.inference(images, **options))[0][DATA_OWNER][0]
+            driver.run(self.inference(images, **options))[0][DATA_OWNER].outputs[0]
             for options in ({}, {}, {"streamed": True})
         ]
         for other in found[1:]:

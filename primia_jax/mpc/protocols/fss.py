@@ -36,6 +36,7 @@ from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, masks
+from primia_jax.mpc.protocols.protocol import Diagnosis
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
 _READY = 2  # keys that the data owner holds expanded; one of a ResNet-18 takes some 120 MB
@@ -370,7 +371,7 @@ def prepare_provider(state: Provider, numbers: tuple[int, ...]) -> Steps:
 
 @ring.x64_steps
 def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> Steps:
-    """Has `image` diagnosed; reports the outputs.
+    """Has `image` diagnosed; reports a `Diagnosis`.
 
     Args:
       state: after set-up.
@@ -409,9 +410,8 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     for position, ((node, unit), words) in enumerate(zip(circuit.segments[last].values, packed)):
         r = masks.value_mask(circuit, state.seed, masks.R, number, last, position)
         outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
-    return dataclasses.replace(state, ready=_still_ready(state)), tuple(
-        np.asarray(out) for out in outputs
-    )
+    diagnosis = Diagnosis(tuple(np.asarray(out) for out in outputs), None)
+    return dataclasses.replace(state, ready=_still_ready(state)), diagnosis
 
 
 def _gates_data_owner(

@@ -8,7 +8,7 @@ number, and what was dealt for it is used once.
 import abc
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.mpc.cost import Cost
@@ -17,6 +17,24 @@ from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, P
 from primia_jax.mpc.scaling import Ranges
 from primia_jax.runtime.party import Driver, Locally, Program, Steps
 from primia_jax.runtime.trace import Trace
+
+
+class Diagnosis(NamedTuple):
+    """Result of a run for one image or batch; the data owner alone has it.
+
+    Attributes:
+      outputs: of the network, as reals.
+      out_of_range: names of the layers in which a value left the calibrated range, so that the
+        outputs may be wrong; None if the protocol cannot tell.
+    """
+
+    outputs: tuple[Any, ...]
+    out_of_range: tuple[str, ...] | None
+
+    @property
+    def in_range(self) -> bool | None:
+        """True if every value stayed in its range, False if one did not, None if not known."""
+        return None if self.out_of_range is None else not self.out_of_range
 
 
 class Protocol(abc.ABC):
@@ -94,7 +112,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def infer_data_owner(self, state: Any, image: Any, streamed: bool = False) -> Steps:
-        """The data owner's program for one image or batch; reports the outputs.
+        """The data owner's program for one image or batch; reports a `Diagnosis`.
 
         With `streamed`, what the run needs is dealt in the run itself.
         """

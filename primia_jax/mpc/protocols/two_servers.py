@@ -28,7 +28,7 @@ from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.plan import Plan
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES
 from primia_jax.mpc.protocols.parties import ASSISTANT, Party, SharedStream
-from primia_jax.mpc.protocols.protocol import Protocol
+from primia_jax.mpc.protocols.protocol import Diagnosis, Protocol
 from primia_jax.mpc.scaling import Ranges
 from primia_jax.mpc.shared_circuit import SharedCircuit, Step, varying_shape
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
@@ -268,7 +268,8 @@ class TwoServers(Protocol):
         share = _share(me.shared_with(1), image.shape, circuit.encoded(image))
         outputs = yield from self._serve(state, me, share, key)
         theirs = yield Receive(MODEL_OWNER)
-        return state, tuple(circuit.decoded(own + other) for own, other in zip(outputs, theirs))
+        decoded = tuple(circuit.decoded(own + other) for own, other in zip(outputs, theirs))
+        return state, Diagnosis(decoded, None)
 
     @ring.x64_steps
     def infer_model_owner(self, state: State, streamed: bool = False) -> Steps:
