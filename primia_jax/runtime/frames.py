@@ -1,12 +1,14 @@
 """Messages between two parties as sealed frames: who carries them can neither read nor alter them.
 
 A message is packed into one run of bytes, and sealed by ChaCha20-Poly1305 (RFC 8439). Each
-direction of each link has a key of its own, which HKDF derives from an X25519 agreement, both
-public keys and both names. The nonce counts the frames of a direction over the parties' whole life,
-so it never repeats under its key; the message's place in its run is authenticated with it.
+direction of each link has a key of its own, which HKDF derives from an X25519 agreement, the
+session's transcript and both names. The nonce counts the frames of a direction over the whole
+session, so it never repeats under its key; the message's place in its run is authenticated with it.
 
 What this protects against: whoever sees or changes frames on their way, and other parties of the
-run. Whoever hands out the public keys is trusted to hand out the right ones.
+run. The agreement is signed by every party's long-lived key (`core.identity`), so whoever carries
+it, the driver for instance, cannot put its own keys in. It could only where a party meets a peer
+for the first time and no fingerprint is pinned.
 
 Packing is free of pickle on purpose. A seal proves who sent a frame, not that the sender is
 honest, and the parties of a protocol need not trust one another with running code: unpickling what
@@ -26,11 +28,9 @@ from typing import Any
 import jax
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from primia_jax.core import identity
 from primia_jax.errors import ProtocolError
 
 _ALIGNMENT = 64
@@ -41,47 +41,50 @@ _MALFORMED = (
     *(RecursionError, StopIteration, struct.error),
 )
 _TAG_BYTES = 16
+_PURPOSE = "sealed frames"
 _LONGEST = 2**31 - 1  # bytes that the cipher takes at once
 
 
 class Seals:
-    """One party's keys: a pair of its own, and two for each peer, to seal with and to open with."""
+    """One party's keys: two for each peer, to seal with and to open with, agreed on in a session.
 
-    def __init__(self, me: str):
-        """Makes a fresh pair, which lives as long as this object."""
-        self._me, self._private = me, X25519PrivateKey.generate()
+    Every party calls `sign` with everybody's `hello`, then `agree` with everybody's signature.
+    """
+
+    def __init__(self, me: str, credentials: identity.Credentials | None = None):
+        """Draws a fresh key pair; without credentials those of a party that has met nobody."""
+        self._me = me
+        self._handshake = identity.Handshake(credentials or identity.ephemeral(me))
         self._seal: dict[str, ChaCha20Poly1305] = {}
         self._open: dict[str, ChaCha20Poly1305] = {}
         self._sealed: dict[str, int] = {}  # frames so far
         self._opened: dict[str, int] = {}  # number of the last frame
 
     @property
-    def public_key(self) -> bytes:
-        """32 bytes, for the peers."""
-        return self._private.public_key().public_bytes_raw()
+    def hello(self) -> bytes:
+        """Public keys of this party for its peers, 96 bytes."""
+        return self._handshake.hello
 
-    def agree(self, public_keys: Mapping[str, bytes]) -> None:
-        """Derives the keys of all links, once; `public_keys` are everybody's.
+    def sign(self, hellos: Mapping[str, bytes]) -> bytes:
+        """Signature over the hellos of all parties, this one's included, 64 bytes.
 
         Raises:
-          ProtocolError: for a key that is none, or two parties with the same one.
+          ProtocolError: if a party is not the one that is pinned, or two show the same key.
+        """
+        return self._handshake.sign(hellos)
+
+    def agree(self, signatures: Mapping[str, bytes]) -> None:
+        """Derives the keys of all links, once; `signatures` are everybody's.
+
+        Raises:
+          ProtocolError: for a signature that does not fit the hellos, or a key that is none.
         """
         if self._seal:
             raise ProtocolError(f"{self._me} has agreed on keys already")
-        if len(set(public_keys.values())) != len(public_keys):
-            raise ProtocolError(f"{self._me} was told the same public key for two parties")
-        mine = self.public_key
-        for peer, theirs in public_keys.items():
-            if peer == self._me:
-                continue
-            try:
-                shared = self._private.exchange(X25519PublicKey.from_public_bytes(theirs))
-            except ValueError as error:
-                raise ProtocolError(
-                    f"{self._me} cannot use the public key of {peer}: {error}"
-                ) from None
-            self._seal[peer] = _derive(shared, (self._me, mine), (peer, theirs))
-            self._open[peer] = _derive(shared, (peer, theirs), (self._me, mine))
+        session = self._handshake.finish(signatures)
+        for peer in session.secrets:
+            self._seal[peer] = ChaCha20Poly1305(session.key(_PURPOSE, self._me, peer))
+            self._open[peer] = ChaCha20Poly1305(session.key(_PURPOSE, peer, self._me))
             self._sealed[peer] = self._opened[peer] = 0
 
     def seal(self, to: str, payload: np.ndarray, associated: bytes) -> tuple[int, np.ndarray]:
@@ -120,13 +123,6 @@ class Seals:
             ) from None
         self._opened[sender] = number
         return payload
-
-
-def _derive(shared: bytes, sender: tuple[str, bytes], receiver: tuple[str, bytes]) -> Any:
-    """The cipher of one direction."""
-    ends = [[name, key.hex()] for name, key in (sender, receiver)]
-    info = b"primia_jax sealed frames v1 " + json.dumps(ends).encode()
-    return ChaCha20Poly1305(HKDF(SHA256(), length=32, salt=None, info=info).derive(shared))
 
 
 def pack(message: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from primia_jax.core.identity import Credentials
 from primia_jax.environment import thread_variables
 from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
@@ -112,6 +113,7 @@ class RayDriver:
         later: Collection[str] = (),
         patience_s: float = 0.0,
         tell: Callable[[str], None] = lambda text: None,
+        credentials: Mapping[str, Callable[[], Credentials]] | None = None,
     ):
         """Starts the actors, and makes each party's state there by calling its entry of `parties`.
 
@@ -121,18 +123,21 @@ class RayDriver:
           placements: of the parties' actors; of several that share one, the first one's.
           timeout_s: the longest wait for a message.
           sealed: whether messages travel as sealed frames (`runtime.frames`) of dicts, lists,
-            tuples and NamedTuples; this driver then hands out the parties' public keys.
+            tuples and NamedTuples; this driver then carries the parties' key agreement.
           together: groups of parties that share an actor; they compute by turns.
           later: parties without which the driver begins, if no node has the custom resources that
             their placements ask for (not if that holds for all of them), or their process dies.
           patience_s: how long it waits for such nodes.
           tell: is given a line that says for whom it waits.
+          credentials: name -> what opens the party's credentials, in its own process, for sealed
+            frames; a party without has a fresh identity and trusts the first keys that it is shown.
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
         self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
+        self._credentials = dict(credentials or {})
         self._group: dict[str, tuple[str, ...]] = {name: (name,) for name in parties}
         for group in together:
             self._group |= dict.fromkeys(group, tuple(group))
@@ -150,16 +155,11 @@ class RayDriver:
         for group in there:
             self.actors |= dict.fromkeys(group, self._actor(group))
         try:
-            public_keys: dict[str, bytes] | None = None
-            if sealed:
-                shown = self._gather(
-                    {group[0]: self.actors[group[0]].public_keys.remote() for group in there}
-                )
-                public_keys = {name: key for keys in shown.values() for name, key in keys.items()}
+            signatures = self._signatures(there) if sealed else None
             self._gather(
                 {
                     group[0]: self.actors[group[0]].start.remote(
-                        {name: parties[name] for name in group}, self.actors, public_keys
+                        {name: parties[name] for name in group}, self.actors, signatures
                     )
                     for group in there
                 },
@@ -170,6 +170,14 @@ class RayDriver:
         except BaseException:
             self.close()
             raise
+
+    def _signatures(self, groups: Sequence[tuple[str, ...]]) -> dict[str, bytes]:
+        """Carries the parties' public keys to all of them, and gathers what they sign of these."""
+        first = {group[0]: self.actors[group[0]] for group in groups}
+        shown = self._gather({name: actor.hellos.remote() for name, actor in first.items()})
+        hellos = {name: hello for part in shown.values() for name, hello in part.items()}
+        signed = self._gather({name: actor.sign.remote(hellos) for name, actor in first.items()})
+        return {name: signature for part in signed.values() for name, signature in part.items()}
 
     def _without_node(
         self, later: Collection[str], patience_s: float, tell: Callable[[str], None]
@@ -201,7 +209,12 @@ class RayDriver:
             max_concurrency=len(group),
             scheduling_strategy=_here() if place.with_driver else "SPREAD",
             runtime_env={"env_vars": thread_variables(place.threads)},
-        ).remote(group, self._timeout_s, self._sealed)
+        ).remote(
+            group,
+            self._timeout_s,
+            self._sealed,
+            {name: make for name, make in self._credentials.items() if name in group},
+        )
 
     def with_link(self, link: Link) -> "RayDriver":
         """The same actors, joined by other links."""

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import ray
 
+from primia_jax.core import identity
 from primia_jax.environment import compilation_cache_dir, give_memory_back
 from primia_jax.errors import ProtocolError, UserError
 from primia_jax.runtime import frames
@@ -53,32 +54,46 @@ class PartyShell:
     """One party: its state, its mailbox, its seals."""
 
     def __init__(
-        self, name: str, timeout_s: float, sealed: bool, turns: Turns | None = None, place: int = 0
+        self,
+        name: str,
+        timeout_s: float,
+        sealed: bool,
+        turns: Turns | None = None,
+        place: int = 0,
+        credentials: Callable[[], identity.Credentials] | None = None,
     ):
         self.name, self.timeout_s = name, timeout_s
         self.turns, self.place = turns or Turns(), place
         self.mailbox = Mailbox()
-        self.seals = frames.Seals(name) if sealed else None
+        self._credentials, self._sealed = credentials, sealed
+        self.seals: frames.Seals | None = None
         self.peers: dict[str, Any] = {}
         self.clock = _clock_name()
         self._state: Any = None
         self._newest = 0  # run
         self._pending: tuple[int, Any] | None = None
 
-    def public_key(self) -> bytes:
-        """The key by which peers seal what they send."""
-        assert self.seals is not None
-        return self.seals.public_key
+    def hello(self) -> bytes:
+        """Begins a session of sealed frames: fresh public keys of this party."""
+        credentials = self._credentials() if self._credentials else None
+        self.seals = frames.Seals(self.name, credentials)
+        return self.seals.hello
+
+    def sign(self, hellos: Mapping[str, bytes]) -> bytes:
+        """Signature over the public keys of all parties."""
+        assert self.seals is not None, "no session was begun"
+        return self.seals.sign(hellos)
 
     def start(
         self,
         peers: dict[str, Any],
-        public_keys: dict[str, bytes] | None,
+        signatures: Mapping[str, bytes] | None,
     ) -> None:
         """Takes in whom messages go to."""
         self.peers = peers
-        if self.seals is not None:
-            self.seals.agree(public_keys or {})
+        if self._sealed:
+            assert self.seals is not None, "no session was begun"
+            self.seals.agree(signatures or {})
 
     def make(self, make_state: Callable[[], Any]) -> None:
         """Makes the state."""
@@ -119,26 +134,43 @@ class PartyShell:
 class _Host:
     """The actor. Every call names the party that it is for."""
 
-    def __init__(self, names: Sequence[str], timeout_s: float, sealed: bool):
+    def __init__(
+        self,
+        names: Sequence[str],
+        timeout_s: float,
+        sealed: bool,
+        credentials: Mapping[str, Callable[[], identity.Credentials]] | None = None,
+    ):
         jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
-        turns = Turns()
+        turns, makers = Turns(), credentials or {}
         self._parties = {
-            name: PartyShell(name, timeout_s, sealed, turns, place)
+            name: PartyShell(
+                name,
+                timeout_s,
+                sealed,
+                turns,
+                place,
+                makers.get(name),
+            )
             for place, name in enumerate(names)
         }
 
-    def public_keys(self) -> dict[str, bytes]:
-        return {name: party.public_key() for name, party in self._parties.items()}
+    def hellos(self) -> dict[str, bytes]:
+        """Begins a session of sealed frames."""
+        return {name: party.hello() for name, party in self._parties.items()}
+
+    def sign(self, hellos: Mapping[str, bytes]) -> dict[str, bytes]:
+        return {name: party.sign(hellos) for name, party in self._parties.items()}
 
     def start(
         self,
         makers: Mapping[str, Callable[[], Any]],
         peers: dict[str, Any],
-        public_keys: dict[str, bytes] | None,
+        signatures: dict[str, bytes] | None,
     ) -> None:
         """Tells all parties of their peers, and makes the states of those in `makers`."""
         for party in self._parties.values():
-            party.start(peers, public_keys)
+            party.start(peers, signatures)
         for name, make_state in makers.items():
             self.make(name, make_state)
 

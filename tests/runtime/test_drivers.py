@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from primia_jax.core.identity import KEY_FILE, open_credentials
 from primia_jax.errors import ClusterError, DataError, PartyLost, ProtocolError
 from primia_jax.runtime import Link, LocalDriver, Locally, Receive, Send, Stage, ray_driver
 from primia_jax.runtime.link import Line
@@ -346,6 +347,28 @@ class TestSealedRayDriver(DriverContract):
         with pytest.raises(ProtocolError, match=r"alice"):
             driver.run({"alice": _announce, "bob": _hear, "carol": _hear})
         self.test_messages_keep_their_order_and_states_go_on(driver)
+
+
+def test_a_driver_carries_the_agreement_of_parties_that_know_each_other(ray_cluster, tmp_path):
+    """They keep their keys in their own folders; who comes back with another key is refused."""
+
+    def opened():
+        return {
+            name: functools.partial(open_credentials, tmp_path / name, name, bytes(32))
+            for name in ("alice", "bob")
+        }
+
+    makers = {name: MAKERS[name] for name in ("alice", "bob")}
+    for _ in range(2):
+        driver = RayDriver(makers, timeout_s=60, sealed=True, credentials=opened())
+        try:
+            assert driver.run({"bob": Locally(_read)})[0] == {"bob": 1}
+        finally:
+            driver.close()
+    (tmp_path / "bob" / KEY_FILE).unlink()
+    with pytest.raises(ProtocolError, match="alice refuses bob: its identity key has") as caught:
+        RayDriver(makers, timeout_s=60, sealed=True, credentials=opened())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_killed_party_is_named_and_a_fresh_driver_works(ray_cluster):

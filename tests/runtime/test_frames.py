@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from primia_jax.core import identity
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime import frames
 
@@ -156,11 +157,13 @@ def _open(seals, receiver, sender, frame, associated=b""):
     return seals[receiver].open(sender, *frame, associated).tobytes()
 
 
-def _links(names=("alice", "bob", "carol")):
-    seals = {name: frames.Seals(name) for name in names}
-    keys = {name: seal.public_key for name, seal in seals.items()}
+def _links(names=("alice", "bob", "carol"), credentials=None, carry=dict):
+    """Seals of parties that agreed on keys; `carry` may change what everybody is shown."""
+    seals = {name: frames.Seals(name, (credentials or {}).get(name)) for name in names}
+    hellos = carry({name: seal.hello for name, seal in seals.items()})
+    signatures = {name: seal.sign(hellos) for name, seal in seals.items()}
     for seal in seals.values():
-        seal.agree(keys)
+        seal.agree(signatures)
     return seals
 
 
@@ -232,16 +235,43 @@ def test_empty_payloads_are_sealed_too(links):
     assert _open(links, "bob", "alice", _seal(links, "alice", "bob", b"")) == b""
 
 
-@pytest.mark.parametrize("key", [bytes(32), b"short", b"\x01" + bytes(31)])
-def test_an_unusable_public_key_is_refused(key):
-    """Among them points of low order, which would make the link's key known to all."""
-    with pytest.raises(ProtocolError, match="alice cannot use the public key of bob"):
-        frames.Seals("alice").agree({"bob": key})
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31)])
+def test_a_public_key_of_low_order_is_refused(key):
+    """It would make the link's key known to all; its owner may sign it all the same."""
+    alice, mallory = frames.Seals("alice"), identity.make("bob")
+    handshake = identity.Handshake(identity.Credentials(mallory))
+    hellos = {"alice": alice.hello, "bob": mallory.public_key + key + bytes(32)}
+    alice.sign(hellos)
+    handshake._hellos, handshake._transcript = hellos, alice._handshake._transcript
+    signature = mallory.sign(identity._AGREEMENT, handshake._statement("bob"))
+    with pytest.raises(ProtocolError, match="public key of bob cannot be used"):
+        alice.agree({"bob": signature})
 
 
 def test_keys_are_agreed_once_and_are_all_different(links):
     with pytest.raises(ProtocolError, match="already"):
-        links["alice"].agree({"bob": links["bob"].public_key})
+        links["alice"].agree({})
     fresh = frames.Seals("dave")
     with pytest.raises(ProtocolError, match="same public key"):
-        fresh.agree({"dave": fresh.public_key, "bob": fresh.public_key})
+        fresh.sign({"dave": fresh.hello, "bob": fresh.hello})
+
+
+def test_a_driver_that_hands_out_its_own_keys_is_refused():
+    """A man in the middle: it shows alice a key of its own as bob's, signed or not."""
+    known = {name: identity.make(name) for name in ("alice", "bob")}
+    pins = {name: own.fingerprint for name, own in known.items()}
+
+    def pinned():
+        return {name: identity.Credentials(own, pins=pins) for name, own in known.items()}
+
+    assert set(_links(tuple(known), pinned())) == set(known)
+    middle = frames.Seals("bob")
+    with pytest.raises(ProtocolError, match="alice refuses bob: its identity key has the finger"):
+        _links(tuple(known), pinned(), lambda hellos: {**hellos, "bob": middle.hello})
+    swapped = middle.hello[32:64]  # under bob's own identity
+    alice, bob = (frames.Seals(name, own) for name, own in pinned().items())
+    hellos = {"alice": alice.hello, "bob": bob.hello[:32] + swapped + bob.hello[64:]}
+    alice.sign(hellos)
+    signature = bob.sign({"alice": alice.hello, "bob": bob.hello})
+    with pytest.raises(ProtocolError, match="signature of bob does not fit the keys"):
+        alice.agree({"bob": signature})

@@ -19,10 +19,12 @@ class Wire:
     def __init__(self, sealed=True):
         self.actors = {name: PartyShell(name, 5.0, sealed) for name in NAMES}
         self.caught = []
-        keys = {name: actor.public_key() for name, actor in self.actors.items()} if sealed else None
-        peers = {name: self._handle() for name in NAMES}
+        peers, signatures = {name: self._handle() for name in NAMES}, None
+        if sealed:
+            hellos = {name: actor.hello() for name, actor in self.actors.items()}
+            signatures = {name: actor.sign(hellos) for name, actor in self.actors.items()}
         for actor in self.actors.values():
-            actor.start(peers, keys)
+            actor.start(peers, signatures)
 
     def _handle(self):
         catch = types.SimpleNamespace(remote=lambda *message: self.caught.append(message))
