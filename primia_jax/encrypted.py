@@ -24,11 +24,12 @@ from primia_jax.config import (
     MpcConfig,
     to_plain,
 )
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import make_test_plan, predict_inputs
 from primia_jax.errors import ConfigError
 from primia_jax.evaluation.timeline import plot_timeline
 from primia_jax.experiment import checked, open_driver
-from primia_jax.federated import checkpoints, local_training
+from primia_jax.federated import local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc import inference, scaling
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
@@ -114,7 +115,7 @@ def describe(config: ExperimentConfig, workdir: pathlib.Path) -> Description:
         scaling.Ranges(1.0, (), (), (), ()), model.round,
     )  # fmt: skip
     if path.exists():
-        stored = checkpoints.read_json(path)
+        stored = read_json(path)
         ranges = stored.pop("ranges", {})
         if stored == _told(draft) and set(ranges) == set(scaling.Ranges._fields):
             return dataclasses.replace(draft, ranges=_ranges(ranges))
@@ -129,7 +130,7 @@ def describe(config: ExperimentConfig, workdir: pathlib.Path) -> Description:
     images = np.asarray(local_training.to_unit(jnp.asarray(data.images[chosen])))
     ranges = inference.find_ranges(draft.apply_fn(), params_of(model), images, config.mpc)
     found = dataclasses.replace(draft, ranges=ranges._replace(image=1.0))
-    checkpoints.write_json(path, {**_told(found), "ranges": found.ranges._asdict()})
+    write_json(path, {**_told(found), "ranges": found.ranges._asdict()})
     return found
 
 
@@ -279,7 +280,7 @@ def predict_encrypted(
         for name, trace in zip(names, traces)
     ]
     chrome = {**traces[0].chrome_trace(), "otherData": {"images": summary}}
-    checkpoints.write_json(directory / "trace.json", chrome)
+    write_json(directory / "trace.json", chrome)
     plot_timeline(traces[0], directory / "trace.png")
     return found
 

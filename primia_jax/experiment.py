@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 from primia_jax import predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
-from primia_jax.federated import aggregation, checkpoints, privacy_statement
+from primia_jax.federated import aggregation, privacy_statement
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -150,14 +151,14 @@ def _train(
     private = privacy_statement.statement(config, directory.rounds(), directory.path)
     if private:
         metrics["privacy"] = private
-    checkpoints.write_json(directory.path / "metrics.json", metrics)
-    checkpoints.write_json(directory.path / "timing.json", clock.phases)
+    write_json(directory.path / "metrics.json", metrics)
+    write_json(directory.path / "timing.json", clock.phases)
     files = ("config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html")
     if not judge:
         watch.results(metrics, [directory.path / name for name in files[:-1]])
         return Result(metrics, directory.path)
     record = RunRecord(
-        config=checkpoints.read_json(directory.path / "config.json"),
+        config=read_json(directory.path / "config.json"),
         mode=config.federated.mode,
         class_names=plan.class_names,
         data_summary=plan.summary,
@@ -199,7 +200,7 @@ def evaluate(
         )
     directory.check_unseen(plan)
     scores = _test(config, directory, plan).scores
-    checkpoints.write_json(directory.path / "evaluation.json", scores)
+    write_json(directory.path / "evaluation.json", scores)
     return scores
 
 

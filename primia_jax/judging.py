@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment, models
 from primia_jax.config import ExperimentConfig
+from primia_jax.core.storage import write_json
 from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.federated import aggregation, checkpoints, judging
@@ -85,7 +86,7 @@ def evaluate_federated(
     found = {"checkpoint": str(source), "images": config.evaluation.images, **of_models[0]}
     if personalised:
         found["personalised"] = of_models[1]
-    checkpoints.write_json(folder / RESULT, found)
+    write_json(folder / RESULT, found)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from primia_jax.config import ExperimentConfig, from_config_dict, to_plain
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import DataPlan, patient_digests
 from primia_jax.errors import CheckpointError, ConfigError, DataError, StorageError
 from primia_jax.evaluation.record import ROUNDS, read_rounds
@@ -35,7 +36,7 @@ def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
       CheckpointError: if config.json is missing, or is none of a run.
     """
     path = folder / "config.json"
-    stored = checkpoints.read_json(path)
+    stored = read_json(path)
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
     try:
@@ -67,13 +68,13 @@ class Workdir:
             move_aside(self.path)
         except OSError as error:
             raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
-        checkpoints.write_json(self.path / "config.json", to_plain(config))
+        write_json(self.path / "config.json", to_plain(config))
         data = {
             "fingerprint": plan.fingerprint,
             "used": sorted(plan.used),
             "used_patients": sorted(plan.used_patients),
         }
-        checkpoints.write_json(self.path / "data.json", data)
+        write_json(self.path / "data.json", data)
 
     def check_unseen(self, plan: DataPlan) -> None:
         """Refuses test images that this run trained or validated on, or whose patients it did.
@@ -81,7 +82,7 @@ class Workdir:
         Raises:
           DataError: naming one of the images, or counting those whose patients were trained on.
         """
-        data = checkpoints.read_json(self.path / "data.json")
+        data = read_json(self.path / "data.json")
         digests = [plan.test_catalogue.digests[i] for i in plan.test]
         seen = set(data["used"]) & set(digests)
         if seen:
@@ -128,14 +129,14 @@ class Workdir:
           ConfigError: naming the settings that are others.
           DataError: if the images or their split are no longer the same.
         """
-        stored = checkpoints.read_json(self.path / "config.json")
+        stored = read_json(self.path / "config.json")
         changed = sorted(differences(stored, to_plain(config)))
         if changed:
             raise ConfigError(
                 f"--resume: the run in {self.path} was begun with other settings: "
                 f"{'; '.join(changed[:5])}; use the same ones or another --workdir"
             )
-        if checkpoints.read_json(self.path / "data.json")["fingerprint"] != plan.fingerprint:
+        if read_json(self.path / "data.json")["fingerprint"] != plan.fingerprint:
             raise DataError(
                 f"--resume: the images are no longer those that the run in {self.path} was begun "
                 "with, and test images could be trained on; restore them or begin in another "

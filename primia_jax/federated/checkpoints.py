@@ -4,6 +4,7 @@
     workdir/checkpoints/round_000012/        the model owner's state (safetensors) and what it is
     workdir/sites/hospital_0/round_000012/   that hospital's own state; it never leaves the site
 
+The folder of a hospital is named by `core.names.safe_file_name`: its name comes from outside.
 Each tree is a file of its arrays by their paths, written from where they lie. Orbax copies them all
 first and takes some three times the processor's time, which hospitals on one machine share.
 
@@ -11,8 +12,6 @@ A round is complete once `latest.json` names it. What a crash leaves of a later 
 """
 
 import errno
-import json
-import os
 import pathlib
 import shutil
 from collections.abc import Collection
@@ -24,9 +23,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from primia_jax.core.names import safe_file_name
+from primia_jax.core.storage import (
+    check_regular,
+    private_folder,
+    read_json,
+    reason,
+    replacing_folder,
+    write_json,
+)
 from primia_jax.errors import CheckpointError, StorageError
 
 LATEST = "latest.json"
+_FORMAT, _VERSION = "primia_jax checkpoint", 1  # in about.json
 _OVERHEAD_BYTES = 1 << 19  # of headers, folders and facts, generously
 
 
@@ -36,8 +45,8 @@ def round_folder(folder: pathlib.Path, round_number: int) -> pathlib.Path:
 
 
 def site_folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the hospital `name` keeps what is its own."""
-    return workdir / "sites" / name
+    """Folder of the hospital `name`, for its files alone."""
+    return workdir / "sites" / safe_file_name(name)
 
 
 def save(
@@ -61,26 +70,20 @@ def save(
     """
     target = round_folder(folder, round_number)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(target.parent, trees)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write_json(partial / "about.json", about)
-        with futures.ThreadPoolExecutor(1) as beside:
-            beside.submit(_prune, folder, (round_number, *keep))
-            for name, tree in trees.items():
-                file = _file(partial, name)
-                save_file(_by_path(tree), file)
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        private_folder(folder)
+        _check_space(folder, trees)
+        with replacing_folder(target) as partial:
+            write_json(
+                partial / "about.json", {"format": _FORMAT, "version": _VERSION, "facts": about}
+            )
+            with futures.ThreadPoolExecutor(1) as beside:
+                beside.submit(_prune, folder, (round_number, *keep))
+                for name, tree in trees.items():
+                    save_file(_by_path(tree), _file(partial, name))
     except (OSError, SafetensorError, StorageError) as error:
-        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
         raise StorageError(
             f"checkpoint of round {round_number} could not be written below {folder} "
-            f"({_reason(error)}); free some space and go on with --resume"
+            f"({reason(error)}); free some space and go on with --resume"
         ) from error
 
 
@@ -96,19 +99,18 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
     """Reads the tree `name` that `save` wrote; `template` gives structure, shapes and types.
 
     Raises:
-      CheckpointError: if there is none, or it has another structure.
+      CheckpointError: if there is none, it is of another version of the format, has another
+        structure, or holds values that are not finite.
     """
     target = round_folder(folder, round_number)
-    if not target.is_dir():
-        raise CheckpointError(
-            f"no checkpoint of round {round_number} in {folder}; restore that folder, or begin "
-            "anew without --resume"
-        )
+    about(folder, round_number)  # or refuses: of another version
+    file = _file(target, name)
+    check_regular(file, error=CheckpointError)
     try:
-        stored = load_file(_file(target, name))
-    except (OSError, SafetensorError) as error:
+        stored = load_file(file)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{target} does not hold the state of this model: {_reason(error)}"
+            f"{target} does not hold the state of this model: {reason(error)}"
         ) from error
     paths, structure = jax.tree.flatten_with_path(template)
     wanted = {_path(path): leaf for path, leaf in paths}
@@ -118,6 +120,12 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
             raise CheckpointError(
                 f"{target} does not hold the state of this model: {path} is {there} there, not "
                 f"{here}"
+            )
+    for path, array in stored.items():
+        if jax.numpy.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{file} is damaged: {path} holds values that are not finite; restore the file, "
+                "or train again"
             )
     return jax.tree.unflatten(structure, [stored[path] for path in wanted])
 
@@ -143,8 +151,28 @@ def _kind(leaf: Any) -> str:
 
 
 def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:
-    """The facts stored beside a checkpoint."""
-    return read_json(round_folder(folder, round_number) / "about.json")
+    """The facts stored beside a checkpoint.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or one of another version of the format.
+    """
+    target = round_folder(folder, round_number)
+    if not target.is_dir():
+        raise CheckpointError(
+            f"no checkpoint of round {round_number} in {folder}; restore that folder, or begin "
+            "anew without --resume"
+        )
+    stored = read_json(target / "about.json")
+    stored = stored if isinstance(stored, dict) else {}
+    version = stored.get("version") if stored.get("format") == _FORMAT else "unknown"
+    facts = stored.get("facts")
+    if version != _VERSION or not isinstance(facts, dict):
+        raise CheckpointError(
+            f"the checkpoint {target} is damaged or of another version (it says {version!r}; this "
+            f"program reads {_VERSION}); use the version of primia_jax that wrote it, or train "
+            "again"
+        )
+    return facts
 
 
 class Progress(NamedTuple):
@@ -168,13 +196,23 @@ def latest(folder: pathlib.Path) -> Progress:
     """The last complete round.
 
     Raises:
-      CheckpointError: if no round was ever completed there.
+      CheckpointError: if no round was ever completed there, or the file is damaged.
     """
     if not (folder / LATEST).is_file():
         raise CheckpointError(
             f"no checkpoint in {folder}; train one with --mode=train --workdir={folder.parent}"
         )
-    return Progress(**read_json(folder / LATEST))
+    stored = read_json(folder / LATEST)
+    try:
+        progress = Progress(**stored)
+        if any(type(value) is not int or value < 0 for value in progress[:2]):
+            raise ValueError(f"round {progress.round!r}, best_round {progress.best_round!r}")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / LATEST} is damaged or of another version ({reason(error)}); restore it, or "
+            "train again"
+        ) from error
+    return progress
 
 
 def committed_best(folder: pathlib.Path) -> int:
@@ -184,58 +222,24 @@ def committed_best(folder: pathlib.Path) -> int:
 
 def newest(folder: pathlib.Path, number: int) -> int:
     """The last round up to `number` that there is a checkpoint of; 0 if there is none."""
-    rounds = [int(path.name.removeprefix("round_")) for path in folder.glob("round_*")]
-    return max((found for found in rounds if found <= number), default=0)
+    return max((there for there, _ in _rounds(folder) if there <= number), default=0)
 
 
 def drop_after(folder: pathlib.Path, number: int) -> None:
     """Removes the checkpoints of rounds after `number`: they never became complete."""
-    for path in folder.glob("round_*"):
-        if path.name > round_folder(folder, number).name:
+    for there, path in _rounds(folder):
+        if there > number:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _prune(folder: pathlib.Path, keep: Collection[int]) -> None:
     """Removes the checkpoints of all rounds but those in `keep`."""
-    names = {round_folder(folder, number).name for number in keep}
-    for path in folder.glob("round_*"):
-        if path.name not in names:
+    for there, path in _rounds(folder):
+        if there not in keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path, value: Any, indent: int | None = 2) -> None:
-    """Writes `value` whole or not at all.
-
-    Raises:
-      StorageError: if it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w") as file:
-            json.dump(value, file, indent=indent)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(f"{path} could not be written ({_reason(error)})") from error
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The value in `path`.
-
-    Raises:
-      CheckpointError: if it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """Numbers and folders of the rounds that there are checkpoints of."""
+    names = [(path.name.removeprefix("round_"), path) for path in folder.glob("round_*")]
+    return [(int(number), path) for number, path in names if number.isdecimal()]

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment
 from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, ConfigError, StorageError
-from primia_jax.federated import checkpoints
 from primia_jax.leakage import extractors, judging, pictures, report, threat_model
 from primia_jax.leakage.attacking import Found, Progress, attack_all, fingerprint
 from primia_jax.leakage.control import control
@@ -220,7 +220,7 @@ def _audit(
     result["verdicts"] = report.verdicts(result)
     result["report"] = str(page)
     result = json.loads(json.dumps(result))  # as whoever reads the file has it
-    checkpoints.write_json(folder / AUDIT, result)
+    write_json(folder / AUDIT, result)
     report.write_report(result, folder, page)
     return result
 
@@ -257,7 +257,7 @@ def _is_same(run: Run) -> bool:
     paths = [run.folder / name for name in ("config.json", "data.json")]
     if not all(path.exists() for path in paths):
         return False
-    stored, data = map(checkpoints.read_json, paths)
+    stored, data = map(read_json, paths)
     if not isinstance(stored, Mapping) or any(differences(stored, to_plain(run.config))):
         return False
     return bool(data["fingerprint"] == make_plan(run.config).fingerprint)
@@ -332,7 +332,7 @@ def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
     """What the run's model is worth on its test set; None if it was not tested."""
     if not (folder / "metrics.json").exists():
         return None
-    metrics = checkpoints.read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     test = metrics.get("test")
     if not test:
         return None

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment, leakage
 from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.errors import ConfigError, StorageError
-from primia_jax.federated import checkpoints
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.paper_study import inverting, judging, report
 from primia_jax.paper_study.inverting import Progress
@@ -127,7 +127,7 @@ def run(
     drawn = report.Drawn(material.sets, tuple(raters), material.class_names)
     # Written before the attack too: a mistake in its settings must not cost the tables.
     report.write(folder, found, drawn)
-    checkpoints.write_json(folder / TABLES, found)
+    write_json(folder / TABLES, found)
     if config.study.inversion:
         progress("attacking", len(runs) + 1, total)
 
@@ -136,7 +136,7 @@ def run(
 
         found["inversion"] = attack(config, folder / "inversion", resume, attacking)
         report.write(folder, found, drawn)
-        checkpoints.write_json(folder / TABLES, found)
+        write_json(folder / TABLES, found)
     progress("done", total, total)
     return Study(found, folder)
 
@@ -303,8 +303,8 @@ def _about_set(found: ImageSet) -> dict[str, Any]:
 
 def _about_run(folder: pathlib.Path, mode: str, seed: int) -> dict[str, Any]:
     name = f"{mode}_{seed}"
-    metrics = checkpoints.read_json(folder / name / "metrics.json")
-    timing = checkpoints.read_json(folder / name / "timing.json")
+    metrics = read_json(folder / name / "metrics.json")
+    timing = read_json(folder / name / "timing.json")
     return {
         "folder": name,
         "mode": mode,

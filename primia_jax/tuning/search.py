@@ -26,9 +26,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from primia_jax import experiment
 from primia_jax.config import ExperimentConfig, TuningConfig, settled
+from primia_jax.core.storage import read_json
 from primia_jax.data import make_plan
 from primia_jax.errors import BudgetError, ConfigError, StorageError, TrainingError
-from primia_jax.federated import checkpoints
 from primia_jax.tuning import best_config, report
 from primia_jax.tuning.space import Dimension, parse, with_settings
 from primia_jax.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
@@ -139,7 +139,7 @@ def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
         directory.begin(config, plan)
         return
     directory.check_same(config, plan)
-    stored = checkpoints.read_json(directory.path / "config.json").get("tuning", {})
+    stored = read_json(directory.path / "config.json").get("tuning", {})
     # As JSON has it: lists for tuples.
     if list(stored.get("space", ())) != list(config.tuning.space):
         raise ConfigError(

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.core.storage import read_json, write_json
 from primia_jax.errors import ConfigError
-from primia_jax.federated import checkpoints
 from primia_jax.workdir import numbers
 
 MLFLOW = "mlflow.json"  # which MLflow run a resumed training goes on in
@@ -72,7 +72,7 @@ class Tracking:
 
     def _begin(self, config: ExperimentConfig, folder: pathlib.Path, resumed: bool) -> None:
         path = folder / MLFLOW
-        stored = checkpoints.read_json(path) if resumed and path.exists() else {}
+        stored = read_json(path) if resumed and path.exists() else {}
         if stored.get("uri") == self._uri:
             self._run_id = stored["run_id"]
             self._client.update_run(self._run_id, "RUNNING")
@@ -81,7 +81,7 @@ class Tracking:
         experiment = found.experiment_id if found else self._client.create_experiment(config.name)
         run = self._client.create_run(experiment, run_name=folder.name)
         self._run_id = run.info.run_id
-        checkpoints.write_json(path, {"uri": self._uri, "run_id": self._run_id})
+        write_json(path, {"uri": self._uri, "run_id": self._run_id})
         parameters = [self._entities.Param(key, value) for key, value in _flat(to_plain(config))]
         for start in range(0, len(parameters), _BATCH):
             self._client.log_batch(self._run_id, params=parameters[start : start + _BATCH])

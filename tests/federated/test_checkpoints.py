@@ -1,7 +1,9 @@
 """What a party wrote it reads again to the bit, or is told why not; failed writes leave nothing."""
 
 import errno
+import json
 import os
+import stat
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def test_a_full_disk_leaves_the_earlier_rounds(folder, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"round 2 could not be written.*No space left"):
         checkpoints.save(folder, 2, {"state": TREE}, {}, (1,))
     assert [path.name for path in folder.iterdir()] == ["round_000001"]
@@ -102,3 +104,80 @@ def test_only_the_rounds_that_are_kept_stay(folder):
         checkpoints.save(folder, number, {"state": TREE}, {}, (number - 1, 1))
     kept = sorted(path.name for path in folder.iterdir())
     assert kept == ["round_000001", "round_000003", "round_000004"]
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+@pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16))
+def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
+    tree = {"params": {"kernel": np.asarray([1, value], dtype)}}
+    checkpoints.save(tmp_path, 1, {"state": tree}, {}, ())
+    with pytest.raises(CheckpointError, match=r"params/kernel holds values that are not finite"):
+        checkpoints.restore(tmp_path, 1, "state", tree)
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        {"fact": 1},
+        [],
+        {"format": "primia_jax checkpoint", "version": 2, "facts": {}},
+        {"format": "primia_jax checkpoint", "version": 1, "facts": None},
+        {"format": "other", "version": 1, "facts": {}},
+    ),
+)
+def test_another_version_of_the_format_is_refused(folder, content):
+    (folder / "round_000001" / "about.json").write_text(json.dumps(content))
+    for read in (
+        lambda: checkpoints.about(folder, 1),
+        lambda: checkpoints.restore(folder, 1, "state", TREE),
+    ):
+        with pytest.raises(CheckpointError, match="of another version") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        "",
+        "[]",
+        "3",
+        '{"round": "1"}',
+        '{"round": 1, "best": 1}',
+        '{"round": -1}',
+        '{"round": true}',
+    ),
+)
+def test_a_damaged_commit_is_refused(folder, content):
+    (folder / checkpoints.LATEST).write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.latest(folder)
+    assert "\n" not in str(error.value) and checkpoints.LATEST in str(error.value)
+
+
+def test_files_are_for_their_owner_alone(tmp_path):
+    former = os.umask(0o002)
+    try:
+        folder = checkpoints.site_folder(tmp_path, "hospital_0")
+        checkpoints.save(folder, 1, {"state": TREE}, {}, ())
+        checkpoints.commit(folder, checkpoints.Progress(1, 1))
+    finally:
+        os.umask(former)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_dir()}
+    assert modes == {0o700}
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+
+
+@pytest.mark.parametrize("name", ("../../victim", "/abs", "..", "", "a/b", "North"))
+def test_a_hospitals_folder_lies_beside_the_others_whatever_its_name(tmp_path, name):
+    folder = checkpoints.site_folder(tmp_path, name)
+    assert folder.resolve().parent == (tmp_path / "sites").resolve()
+    assert folder.name.casefold() != checkpoints.site_folder(tmp_path, "north").name
+
+
+def test_folders_of_other_names_are_left_alone(folder):
+    (folder / "round_first").mkdir()
+    checkpoints.save(folder, 2, {"state": TREE}, {}, ())
+    checkpoints.drop_after(folder, 1)
+    assert checkpoints.newest(folder, 5) == 0 and (folder / "round_first").exists()

@@ -11,6 +11,7 @@ from conftest import tiny
 
 import primia_jax
 from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict
+from primia_jax.core.storage import read_json
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, variables
 from primia_jax.inversion import observe
@@ -20,7 +21,7 @@ from primia_jax.leakage.views import check_ahead, decoys, digest, gallery_size, 
 
 
 def run_views(folder, **audit):
-    config = from_config_dict(ExperimentConfig, checkpoints.read_json(folder / "config.json"))
+    config = from_config_dict(ExperimentConfig, read_json(folder / "config.json"))
     return views(folder, config, AuditConfig(**audit), 6), config
 
 
