@@ -248,7 +248,7 @@ def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
 
     found = paper_study.run(config, workdir, progress=progress, **arguments)
     print()
-    print((found.workdir / "tables.md").read_text(encoding="utf-8"))
+    print(paper_study.as_text(found.found))
     print(f"report: {found.workdir / 'report.html'}")
 
 

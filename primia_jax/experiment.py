@@ -228,7 +228,16 @@ def predict(
 
 
 def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
-    """`config` in its checked form, see `primia_jax.config`."""
+    """The checked form of `config`, see `primia_jax.config`.
+
+    Raises:
+      ConfigError: if it is no configuration, or a value in it is not allowed.
+    """
+    if not isinstance(config, (ExperimentConfig, Mapping, ConfigDict)):
+        raise ConfigError(
+            f"config is {config!r}; pass what get_config() of a file in configs/ returns, e.g. "
+            "`from configs import demo; primia_jax.train(demo.get_config(), workdir)`"
+        )
     if not isinstance(config, ExperimentConfig):
         config = from_config_dict(ExperimentConfig, config)
     return settled(config)
@@ -370,12 +379,14 @@ def _absent_classes(test: Dataset) -> str:
 
 
 def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:
-    """Adds the test; of its images a few, half of them wrongly diagnosed, if there are so many."""
+    """Adds the test, and a few of its images: half of them misclassified, if there are so many."""
     data, probabilities, scores = tested
-    wrong = np.flatnonzero(probabilities.argmax(1) != data.labels)[: _SAMPLES // 2]
-    right = np.flatnonzero(probabilities.argmax(1) == data.labels)
-    spread = np.linspace(0, len(right) - 1, min(len(right), _SAMPLES - len(wrong))).astype(int)
-    shown = np.concatenate([right[spread], wrong]).astype(int)
+    predicted = probabilities.argmax(1)
+    misclassified = np.flatnonzero(predicted != data.labels)
+    misclassified = _spread(misclassified, data, predicted, _SAMPLES // 2)
+    correct = np.flatnonzero(predicted == data.labels)
+    correct = _spread(correct, data, predicted, _SAMPLES - len(misclassified))
+    shown = np.concatenate([correct, misclassified])
     images = data.images[shown, :, :, 0]
     return dataclasses.replace(
         record,
@@ -387,6 +398,27 @@ def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:
         images=(images >> 8 if images.dtype == np.uint16 else images).astype(np.uint8),
         image_indices=shown,
     )
+
+
+def _spread(records: np.ndarray, data: Dataset, predicted: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of `records`, by turns from each kind of error and each site.
+
+    The kinds are the pairs (true class, predicted class), the commonest first; within a kind the
+    sites come by turns. So the images shown are of many kinds and sites, not the first ones of one.
+    """
+    kinds: dict[tuple[int, int], dict[str, list[int]]] = {}
+    for i in records:
+        kind = (int(data.labels[i]), int(predicted[i]))
+        kinds.setdefault(kind, {}).setdefault(str(data.sites[i]), []).append(int(i))
+    ordered = sorted(kinds.values(), key=lambda sites: -sum(map(len, sites.values())))
+    queues = [_by_turns(list(sites.values())) for sites in ordered]
+    return np.array(_by_turns(queues)[:count], dtype=int)
+
+
+def _by_turns(queues: Sequence[Sequence[int]]) -> list[int]:
+    """The first of each queue, then the second of each, and so on."""
+    longest = max(map(len, queues), default=0)
+    return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
 
 
 def _versions() -> dict[str, str]:

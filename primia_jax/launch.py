@@ -4,7 +4,7 @@ python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
     --mode=train|evaluate|predict|demo|benchmark|tune|audit|study --workdir=DIR
     [--input=FILE|FOLDER] [--encrypted] [--checkpoint=FOLDER|FILE] [--resume]
     [--ray_address=HOST:PORT]
-python -m primia_jax.launch --mode=status --workdir=DIR
+python -m primia_jax.launch --mode=status [--workdir=DIR]
 """
 
 import os
@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
     if logging.get_verbosity() == logging.INFO:  # absl's default
         logging.set_verbosity(logging.FATAL)  # what libraries log through it
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
-    if _MODE.value == "status" and workdir:
+    if _MODE.value == "status":
         _show_status(workdir)
         return
     if _CONFIG.value is None or not workdir:
@@ -114,9 +114,15 @@ def main(_: Sequence[str]) -> None:
 
 
 def _show_status(workdir: str) -> None:
-    """--mode=status: ends with exit code 1 if the run ended otherwise than well."""
+    """Prints the progress of the run in `workdir`, or a line for each run below this folder.
+
+    Exit code 1 if the run in `workdir` failed, was interrupted or died.
+    """
     from primia_jax.watch import status  # neither JAX nor the configuration is needed
 
+    if not workdir:
+        print("\n".join(status.listing(pathlib.Path.cwd())))
+        return
     found = status.read(pathlib.Path(workdir).absolute())
     print("\n".join(found.lines()))
     table = found.table()

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import primia_jax
+from primia_jax import experiment
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.workdir import Workdir
 
@@ -57,6 +59,23 @@ def test_real_actors_give_the_same_figures(local_run, tmp_path):
     for name in ("config.json", "rounds.jsonl", "report.html", "timing.json"):
         assert (tmp_path / name).stat().st_size, name
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_path_in_place_of_a_configuration():
+    """Research code passes a configuration; whoever passes a file's name is told how."""
+    with pytest.raises(ConfigError, match=r"config is 'configs/demo.py'; pass what get_config\(\)"):
+        primia_jax.train("configs/demo.py", "nowhere")
+
+
+def test_misclassified_images_of_all_kinds_and_sites_are_shown():
+    """The images in the report come from each kind of error and each site by turns."""
+    labels, predicted = np.repeat([0, 1, 2], 20), np.repeat([1, 2, 0], 20)
+    sites = np.array(["north"] * 15 + ["south"] * 5 + ["north"] * 20 + ["south"] * 20)
+    data = types.SimpleNamespace(labels=labels, sites=sites)
+    shown = experiment._spread(np.arange(60), data, predicted, 6)
+    assert sorted(labels[shown]) == [0, 0, 1, 1, 2, 2]
+    assert set(sites[shown[labels[shown] == 0]]) == {"north", "south"}
+    assert len(experiment._spread(np.arange(0), data, predicted, 6)) == 0
 
 
 def test_what_a_run_leaves(local_run):

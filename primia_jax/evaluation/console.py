@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+import rich.box
 import rich.console
 from rich.live import Live
 from rich.table import Table
@@ -15,6 +16,7 @@ from rich.text import Text
 ALL = "all"  # the site name of a round's summary line
 _MAX_ROWS = 20
 _ETA_ROUNDS = 5  # the estimate follows the median of this many latest rounds
+_NAME_WIDTH = 18
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -49,7 +51,7 @@ class Console:
         self._started = self._stage_started = time.monotonic()
         terminal = rich.console.Console(file=self._stream)
         if self._stream.isatty() and not terminal.is_dumb_terminal:
-            self._live = Live(console=terminal, get_renderable=self._table, refresh_per_second=1)
+            self._live = Live(console=terminal, get_renderable=self._screen, refresh_per_second=1)
             self._live.start()
         return self
 
@@ -132,8 +134,8 @@ class Console:
         recent = self._durations[1:][-_ETA_ROUNDS:] or self._durations
         return format_duration(statistics.median(recent) * max(0, self._total - self._round))
 
-    def _table(self) -> Table:
-        """The live table; drawn anew at every refresh, so that its clocks move."""
+    def _screen(self) -> rich.console.Group:
+        """The live table between its title and totals, drawn at every refresh: its clocks move."""
         now = time.monotonic()
         title = [
             f"round {self._round}/{self._total}",
@@ -144,23 +146,14 @@ class Console:
             f"{self._stage} for {format_duration(now - self._stage_started)}",
             f"elapsed {format_duration(now - self._started)}",
             f"ETA {self._eta()}",
-            f"sent in all {format_bytes(self._total_sent)}",
         ]
+        totals = [f"sent in all {format_bytes(self._total_sent)}"]
         memory = total_memory(self._latest.values())
         if memory is not None:
-            footer.append(f"RSS in all {format_bytes(memory)}")
+            totals.append(f"RSS in all {format_bytes(memory)}")
         private = any(line.get("epsilon") is not None for line in self._latest.values())
-        table = Table(
-            title=Text("   ".join(title), style="bold"),
-            caption=Text("   ".join(footer)),
-            title_justify="left",
-            caption_justify="left",
-        )
-        for name in ("site", "stage"):
-            table.add_column(name, no_wrap=True)
-        heads = ["loss", "val. loss", "val. acc.", "samples", "sent", "RSS", *["ε"] * private]
-        for name in heads:
-            table.add_column(name, justify="right", no_wrap=True)
+        heads = ["loss", "val.\nloss", "val.\nacc.", "samples", "sent", "RSS", *["ε"] * private]
+        table = narrow_table(["site", "stage"], heads)
         for site in self._sites[:_MAX_ROWS]:
             line = self._latest.get(site, {})
             samples = line.get("samples")
@@ -173,11 +166,16 @@ class Console:
                 "-" if samples is None else f"{samples:,}",
                 format_bytes(self._sent[site]),
                 format_bytes(line.get("rss_bytes")),
-                *[_number(line.get("epsilon"), 3)] * private,
+                *[_number(line.get("epsilon"), 2)] * private,
             )
         if len(self._sites) > _MAX_ROWS:
             table.add_row(f"and {len(self._sites) - _MAX_ROWS} more", *[""] * (len(heads) + 1))
-        return table
+        return rich.console.Group(
+            Text("   ".join(title), style="bold"),
+            table,
+            Text("   ".join(footer), style="italic"),
+            Text("   ".join(totals), style="italic"),
+        )
 
     def _refresh(self) -> None:
         if self._live is not None:
@@ -185,6 +183,16 @@ class Console:
 
     def _write(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+def narrow_table(text_heads: Sequence[str], number_heads: Sequence[str]) -> Table:
+    """An empty table without frames, whose rows fit into 80 columns; long names are cut short."""
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in text_heads:
+        table.add_column(name, no_wrap=True, max_width=_NAME_WIDTH, overflow="ellipsis")
+    for name in number_heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def total_memory(lines: Iterable[Mapping[str, Any]]) -> float | None:

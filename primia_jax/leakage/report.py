@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from primia_jax.evaluation import page
 from primia_jax.leakage import pictures
+from primia_jax.leakage.control import RECOVERED_DB
 
 _NAMES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
 _FAILS_BELOW_DB = 16.0  # of a mean PSNR: what is found then shows little beyond the outline
@@ -79,15 +80,38 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
         ]
     for test in result["tests"]["psnr"] if result["tests"] else []:
         found.append(_of_test(test))
-    weak = [row["setting"] for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
+    dark = [row for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
+    leaking = [row for row in dark if _leaks(row)]
+    weak = [row["setting"] for row in dark if not _leaks(row)]
+    found += [_of_leak(row) for row in leaking]
     if weak:
         found.append(
-            f"Under {', '.join(weak)} this attack recovers little (mean PSNR below "
-            f"{_FAILS_BELOW_DB:g} dB). That is a failure of one attack with a given effort, not "
-            "privacy: a better attack, more steps or other knowledge may do what it did not. Only "
-            "noise that is accounted for bounds what any attack can learn."
+            f"Under {', '.join(weak)} this attack recovers little: the mean PSNR is below "
+            f"{_FAILS_BELOW_DB:g} dB, no image reaches {RECOVERED_DB:g} dB, and re-identification "
+            "above chance is not shown. This is a failure of one attack with a given effort, not "
+            "privacy: a better attack, more steps or other knowledge may succeed. Only "
+            "differential privacy bounds what any attack can learn."
         )
     return found
+
+
+def _leaks(row: Mapping[str, Any]) -> bool:
+    """True if images were re-identified more often than by chance, or one was recovered."""
+    identified = row["identified"]
+    p = 1.0 if identified["p"] is None else identified["p"]
+    above_chance = identified["share"] > identified["chance"] and p < _LEVELS[-1][0]
+    return bool(above_chance or row["psnr"]["worst"] >= RECOVERED_DB)
+
+
+def _of_leak(row: Mapping[str, Any]) -> str:
+    """A verdict on a scenario whose mean PSNR is low and whose images leak nevertheless."""
+    identified = row["identified"]
+    return (
+        f"Under {row['setting']} the reconstructions are poor on average (mean PSNR "
+        f"{row['psnr']['mean']:.1f} dB, highest {row['psnr']['worst']:.1f} dB), but the update "
+        f"leaks: {identified['share']:.0%} of the images were re-identified among "
+        f"{identified['gallery']} (chance {identified['chance']:.0%}, {_p(identified['p'])})."
+    )
 
 
 def _of_test(test: Mapping[str, Any]) -> str:

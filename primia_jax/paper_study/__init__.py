@@ -5,8 +5,9 @@ federated and securely aggregated training over several seeds, on the validation
 sets; and what an attacker recovers from an update in each mode.
 """
 
+from primia_jax.paper_study.report import as_text
 from primia_jax.paper_study.running import Study, check, run
 
 study = run  # by this name in `primia_jax`
 
-__all__ = ["Study", "check", "run", "study"]
+__all__ = ["Study", "as_text", "check", "run", "study"]

@@ -1,7 +1,8 @@
-"""A table for readers, and the forms it is written in: Markdown, LaTeX, CSV."""
+"""A table for readers, and the forms it is written in: plain text, Markdown, LaTeX, CSV."""
 
 import csv
 import io
+import textwrap
 from typing import NamedTuple
 
 ABSENT = "-"
@@ -33,12 +34,57 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def markdown(table: Table) -> str:
-    """The table in Markdown, its columns as wide as what they hold."""
+def plain(table: Table, width: int = 80) -> str:
+    """The table for a terminal of `width` columns: what does not fit side by side goes below.
+
+    Notes stand in a line of their own below their values.
+    """
+    texts: list[list[str]] = []
+    for row in table.rows:
+        texts.append([cell.text for cell in row])
+        if any(cell.note for cell in row):
+            texts.append([cell.note for cell in row])
+    heads = _full_heads(table)
+    first = max(map(len, [heads[0], *(row[0] for row in texts)]))
+    first = min(first, width // 3)
+    widths = [
+        min(max(map(len, [head, *(row[i] for row in texts)])), width - first - 2)
+        for i, head in enumerate(heads[1:], 1)
+    ]
+    blocks: list[list[int]] = [[]]
+    for i, column in enumerate(widths, 1):
+        used = first + sum(widths[j - 1] + 2 for j in blocks[-1])
+        if blocks[-1] and used + 2 + column > width:
+            blocks.append([])
+        blocks[-1].append(i)
+    lines = textwrap.wrap(table.caption, width)
+    for block in blocks:
+        lines.append("")
+        for row in [heads, *texts]:
+            cells = [_cut(row[0], first).ljust(first)]
+            cells += [_cut(row[i], widths[i - 1]).rjust(widths[i - 1]) for i in block]
+            lines.append("  ".join(cells).rstrip())
+    if table.note:
+        lines += ["", *textwrap.wrap(table.note, width)]
+    return "\n".join(lines) + "\n"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _full_heads(table: Table) -> list[str]:
+    """The heads, each with that of its group."""
     heads = list(table.heads)
     if table.groups:
         over = [name for name, count in table.groups for _ in range(count)]
         heads[1:] = [f"{a}, {b}" if a else b for a, b in zip(over, heads[1:])]
+    return heads
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, its columns as wide as what they hold."""
+    heads = _full_heads(table)
     rows = [heads, ["---"] * len(heads), *([_flat(cell) for cell in row] for row in table.rows)]
     rows = [[text.replace("|", "\\|") for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]

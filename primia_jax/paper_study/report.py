@@ -1,6 +1,7 @@
 """Everything that a study leaves for readers: the page, and the tables in three forms."""
 
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,14 @@ def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Ta
         numbers["inversion_tests"] = tables.test_rows(found)
     for name, (heads, rows) in numbers.items():
         (below / f"{name}.csv").write_text(layout.as_csv(heads, rows), encoding="utf-8")
+
+
+def as_text(found: Mapping[str, Any], width: int = 80) -> str:
+    """All tables and the conclusion as plain text that fits into `width` columns."""
+    parts = [layout.plain(table, width) for table in tables.all_tables(found)]
+    for topic, sentences in text.conclusions(found):
+        parts.append(textwrap.fill(f"{topic}. {sentences}", width) + "\n")
+    return "\n".join(parts)
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 It may be asked from any process that can read the folder, while the run goes on or afterwards.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -14,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from primia_jax.errors import CheckpointError
-from primia_jax.evaluation.console import ALL, format_bytes, format_duration, total_memory
+from primia_jax.evaluation.console import (
+    ALL,
+    format_bytes,
+    format_duration,
+    narrow_table,
+    total_memory,
+)
 from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.watch import heartbeat
 
@@ -137,8 +144,17 @@ class Status:
         for line in self.rounds:
             of_site.setdefault(str(line.get("site")), []).append(line)
         private = any(line.get("epsilon") is not None for line in self.rounds)
-        heads = ["loss", "val. loss", "val. acc.", "samples", "sent", "RSS", "round", "last heard"]
-        table = _table("site", [*heads, *(["ε"] if private else [])])
+        heads = [
+            "loss",
+            "val.\nloss",
+            "val.\nacc.",
+            "samples",
+            "sent",
+            "RSS",
+            "round",
+            "last\nheard",
+        ]
+        table = narrow_table(["site"], [*heads, *(["ε"] if private else [])])
         for site, about in self.fields["sites"].items():
             lines = of_site.get(site, [{}])
             last = lines[-1]
@@ -153,15 +169,16 @@ class Status:
                 format_bytes(sum(sent) if sent else None),
                 format_bytes(last.get("rss_bytes")),
                 str(about.get("round") or last.get("round") or "-"),
-                _ago(self.now, about.get("heard")),
+                _since(self.now, about.get("heard")),
             ]
             if private:
-                row.append(_score(last.get("epsilon")))
+                epsilon = last.get("epsilon")
+                row.append("-" if epsilon is None else f"{epsilon:.2f}")
             table.add_row(*map(Text, row))
         return table
 
     def _trials_table(self) -> Table:
-        table = _table("trial", ["round", "val. MCC", "highest", "ETA", "stage"])
+        table = narrow_table(["trial"], ["round", "val. MCC", "highest", "ETA", "stage"])
         for number, trial in sorted(self.trials.items()):
             scores = [v for line in trial._summaries() if (v := mcc(line)) is not None]
             row = [
@@ -174,6 +191,25 @@ class Status:
             ]
             table.add_row(*map(Text, row))
         return table
+
+
+def listing(folder: pathlib.Path, now: float | None = None) -> list[str]:
+    """A line for each run in `folder` or one level or two below it, the latest heard of first.
+
+    Raises:
+      CheckpointError: if there are none.
+    """
+    runs = []
+    for pattern in (heartbeat.STATUS, f"*/{heartbeat.STATUS}", f"*/*/{heartbeat.STATUS}"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(CheckpointError):
+                runs.append(read(path.parent, now))
+    if not runs:
+        raise CheckpointError(
+            f"no run in {folder} or in its folders; name one: --mode=status --workdir=FOLDER"
+        )
+    runs.sort(key=lambda run: -(run.fields.get("heard") or 0))
+    return [run.lines()[0] for run in runs]
 
 
 def read(folder: pathlib.Path, now: float | None = None) -> Status:
@@ -206,17 +242,13 @@ def mcc(line: Mapping[str, Any]) -> float | None:
     return (line.get("validation") or {}).get("mcc")
 
 
-def _table(first: str, heads: Sequence[str]) -> Table:
-    table = Table()
-    table.add_column(first, no_wrap=True)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    return table
-
-
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
 def _ago(now: float, then: float | None) -> str:
-    return "-" if then is None else f"{format_duration(max(0.0, now - then))} ago"
+    return "-" if then is None else f"{_since(now, then)} ago"
+
+
+def _since(now: float, then: float | None) -> str:
+    return format_duration(None if then is None else max(0.0, now - then))

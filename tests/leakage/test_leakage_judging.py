@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from primia_jax.leakage import judging
+from primia_jax.leakage import judging, report
 from primia_jax.leakage.attacking import Found
 
 
@@ -71,3 +71,28 @@ def test_an_image_twice_behind_an_update_counts_once():
     once = judging._identified(twice)
     assert len(once.ranks) == 1
     np.testing.assert_allclose(once.p, 1 / 10)
+
+
+def scenario(name, psnr, worst, share, p):
+    identified = {"share": share, "chance": 0.1, "gallery": 10, "p": p}
+    return {"setting": name, "psnr": {"mean": psnr, "worst": worst}, "identified": identified}
+
+
+def test_verdicts_agree_with_the_table():
+    """An update that gives its images away is never said to tell little, however dark they are."""
+    rows = [
+        scenario("plain", 25.0, 30.0, 0.9, 1e-6),
+        scenario("secure", 11.0, 13.0, 0.67, 1e-4),
+        scenario("pooled", 11.0, 24.0, 0.1, 0.7),
+        scenario("noised", 9.0, 10.0, 0.1, 0.6),
+    ]
+    control = {"recovered": True, "psnr": 30.0, "needed": 20.0}
+    texts = report.verdicts({"control": control, "tests": None, "settings": rows})
+    by_name = {
+        name: [t for t in texts if name in t] for name in ("plain", "secure", "pooled", "noised")
+    }
+    assert not by_name["plain"]
+    (leak,), (exposed,), (weak,) = by_name["secure"], by_name["pooled"], by_name["noised"]
+    assert "leaks: 67% of the images were re-identified among 10 (chance 10%" in leak
+    assert "highest 24.0 dB" in exposed and "leaks" in exposed
+    assert "recovers little" in weak and "not privacy" in weak

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 
@@ -40,6 +41,17 @@ def test_table_1a_has_the_papers_layout(written):
     assert [cell.text for cell in reader[7:10]] == ["-", "-", "-"]  # no curve of one point
     for told in reader[5][:2]:
         assert re.fullmatch(r"\d\.\d\d/\d\.\d\d/\d\.\d\d", told)
+
+
+def test_tables_fit_80_columns(written):
+    """On a terminal wide tables go on below, and every number of the Markdown form is there."""
+    _, found = written
+    text = report.as_text(found)
+    assert max(map(len, text.splitlines())) <= 80
+    for table in tables.all_tables(found):
+        shown = layout.plain(table)
+        for cell in itertools.chain.from_iterable(row[1:] for row in table.rows):
+            assert cell.text in shown and cell.note in shown
 
 
 def test_tables_1b_and_1c_are_square(written):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -23,15 +24,18 @@ def launch(*arguments):
 
 
 def drawn(found):
-    console = rich.console.Console(width=160)
+    """The table as it stands on a terminal of 80 columns."""
+    console = rich.console.Console(width=80)
     with console.capture() as capture:
         console.print(found.table())
+    assert max(map(len, capture.get().splitlines())) <= 80
     return capture.get()
 
 
 def cells(text, first):
-    row = next(line for line in text.splitlines() if f" {first} " in line)
-    return [cell.strip() for cell in row.split("│")[1:-1]]
+    row = next(line for line in text.splitlines() if line.startswith(f"{first} "))
+    joined = re.sub(r" (?=(?:[kMGT]?B|s|min)\b)", "~", row)  # a number and its unit
+    return [cell.replace("~", " ") for cell in joined.split()]
 
 
 def write(folder, lines=(), **fields):
@@ -71,16 +75,40 @@ def test_a_training_that_goes_on(tmp_path):
     assert "round 2 of 10 complete; training for 40 s; ETA 7 min; sent 4.0 MB; RSS 300 MB" in text
     assert "best: round 2, validation MCC 0.700" in text
     assert cells(drawn(found), "hospital_0") == [
-        *("hospital_0", "0.400", "0.500", "0.800", "1,200", "2.0 MB", "300 MB", "2", "40 s ago")
+        *("hospital_0", "0.400", "0.500", "0.800", "1,200", "2.0 MB", "300 MB", "2", "40 s")
     ]
-    assert cells(drawn(found), "hospital_1")[-2:] == ["1", "2 min ago"]
+    assert cells(drawn(found), "hospital_1")[-2:] == ["1", "2 min"]
     assert "ε" not in drawn(found)
+
+
+def test_tables_fit_80_columns(tmp_path):
+    """With long names and large numbers nothing but the names is cut short."""
+    name = "St. Mary of the Lake, Department of Radiology"
+    (line, whole) = round_lines(200, 0.5, epsilon=123.456)
+    line.update(site=name, samples=1_234_567, bytes_sent=999e6, rss_bytes=999e6)
+    sites = {name: {"round": 200, "heard": NOW - 5900}}
+    found = status.read(write(tmp_path, [line, whole], round=200, rounds=200, sites=sites), NOW)
+    row = drawn(found).splitlines()[-1]
+    assert row.startswith("St. Mary of the L…") and row.count("…") == 1
+    for text in ("1,234,567", "999 MB 999 MB", "200 98 min", "123.46"):
+        assert text in row
+
+
+def test_runs_below_a_folder_are_listed(tmp_path):
+    """Without --workdir: a line a run, the latest heard of first."""
+    with pytest.raises(CheckpointError, match=r"no run in .* or in its folders; name one"):
+        status.listing(tmp_path, NOW)
+    write(tmp_path / "runs" / "old", name="old", heard=NOW - 60)
+    write(tmp_path / "runs" / "new", name="new", heard=NOW - 5)
+    write(tmp_path / "near", name="near", heard=NOW - 20)
+    lines = status.listing(tmp_path, NOW)
+    assert [line.split("”")[0].split("“")[1] for line in lines] == ["new", "near", "old"]
 
 
 def test_epsilon_where_it_is_known(tmp_path):
     lines = round_lines(1, 0.5, epsilon=1.25)
     found = status.read(write(tmp_path, lines, round=1, rounds=10, sites=SITES), NOW)
-    assert cells(drawn(found), "hospital_0")[-1] == "1.250"
+    assert cells(drawn(found), "hospital_0")[-1] == "1.25"
     assert cells(drawn(found), "hospital_1")[-1] == "-"
 
 
