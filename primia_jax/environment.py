@@ -46,6 +46,11 @@ def set_up_process(threads: int | None = None) -> None:
         os.environ.update(thread_variables(threads))
 
 
+def ray_address() -> str | None:
+    """Address of the Ray cluster that the environment variable RAY_ADDRESS names."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
 @contextlib.contextmanager
 def memory_kept() -> Iterator[None]:
     """Within it, glibc keeps freed memory for the next use; at its end all of it is given back.

@@ -326,7 +326,7 @@ def open_driver(
         for name, fields in placements.items()
     }
     with (
-        ray_driver.cluster(ray_address),
+        ray_driver.cluster(ray_address, run.ray_auth),
         contextlib.closing(
             ray_driver.RayDriver(
                 makers(),

@@ -10,6 +10,7 @@ python -m primia_jax.launch --mode=status [--workdir=DIR]
 import os
 import pathlib
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,7 +51,9 @@ _RAY = flags.DEFINE_string(
     "A running Ray cluster (HOST:PORT, auto); by default RAY_ADDRESS, else one is started.",
 )
 
-_INTERRUPTED = 130
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 _PIPE_WIDTH = 160
 
 
@@ -82,10 +85,15 @@ def main(_: Sequence[str]) -> None:
     for remark in remarks(asked):
         print(f"warning: {remark}", flush=True)
     in_process = config.runtime.driver == "local"
+    if in_process and not _RAY.value and environment.ray_address():
+        raise ConfigError(
+            f"RAY_ADDRESS={environment.ray_address()} in the environment needs "
+            "config.runtime.driver = 'ray', not 'local'; unset RAY_ADDRESS or take that driver"
+        )
     environment.set_up_process(config.runtime.threads if in_process else None)
     from primia_jax import commands  # brings JAX in, which must find its environment set
 
-    ray_address = _RAY.value or os.environ.get("RAY_ADDRESS")
+    ray_address = _RAY.value or environment.ray_address()
     run_arguments: dict[str, Any] = {
         "workdir": workdir,
         "resume": _RESUME.value,
@@ -151,16 +159,37 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines) or type(error).__name__
 
 
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
+def _terminate(*_: Any) -> None:
+    """Ends the run as Ctrl-C does: its files are whole, and its actors are ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
 def run() -> None:
-    """The entry point: runs `main` and turns a user's mistake into one line and an exit code."""
+    """The entry point: runs `main`; a user's mistake becomes one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        app.run(main, flags_parser=_parse)
+        try:
+            app.run(main, flags_parser=_parse)
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here at the latest
     except UserError as error:
         print(f"primia_jax: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except _Terminated:
+        print("primia_jax: terminated; go on with --resume", file=sys.stderr)
+        sys.exit(_TERMINATED)
     except KeyboardInterrupt:
         print("primia_jax: interrupted; go on with --resume", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # Nobody reads on. Python writes out its buffers once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_PIPE_CLOSED)
 
 
 if __name__ == "__main__":

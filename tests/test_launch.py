@@ -1,6 +1,8 @@
 """The command line: a mistake is one clear line and an exit code, before Ray starts."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -88,3 +90,75 @@ def test_missing_flags_are_named(arguments, words):
     result = launch(*arguments)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 5, "'127.0.0.1:1' (RAY_ADDRESS in the environment)"),
+        (("--config.runtime.driver=local",), 2, "RAY_ADDRESS=127.0.0.1:1 in the environment"),
+    ],
+)
+def test_a_cluster_named_by_the_environment_is_not_blamed_on_a_flag(
+    arguments, code, words, tmp_path
+):
+    arguments = ("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    result = launch(*arguments, env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})
+    assert result.returncode == code and len(result.stderr.strip().splitlines()) == 1
+    assert words in result.stderr and "--ray_address" not in result.stderr
+
+
+def test_a_closed_pipe_is_quiet(tmp_path):
+    """Nobody reads what status prints: neither a traceback nor a word."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        (tmp_path / "status.json").write_text("{}")
+        result = subprocess.run(
+            [sys.executable, "-c", CLOSED], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(write)
+    assert result.returncode == 141 and result.stderr == b""
+
+
+CLOSED = """
+from primia_jax import launch
+launch.main = lambda _: print("something")
+launch.run()
+"""
+
+
+WAITING = """
+from primia_jax import environment, launch
+environment.set_up_process(1)
+from primia_jax.runtime import Receive
+from primia_jax.runtime.ray_driver import RayDriver, cluster
+def waits(state, sender):
+    yield Receive(sender)
+def main(_):
+    with cluster(None):
+        driver = RayDriver({"alice": int, "bob": int})
+        print("ready", flush=True)
+        driver.run({"alice": lambda s: waits(s, "bob"), "bob": lambda s: waits(s, "alice")})
+launch.main = main
+launch.run()
+"""
+
+
+def test_sigterm_ends_the_actors_and_is_one_line():
+    """Real actors in the midst of a run: Ray's own handler would end the process with code 1."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "-"], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert errors == "primia_jax: terminated; go on with --resume\n"
+    with pytest.raises(ProcessLookupError):  # nothing of it is left
+        os.killpg(process.pid, 0)

@@ -363,6 +363,15 @@ class RuntimeConfig:
     """Processes, threads and patience."""
 
     driver: str = setting("ray", "real actors, or all in this process", choices=("ray", "local"))
+    ray_auth: str = setting(
+        "token",
+        "what a Ray cluster that is joined must ask for; none: whoever reaches it can run code as "
+        "any party",
+        choices=("token", "none"),
+    )
+    data_owner_folder: str = setting(
+        "", "folder of the data owner's diagnoses (empty: data_owner/ in the workdir)"
+    )
     threads: int = setting(
         0,
         "threads of an actor, part of what makes runs bit-identical (0: cores / hospital actors)",

@@ -67,7 +67,7 @@ def over_actors(
     """
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-    with ray_driver.cluster(ray_address):
+    with ray_driver.cluster(ray_address, config.runtime.ray_auth):
         found: list[Validation] = []
         protocols = config.latency_study.protocols
         for done, protocol in enumerate(protocols):

@@ -199,7 +199,7 @@ def _cluster(
         return contextlib.nullcontext()
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-    return ray_driver.cluster(ray_address)
+    return ray_driver.cluster(ray_address, config.runtime.ray_auth)
 
 
 def _train(

@@ -9,11 +9,8 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-import logging
-import os
-import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -25,8 +22,11 @@ from primia_jax.environment import thread_variables
 from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
+from primia_jax.runtime.ray_cluster import cluster
 from primia_jax.runtime.ray_party import PartyRun, RemoteHost
 from primia_jax.runtime.trace import Trace
+
+__all__ = ["Placement", "RayDriver", "check_resources", "cluster"]
 
 _ANSWER_S = 10.0  # in which an actor must tell what it waits for
 _NOW_S = 0.01
@@ -43,56 +43,6 @@ class Placement:
     resources: tuple[tuple[str, float], ...] = ()  # custom ones, by name
     threads: int = 1
     with_driver: bool = False  # on the node of the program that starts the run, to share its disk
-
-
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Joins the Ray cluster at `address`, or starts an embedded one; leaves or ends it afterwards.
-
-    Within another `cluster` of this process it is that one, whatever the address is that answers.
-
-    Raises:
-      ClusterError: if nothing answers at `address`.
-    """
-    if address:
-        _check_reachable(address)
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        options["address"] = address
-    else:
-        options.update(
-            address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 1)
-        )
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises several kinds
-        hint = "; set RAY_AUTH_MODE=token on every node and here" if "oken" in str(error) else ""
-        raise ClusterError(
-            f"no Ray cluster at '{address or 'this machine'}': {_first_line(error)}{hint}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """A dead address would keep `ray.init` waiting for a minute."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"ray_address '{address}': expected HOST:PORT (or 'auto')")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at '{address}' ({error}); start one with `ray start --head`"
-        ) from error
 
 
 class RayDriver:

@@ -157,7 +157,7 @@ def _cluster(config: ExperimentConfig, ray_address: str | None) -> Iterator[None
         return
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-    with ray_driver.cluster(ray_address):
+    with ray_driver.cluster(ray_address, run.ray_auth):
         hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
         actors = run.hospital_actors or config.federated.hospitals
         ray_driver.check_resources(
