@@ -24,7 +24,10 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import (  # type: ignore[attr-defined]  # a compiled module
+    AuthenticationTokenLoader,
+    Config,
+)
 
 from primia_jax import environment
 from primia_jax.errors import ClusterError
