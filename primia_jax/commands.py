@@ -118,9 +118,11 @@ def _print_cost(found: encrypted.EncryptedPredictions) -> None:
 def _print_predictions(found: experiment.Predictions) -> None:
     for name, reason in found.skipped:
         print(f"left out: {name}: {reason}")
-    for name, label, row in list(zip(found.names, found.classes(), found.probabilities))[:_SHOWN]:
+    remarks = found.remarks or ("",) * len(found.names)
+    rows = zip(found.names, found.classes(), found.probabilities, remarks)
+    for name, label, row, remark in list(rows)[:_SHOWN]:
         chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(found.class_names, row))
-        print(f"{name}: {label}   ({chances})")
+        print(f"{name}: {label}   ({chances})" + (f"   [{remark}]" if remark else ""))
     if len(found.names) > _SHOWN:
         print(f"and {len(found.names) - _SHOWN} more")
 

@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 
 from primia_jax import models
 from primia_jax.config import (
+    DataConfig,
     ExperimentConfig,
     ModelConfig,
     MpcConfig,
     to_plain,
 )
 from primia_jax.core.storage import read_json, write_json
-from primia_jax.data import make_test_plan, predict_inputs
+from primia_jax.data import make_test_plan, read_inputs
 from primia_jax.errors import ConfigError
 from primia_jax.evaluation.timeline import plot_timeline
 from primia_jax.experiment import checked, open_driver
@@ -157,14 +158,15 @@ class _Client:
     party: Any  # its state
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]  # of the DICOM guard, one an image
     images: np.ndarray  # [n s s 1] float32 in [0, 1]
 
 
-def _make_client(description: Description, input_path: str) -> _Client:
-    names, images, skipped = predict_inputs(input_path, description.image_size)
+def _make_client(description: Description, data: DataConfig, input_path: str) -> _Client:
+    names, images, skipped, remarks = read_inputs(input_path, description.image_size, data)
     pixels = np.asarray(local_training.to_unit(jnp.asarray(images)))
     party = description.protocol.data_owner(description.circuit())
-    return _Client(description.protocol, party, tuple(names), tuple(skipped), pixels)
+    return _Client(description.protocol, party, tuple(names), tuple(skipped), remarks, pixels)
 
 
 def _make_owner(description: Description, config: ExperimentConfig, workdir: pathlib.Path) -> Any:
@@ -181,14 +183,14 @@ def party_makers(
 ) -> dict[str, Callable[[], Any]]:
     """What makes each party's state, in that party's own process."""
     return {
-        DATA_OWNER: functools.partial(_make_client, description, input_path),
+        DATA_OWNER: functools.partial(_make_client, description, config.data, input_path),
         MODEL_OWNER: functools.partial(_make_owner, description, config, workdir),
         CRYPTO_PROVIDER: functools.partial(_make_provider, description),
     }
 
 
 def _inputs(client: _Client) -> tuple[_Client, Any]:
-    return client, (client.names, client.skipped)
+    return client, (client.names, client.skipped, client.remarks)
 
 
 def _set_up_client(client: _Client) -> Steps:
@@ -257,7 +259,7 @@ def predict_encrypted(
     protocol = PROTOCOLS[config.mpc.protocol]
     probabilities, traces = [], []
     with open_driver(config, makers, placements, ray_address, sealed=True) as driver:
-        names, skipped = driver.run({DATA_OWNER: Locally(_inputs)})[0][DATA_OWNER]
+        names, skipped, remarks = driver.run({DATA_OWNER: Locally(_inputs)})[0][DATA_OWNER]
         progress(0, len(names), None)
         driver.run(_set_up(protocol))
         for position in range(len(names)):
@@ -267,7 +269,12 @@ def predict_encrypted(
             progress(position + 1, len(names), trace)
         driver.close()
     found = EncryptedPredictions(
-        list(names), np.stack(probabilities), class_names, list(skipped), traces=tuple(traces)
+        list(names),
+        np.stack(probabilities),
+        class_names,
+        list(skipped),
+        remarks=remarks,
+        traces=tuple(traces),
     )
     found.write(directory / "predictions.csv")
     summary = [

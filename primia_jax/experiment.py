@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from primia_jax import predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.core.storage import read_json, write_json
-from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, predict_inputs
+from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_inputs
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
@@ -220,9 +220,9 @@ def predict(
     config = checked(config)
     directory = pathlib.Path(workdir).absolute()
     model = load_trained(directory, config)
-    names, images, skipped = predict_inputs(str(input_path), model.image_size)
+    names, images, skipped, remarks = read_inputs(str(input_path), model.image_size, config.data)
     probabilities = model.probabilities(images, config.evaluation.batch_size)
-    found = Predictions(list(names), probabilities, model.class_names, list(skipped))
+    found = Predictions(names, probabilities, model.class_names, skipped, remarks=remarks)
     found.write(directory / predictions.FILE)
     return found
 

@@ -30,6 +30,7 @@ from configs import smoke  # noqa: E402
 
 SETTINGS = {
     "data.image_size": 16,
+    "data.dicom_guard": "warn",  # there is a CT slice among the films
     "data.phantom.n_train": 60,
     "data.phantom.n_test": 15,
     "model.width": 4,
@@ -135,6 +136,8 @@ def test_diagnoses_are_those_of_predict(chosen, workdir, films):
 
     assert [row["file"] for row in table] == found.names
     assert [row["class"] for row in table] == found.classes()
+    for row in table:
+        assert row["remarks"].startswith("modality CT") == row["file"].endswith("ct.dcm")
     for row, line in zip(table, found.probabilities):
         written = [float(row[f"p_{name}"]) for name in found.class_names]
         np.testing.assert_allclose(written, line, atol=1e-6)

@@ -45,6 +45,16 @@ class DataConfig:
     )
     image_size: int = setting(64, "side of the square images, in pixels", low=8, high=1024)
     on_error: str = setting("fail", "what to do with unreadable files", choices=("fail", "skip"))
+    dicom_guard: str = setting(
+        "refuse",
+        "what to do with DICOM images that are no frontal chest radiographs",
+        choices=("refuse", "warn", "off"),
+    )
+    dicom_modalities: tuple[str, ...] = setting(("CR", "DX"), "that the guard allows")
+    dicom_body_parts: tuple[str, ...] = setting(
+        ("CHEST", "THORAX", "LUNG"), "that the guard allows: words of the body part examined"
+    )
+    dicom_views: tuple[str, ...] = setting(("PA", "AP"), "view positions that the guard allows")
     validation_fraction: float = setting(0.15, "of each hospital's patients", low=0.01, high=0.5)
     test_fraction: float = setting(
         0.2, "of the patients, where no test set is given", low=0, high=0.5

@@ -14,7 +14,7 @@ from primia_jax.data.plan import (
     make_test_plan,
     patient_digests,
 )
-from primia_jax.data.sources import open_catalogue, predict_inputs
+from primia_jax.data.sources import open_catalogue, predict_inputs, read_inputs
 from primia_jax.data.splits import assign_splits
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "partition",
     "patient_digests",
     "predict_inputs",
+    "read_inputs",
 ]

@@ -68,7 +68,7 @@ def open_csv(
         split = SPLIT_NAMES.get(split, "")
         entries.append(Entry(row["path"], label, row.get("patient") or None, site, split))
         paths.append(file)
-    decode = file_catalogue.FileDecoder(tuple(paths), dicom_only)
+    decode = file_catalogue.FileDecoder(tuple(paths), data, dicom_only)
     return file_catalogue.assemble(entries, class_names, decode, data, where, declared=declared)
 
 

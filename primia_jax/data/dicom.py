@@ -1,44 +1,56 @@
 """DICOM files: from stored values to grey levels, as the standard says they are to be shown.
 
 Axis letters: h rows, w columns.
-Source: DICOM PS3.3, C.11.1 (Modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (MONOCHROME1).
+Source: DICOM PS3.3, C.11.1 (Modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric
+interpretation), C.7.5.1.1.2 (pixel padding).
 """
 
 import hashlib
-import io
+from collections.abc import Callable
 
 import numpy as np
 import pydicom
 from pydicom import pixels as pydicom_pixels
 
-from primia_jax.data.image_files import Decoded, ImageError, float_to_grey
+from primia_jax.config.sections import DataConfig
+from primia_jax.data import dicom_guard
+from primia_jax.data.decoded import Decoded, ImageError, float_to_grey, one_line
+from primia_jax.data.dicom_pixels import Stored, read_dataset, stored_range, stored_values
 
-_MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_BLOCK = 1 << 20  # pixels that are computed at a time in floating point
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
-def decode(content: bytes) -> Decoded:
+def decode(content: bytes, data: DataConfig | None = None) -> Decoded:
     """The image in the DICOM file `content`: 16-bit grey values ready to be looked at.
 
     Stored values pass the modality LUT (or slope and intercept), then the first VOI LUT or window;
     MONOCHROME1 is inverted. The result is scaled to 0..65535: from the output range of the window
     or VOI LUT, or, where there is none, from the range that BitsStored allows. Floating-point
-    pixels without a window must lie in [0, 1].
+    pixels without a window must lie in [0, 1]. Padding is black. Overlays are not drawn. Colour and
+    palette images become luminance.
+
+    Args:
+      content: of the whole file.
+      data: has the settings of the guard; the default ones if None.
 
     Raises:
-      ImageError: for a colour or multi-frame image, one without pixels, one whose compression no
-        installed decoder reads, values that are not finite, and damaged files.
+      ImageError: for an image that the guard refuses, a multi-frame image, one without pixels, a
+        compression that is not read, values that are not finite, and oversized or damaged files.
     """
     try:
-        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+        dataset = read_dataset(content)
+        _check_kind(dataset)
+        remarks = dicom_guard.check(dataset, data or DataConfig())
         values = _shown_values(dataset)
         patient = str(dataset.get("PatientID") or "").strip()
         institution = str(dataset.get("InstitutionName") or "").strip()
     except ImageError:
         raise
     except Exception as error:  # pydicom raises many types on damaged files
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"damaged or unusual DICOM file ({text[:200]})") from error
-    return Decoded(values, pseudonym(patient) if patient else None, institution or None)
+        raise ImageError(f"damaged or unusual DICOM file ({one_line(error)})") from error
+    return Decoded(values, pseudonym(patient) if patient else None, institution or None, remarks)
 
 
 def pseudonym(patient_id: str) -> str:
@@ -49,52 +61,129 @@ def pseudonym(patient_id: str) -> str:
     return hashlib.sha256(patient_id.encode()).hexdigest()[:12]
 
 
-def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
-    """[h, w] uint16."""
+def _check_kind(dataset: pydicom.Dataset) -> None:
+    """ImageError unless the data set holds one image of a known kind."""
     photometric = dataset.get("PhotometricInterpretation")
-    if photometric is None and not _has_pixels(dataset):
+    if not _has_pixels(dataset):
         raise ImageError("no pixel data (not an image, or not a DICOM file)")
-    if photometric is None:
+    if not photometric:
         raise ImageError("no PhotometricInterpretation: black and white are undefined")
-    if photometric not in _MONOCHROME:
-        raise ImageError(f"colour image ({photometric}); only MONOCHROME1 and MONOCHROME2 are read")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *_COLOURS):
+        raise ImageError(f"PhotometricInterpretation {photometric} is not read")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"{frames} frames; only single images are read")
-    if not _has_pixels(dataset):
-        raise ImageError("no pixel data")
-    stored = _stored_values(dataset)
-    modality = np.asarray(pydicom_pixels.apply_modality_lut(stored, dataset))
-    if not np.isfinite(modality).all():
-        raise ImageError("grey values that are not finite (NaN or infinity)")
-    levels = _grey_levels(modality, stored, dataset)
-    return np.iinfo(np.uint16).max - levels if photometric == "MONOCHROME1" else levels
 
 
-def _grey_levels(modality: np.ndarray, stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """[h, w] uint16: `modality` values through the first VOI LUT, the first window, or neither."""
+def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
+    """[h, w] uint16."""
+    stored = stored_values(dataset)
+    photometric = dataset.PhotometricInterpretation
+    if photometric in _COLOURS:
+        return _luminance(stored.values, 2 ** int(dataset.BitsStored) - 1)
+    if photometric == "PALETTE COLOR":
+        colours = np.asarray(pydicom_pixels.apply_color_lut(stored.values, dataset))
+        return _luminance(colours[..., :3], np.iinfo(colours.dtype).max)
+    levels = _mapped(stored, _grey_levels(dataset, stored.values.dtype))
+    if photometric == "MONOCHROME1":
+        levels = np.iinfo(np.uint16).max - levels
+    if stored.padding is not None:
+        levels[stored.padding] = 0
+    return levels
+
+
+def _mapped(stored: Stored, to_grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[h, w] uint16: `to_grey` of every value; that of padding is arbitrary.
+
+    Integers of up to 16 bits are looked up in a table of all their values, others are computed
+    block by block: the memory is bounded by that of the values.
+    """
+    values = stored.values
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        low, high = int(values.min()), int(values.max())
+        table = to_grey(np.arange(low, high + 1).astype(values.dtype))
+        return table[values.astype(np.int32) - low]
+    result = np.empty(values.shape, np.uint16)
+    rows = max(1, _BLOCK // values.shape[1])
+    for start in range(0, len(values), rows):
+        block = values[start : start + rows]
+        if stored.padding is not None:
+            block = np.where(stored.padding[start : start + rows], block.dtype.type(0), block)
+        result[start : start + rows] = to_grey(block)
+    return result
+
+
+def _grey_levels(dataset: pydicom.Dataset, dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from stored values of `dtype` to grey levels (uint16)."""
+    to_modality = _modality_units(dataset)
+    table = dataset.get("ModalityLUTSequence")
     if dataset.get("VOILUTSequence"):
-        # Signed, since the library subtracts the table's first input value, of either sign.
-        inputs = np.clip(np.rint(modality), -(2**31), 2**31 - 1).astype(np.int64)
-        looked_up = pydicom_pixels.apply_voi(inputs, dataset)
-        return _scaled(looked_up, 0, _largest_entry(dataset.VOILUTSequence[0]))
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        voi = pydicom.Dataset()
+        voi.VOILUTSequence = dataset.VOILUTSequence
+        voi.PixelRepresentation = 1  # as are the inputs
+        top = _largest_entry(dataset.VOILUTSequence[0])
+
+        def look_up(values: np.ndarray) -> np.ndarray:
+            # Signed, since the library subtracts the table's first input value, of either sign.
+            inputs = np.clip(np.rint(to_modality(values)), -(2**31), 2**31 - 1).astype(np.int64)
+            return _scaled(pydicom_pixels.apply_voi(inputs, voi), 0, top)
+
+        return look_up
+    centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if centre is not None and width is not None:
         # A description of the result by itself: the range of the window's output is 16 bits.
         view = pydicom.Dataset()
         view.PhotometricInterpretation = dataset.PhotometricInterpretation
         view.BitsStored, view.PixelRepresentation = 16, 0
-        view.WindowCenter, view.WindowWidth = dataset.WindowCenter, dataset.WindowWidth
+        view.WindowCenter, view.WindowWidth = centre, width
         view.VOILUTFunction = dataset.get("VOILUTFunction") or "LINEAR"
-        return _scaled(pydicom_pixels.apply_windowing(modality, view), 0, 65535)
-    if stored.dtype.kind == "f":
-        return float_to_grey(modality)
+        return lambda values: _scaled(
+            pydicom_pixels.apply_windowing(to_modality(values), view), 0, 65535
+        )
+    if dtype.kind == "f":
+        return lambda values: float_to_grey(to_modality(values))
+    if table:
+        return lambda values: _scaled(to_modality(values), 0, _largest_entry(table[0]))
+    signed = bool(dataset.get("PixelRepresentation") or 0)
+    ends = to_modality(np.array(stored_range(int(dataset.BitsStored), signed)))
+    return lambda values: _scaled(to_modality(values), float(ends.min()), float(ends.max()))
+
+
+def _modality_units(dataset: pydicom.Dataset) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from stored values to float64 in the modality's units, which must be finite."""
     if dataset.get("ModalityLUTSequence"):
-        return _scaled(modality, 0, _largest_entry(dataset.ModalityLUTSequence[0]))
-    bits, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation") or 0)
-    ends = np.array((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
-    if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
-        ends = ends * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    return _scaled(modality, float(ends.min()), float(ends.max()))
+        return lambda values: np.asarray(
+            pydicom_pixels.apply_modality_lut(values, dataset), np.float64
+        )
+    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
+
+    def rescaled(values: np.ndarray) -> np.ndarray:
+        result = values.astype(np.float64)
+        if slope is not None and intercept is not None:
+            result = result * slope + intercept
+        if not np.isfinite(result).all():
+            raise ImageError("grey values that are not finite (NaN or infinity)")
+        return result
+
+    return rescaled
+
+
+def _number(dataset: pydicom.Dataset, keyword: str) -> float | None:
+    """An attribute's first value; None if it is absent or present without a value."""
+    value = dataset.get(keyword)
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0] if value else None
+    return None if value is None or value == "" else float(value)
+
+
+def _luminance(colours: np.ndarray, white: int) -> np.ndarray:
+    """[h, w] uint16 from [h, w, 3] red, green and blue, each 0 to `white` (ITU-R 601)."""
+    result = np.empty(colours.shape[:2], np.uint16)
+    rows = max(1, _BLOCK // colours.shape[1])
+    for start in range(0, len(colours), rows):
+        levels = colours[start : start + rows] @ _LUMINANCE
+        result[start : start + rows] = np.rint(np.clip(levels * (65535 / white), 0, 65535))
+    return result
 
 
 def _largest_entry(table: pydicom.Dataset) -> int:
@@ -102,29 +191,13 @@ def _largest_entry(table: pydicom.Dataset) -> int:
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """[h, w] uint16: `low` becomes 0, `high` 65535, what lies outside is cut off."""
+    """uint16: `low` becomes 0, `high` 65535, what lies outside is cut off."""
     if not high > low:
         raise ImageError("all grey values are mapped to one")
-    levels = (values.astype(np.float64) - low) / (high - low)
+    levels = (np.asarray(values).astype(np.float64) - low) / (high - low)
     return np.rint(np.clip(levels, 0, 1) * 65535).astype(np.uint16)
 
 
 def _has_pixels(dataset: pydicom.Dataset) -> bool:
     keywords = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     return any(dataset.get(keyword) is not None for keyword in keywords)
-
-
-def _stored_values(dataset: pydicom.Dataset) -> np.ndarray:
-    """[h, w]: the pixels as stored, decompressed."""
-    syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-    if syntax is not None and syntax.is_compressed and syntax.is_encapsulated:
-        try:
-            decoder = pydicom_pixels.get_decoder(syntax)
-        except NotImplementedError as error:
-            raise ImageError(f"compressed as {syntax.name}, which cannot be read") from error
-        if not decoder.is_available:
-            raise ImageError(
-                f"compressed as {syntax.name}; no decoder for it is installed "
-                "(pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg)"
-            )
-    return dataset.pixel_array

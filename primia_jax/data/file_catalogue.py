@@ -3,6 +3,7 @@
 What cannot be used is reported all at once. Axis letters: n records, s image side.
 """
 
+import collections
 import dataclasses
 import os
 import threading
@@ -41,6 +42,7 @@ class FileDecoder:
     """Decodes the image files at `paths`; `dicom_only` refuses other kinds."""
 
     paths: tuple[str, ...]  # [n]
+    data: DataConfig  # the settings of the DICOM guard
     dicom_only: bool = False
 
     def __call__(self, record: int) -> Decoded:
@@ -50,7 +52,7 @@ class FileDecoder:
         suffix = os.path.splitext(path)[1]
         if self.dicom_only and image_files.kind_of(content) == "image":
             raise ImageError("an image, but not a DICOM file")
-        return image_files.decode(content, ".dcm" if self.dicom_only else suffix)
+        return image_files.decode(content, ".dcm" if self.dicom_only else suffix, self.data)
 
 
 class Reader:
@@ -141,7 +143,7 @@ def assemble(
         ),
         digests=tuple(check.digest for _, check in usable),
         skipped=tuple(bad),
-        remarks=_remarks(patients, where),
+        remarks=(*_remarks(patients, where), *_doubts(usable, where)),
     )
 
 
@@ -192,6 +194,7 @@ class _Verified(NamedTuple):
     digest: str
     patient: str | None
     institution: str | None
+    remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +230,7 @@ def _verify(
                 budget[0] -= fitted.nbytes
                 kept[i] = fitted
         digest = image_files.pixel_digest(decoded.pixels)
-        return _Verified(digest, decoded.patient, decoded.institution)
+        return _Verified(digest, decoded.patient, decoded.institution, decoded.remarks)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(check, range(count))), kept
@@ -274,6 +277,15 @@ def _patients(usable: Sequence[tuple[Entry, _Verified]], sites: np.ndarray | Non
             patient = f"{sites[i]}/{patient}"
         patients.append(patient or f"{OWN_PATIENT}{entry.name}")
     return np.array(patients)
+
+
+def _doubts(usable: Sequence[tuple[Entry, _Verified]], where: str) -> tuple[str, ...]:
+    """Warnings of the DICOM guard: how many images share a doubt, without their names."""
+    counts = collections.Counter(doubt for _, check in usable for doubt in check.remarks)
+    return tuple(
+        f"{where}: {count} of {len(usable)} images: {doubt} (config.data.dicom_guard)"
+        for doubt, count in counts.most_common()
+    )
 
 
 def _remarks(patients: np.ndarray, where: str) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def open_folder(
       DataError: as `list_folder` and `file_catalogue.assemble`.
     """
     listing = list_folder(path, class_names)
-    decode = file_catalogue.FileDecoder(tuple(listing.paths), dicom_only)
+    decode = file_catalogue.FileDecoder(tuple(listing.paths), data, dicom_only)
     where = f"folder {path}"
     return file_catalogue.assemble(
         listing.entries,
@@ -122,8 +122,10 @@ def list_folder(path: str, class_names: tuple[str, ...] = ()) -> Listing:
     ]
     if not images:
         raise DataError(f"folder {path}: no images found")
+    loose = _loose(root, images)
     if _is_kermany(images, classes, class_names):
-        return _kermany(images, root, _split_of(top))
+        listing = _kermany(images, root, _split_of(top))
+        return listing._replace(skipped=[*listing.skipped, *loose])
     unknown = sorted(classes.difference(class_names)) if class_names else []
     if unknown:
         raise DataError(
@@ -131,7 +133,18 @@ def list_folder(path: str, class_names: tuple[str, ...] = ()) -> Listing:
             f"({', '.join(class_names)}); rename the folder, or name all classes in "
             "config.data.classes"
         )
-    return _one_folder_a_class(images, list(class_names) or sorted(classes), root)
+    listing = _one_folder_a_class(images, list(class_names) or sorted(classes), root)
+    return listing._replace(skipped=loose)
+
+
+def _loose(root: pathlib.Path, images: list["_Image"]) -> list[tuple[str, str]]:
+    """Names below `root` of images that lie in no folder of a class, each with that reason."""
+    used = {image.file for image in images}
+    return [
+        (file.relative_to(root).as_posix(), "in no folder of a class")
+        for file in image_files.walk(root)
+        if file not in used and image_files.is_candidate(file)
+    ]
 
 
 class _Image(NamedTuple):

@@ -4,53 +4,76 @@ Axis letters: h rows, w columns of a stored image, s side of a fitted one.
 """
 
 import hashlib
-import io
 import os
 import pathlib
+import stat
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from primia_jax.config.sections import DataConfig
+from primia_jax.data import pictures
+from primia_jax.data.decoded import MAX_FILE_BYTES, Decoded, ImageError, float_to_grey
 from primia_jax.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+__all__ = [
+    "DICOM_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "Decoded",
+    "ImageError",
+    "decode",
+    "fit",
+    "float_to_grey",
+    "is_candidate",
+    "kind_of",
+    "pixel_digest",
+    "read_bytes",
+    "stack",
+    "walk",
+]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"}
+    | {".jpg", ".jpx", ".png", ".tif", ".tiff", ".webp"}
+)
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic"})
+# Images of formats that are not read: listed as unreadable, so that nothing vanishes.
+_OTHER_SUFFIXES = frozenset(
+    {".avif", ".eps", ".exr", ".heic", ".heif", ".ico", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
+    | {".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga"}
+)
 MIN_SIDE = 2  # a line or a point is no picture
 
 # What archives and desktops leave behind: the macOS resource forks of a zip archive carry image
 # suffixes; a DICOMDIR is a DICOM file without an image.
 _IGNORED_NAMES = frozenset({"__macosx", "dicomdir", "thumbs.db", "desktop.ini"})
-_IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
 _SNIFFED_BYTES = 132  # the DICOM mark stands at 128 to 131
-_GREY_16 = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-
-
-class ImageError(Exception):
-    """Why one image cannot be used; the text completes `NAME: …`."""
-
-
-class Decoded(NamedTuple):
-    """One image and what its file says about its origin."""
-
-    pixels: np.ndarray  # [h, w] uint8 or uint16; the dtype's range is black to white
-    patient: str | None = None  # pseudonym from a DICOM header
-    institution: str | None = None  # from a DICOM header
+_FIRST_TAGS = frozenset(
+    bytes([element, 0]) for element in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16, 0x18)
+)
 
 
 def kind_of(content: bytes) -> str | None:
-    """What a file's first bytes (at least 132, or all) say it is: "dicom", "image" or None."""
+    """Kind of file by its first bytes (at least 132, or all): "dicom", "image" or None."""
     if content[128:132] == b"DICM":
         return "dicom"
-    return "image" if content.startswith(_IMAGE_SIGNATURES) else None
+    if pictures.is_picture(content):
+        return "image"
+    # Without the preamble, a DICOM file begins with the tag of its first element.
+    return "dicom" if content[:2] in (b"\2\0", b"\x08\0") and content[2:4] in _FIRST_TAGS else None
 
 
 def is_candidate(path: pathlib.Path) -> bool:
-    """Whether a file is meant as an image: by its suffix, or else by its first bytes."""
-    if path.suffix.lower() in IMAGE_SUFFIXES | DICOM_SUFFIXES:
+    """True if a file is meant as an image: by its suffix, or else by its first bytes."""
+    suffixes = {suffix.lower() for suffix in path.suffixes[-2:]}
+    if path.suffix.lower() in IMAGE_SUFFIXES | DICOM_SUFFIXES | _OTHER_SUFFIXES:
+        return True
+    if ".nii" in suffixes:  # .nii.gz
         return True
     try:
+        if not path.is_file():  # a named pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return kind_of(file.read(_SNIFFED_BYTES)) is not None
     except OSError:
@@ -58,7 +81,7 @@ def is_candidate(path: pathlib.Path) -> bool:
 
 
 def is_ignored(path: pathlib.Path) -> bool:
-    """Whether a file or folder is hidden or a leftover of an archive or a desktop."""
+    """True if a file or folder is hidden or a leftover of an archive or a desktop."""
     return path.name.startswith(".") or path.name.lower() in _IGNORED_NAMES
 
 
@@ -82,8 +105,19 @@ def walk(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file; ImageError for one that cannot be read or is empty."""
+    """The content of a regular file of at most `MAX_FILE_BYTES`.
+
+    Raises:
+      ImageError: for a file that cannot be read, is empty or too large, and for a folder, named
+        pipe, socket or device, which is not opened.
+    """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "directory" if stat.S_ISDIR(status.st_mode) else "named pipe, socket or device"
+            raise ImageError(f"is a {kind}, not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"a file of {status.st_size >> 20} MiB; too large for an image")
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
@@ -94,23 +128,31 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def decode(content: bytes, suffix: str = "") -> Decoded:
+def decode(content: bytes, suffix: str = "", data: DataConfig | None = None) -> Decoded:
     """The image in a file's `content`; `suffix` decides only where the content does not tell.
 
     Colour becomes luminance (ITU-R 601), transparency is dropped, the EXIF orientation is applied,
-    and grey values keep their depth of 8 or 16 bits. Floating-point images must lie in [0, 1].
+    and values keep their depth of 8 or 16 bits. Floating-point images must lie in [0, 1].
+
+    Args:
+      content: of the whole file.
+      suffix: of the file's name, with the dot.
+      data: has the settings of the DICOM guard; the default ones if None.
 
     Raises:
       ImageError: for content that is no image, is damaged, holds several frames, has no finite
-        grey values or fewer than `MIN_SIDE` rows or columns.
+        grey values, fewer than `MIN_SIDE` rows or columns or too many pixels, and for DICOM images
+        that the guard refuses.
     """
     kind = kind_of(content)
     if kind == "dicom" or (kind is None and suffix.lower() in DICOM_SUFFIXES):
         from primia_jax.data import dicom  # pydicom takes a while to import
 
-        decoded = dicom.decode(content)
+        decoded = dicom.decode(content, data or DataConfig())
+    elif kind is None and suffix.lower() in _OTHER_SUFFIXES:
+        raise ImageError(f"{suffix.lower()} files are not read; save it as PNG or DICOM")
     else:
-        decoded = Decoded(_decode_picture(content))
+        decoded = Decoded(pictures.decode(content))
     check_shape(decoded.pixels)
     return decoded
 
@@ -165,50 +207,6 @@ def pixel_digest(pixels: np.ndarray) -> str:
     return state.hexdigest()
 
 
-def float_to_grey(values: np.ndarray) -> np.ndarray:
-    """[h, w] uint16 from floating-point grey values, which must be finite and lie in [0, 1]."""
-    if not np.isfinite(values).all():
-        raise ImageError("grey values that are not finite (NaN or infinity)")
-    if values.min(initial=0) < 0 or values.max(initial=0) > 1:
-        raise ImageError("floating-point grey values outside [0, 1]: black and white are undefined")
-    return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)
-
-
-def _decode_picture(content: bytes) -> np.ndarray:
-    """[h, w] uint8 or uint16, by Pillow."""
-    try:
-        with Image.open(io.BytesIO(content)) as stored:
-            # Some cameras append a preview as a second frame (MPO); the first is the photograph.
-            frames = 1 if stored.format == "MPO" else getattr(stored, "n_frames", 1)
-            if frames != 1:
-                raise ImageError(f"{frames} frames; only single images are read")
-            picture = ImageOps.exif_transpose(stored)
-            picture.load()
-    except ImageError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image in a known format") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise ImageError(f"damaged image ({_one_line(error)})") from error
-    if picture.mode in _GREY_16:
-        values = np.asarray(picture)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ImageError("grey values outside 0 to 65535")
-        return values.astype(np.uint16)
-    if picture.mode == "F":
-        return float_to_grey(np.asarray(picture))
-    try:
-        # A palette is looked up first: its own conversion to grey mistakes transparency.
-        colour = picture.convert("RGB") if picture.mode in ("P", "PA") else picture
-        return np.array(colour.convert("L"))
-    except ValueError as error:
-        raise ImageError(f"colour mode {picture.mode} cannot be turned to grey") from error
-
-
 def _fail(error: OSError) -> None:
     reason = (error.strerror or str(error)).lower()
     raise DataError(f"folder {error.filename}: {reason}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,19 +60,29 @@ def open_catalogue(
     raise DataError(f"config.data.source = {data.source!r}: no such kind of source")
 
 
+class Inputs(NamedTuple):
+    """Images without labels, n of them."""
+
+    names: list[str]  # [n] below the folder, or the file's own name
+    images: np.ndarray  # [n, s, s, 1] uint8, or uint16 if any image has 16 bits
+    skipped: list[tuple[str, str]]  # (name, reason) of images that cannot be used
+    remarks: tuple[str, ...]  # [n] doubts of the DICOM guard; empty where it has none
+
+
 def predict_inputs(
     path: str, image_size: int
 ) -> tuple[list[str], np.ndarray, list[tuple[str, str]]]:
+    """Names, images and skipped files of `read_inputs` under the default settings."""
+    return read_inputs(path, image_size)[:3]
+
+
+def read_inputs(path: str, image_size: int, data: DataConfig | None = None) -> Inputs:
     """Images without labels: one file, or every image below a folder, of any nesting.
 
     Args:
       path: an image or DICOM file, or a folder.
       image_size: s, the side of the squares.
-
-    Returns:
-      names: [n] below the folder (or the file's own name).
-      images: [n, s, s, 1] uint8, or uint16 if any image has 16 bits.
-      skipped: (name, reason) of images that cannot be used.
+      data: has the settings of the DICOM guard; the default ones if None.
 
     Raises:
       DataError: if nothing is there, or no image can be used.
@@ -86,14 +97,15 @@ def predict_inputs(
         raise DataError(f"input {path}: no such file or folder")
     if not files:
         raise DataError(f"input {path}: no images found")
-    used, images, skipped = [], [], []
+    used, images, skipped, remarks = [], [], [], []
     for file, name in zip(files, names):
         try:
-            decoded = image_files.decode(image_files.read_bytes(file), file.suffix)
+            decoded = image_files.decode(image_files.read_bytes(file), file.suffix, data)
         except ImageError as error:
             skipped.append((name, str(error)))
             continue
         used.append(name)
+        remarks.append("; ".join(decoded.remarks))
         images.append(image_files.fit(decoded.pixels, image_size))
     if not images:
         name, reason = skipped[0]
@@ -101,7 +113,7 @@ def predict_inputs(
             f"input {path}: {len(files)} of {len(files)} images cannot be used, "
             f"e.g. {name}: {reason}"
         )
-    return used, image_files.stack(images), skipped
+    return Inputs(used, image_files.stack(images), skipped, tuple(remarks))
 
 
 def _table_of(path: pathlib.Path) -> pathlib.Path | None:

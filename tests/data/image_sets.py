@@ -32,12 +32,16 @@ def save(path: pathlib.Path, pixels: np.ndarray, **options) -> pathlib.Path:
 
 
 def save_dicom(path: pathlib.Path, pixels: np.ndarray, **attributes) -> pathlib.Path:
-    """Writes [h, w] uint16 `pixels` as DICOM; `attributes` replace or (if None) remove defaults."""
+    """Writes [h, w] uint16 `pixels` as a chest radiograph in DICOM.
+
+    `attributes` replace or (if None) remove defaults.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    dataset.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "DX", "CHEST", "PA"
     dataset.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(path)])
     dataset.Rows, dataset.Columns = pixels.shape[-2:]
     dataset.SamplesPerPixel = 1

@@ -1,0 +1,120 @@
+"""A check that a DICOM image is what the model is meant for: a frontal chest radiograph.
+
+Source: DICOM PS3.3, C.7.3.1.1.1 (Modality), C.8.11.5 (DX views), annex L (body parts).
+"""
+
+import re
+
+import pydicom
+
+from primia_jax.config.sections import DataConfig
+from primia_jax.data.decoded import ImageError
+
+# Radiographs, and captures of any kind, whose modality then decides.
+_SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # CR
+    "1.2.840.10008.5.1.4.1.1.1.1",  # DX, for presentation
+    "1.2.840.10008.5.1.4.1.1.1.1.1",  # DX, for processing
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+    "1.2.840.10008.5.1.4.1.1.7.1",
+    "1.2.840.10008.5.1.4.1.1.7.2",
+    "1.2.840.10008.5.1.4.1.1.7.3",
+    "1.2.840.10008.5.1.4.1.1.7.4",
+)
+_MODALITY_OF_CLASS = dict(zip(_SOP_CLASSES, ("CR", "DX", "DX")))
+_VIEW_NAMES = {"posteroanterior": "PA", "anteroposterior": "AP"}
+
+
+def check(dataset: pydicom.Dataset, data: DataConfig) -> tuple[str, ...]:
+    """Remarks on an image whose header casts doubt on what it shows.
+
+    An attribute with a value that `data` does not allow is an objection; `data.dicom_guard` decides
+    if it refuses the image or is a remark. Body part and view may be missing from radiographs;
+    their absence is a remark. The header may be wrong: no pixel is looked at.
+
+    Raises:
+      ImageError: with all objections, if `data.dicom_guard` is "refuse".
+    """
+    if data.dicom_guard == "off":
+        return ()
+    objections = tuple(filter(None, (rule(dataset, data) for rule in _RULES)))
+    absent = tuple(
+        f"no {name} in the header"
+        for name, value in (("body part", _body_part(dataset)), ("view position", _view(dataset)))
+        if not value
+    )
+    if objections and data.dicom_guard == "refuse":
+        raise ImageError(f"{'; '.join(objections)} (config.data.dicom_guard = 'refuse')")
+    return (*objections, *absent)
+
+
+def _modality_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    allowed = [modality.upper() for modality in data.dicom_modalities]
+    sop_class = _text(dataset, "SOPClassUID")
+    modality = _text(dataset, "Modality").upper() or _MODALITY_OF_CLASS.get(sop_class, "")
+    if not modality:
+        return "no modality in the header"
+    if modality not in allowed:
+        return f"modality {modality}, not {' or '.join(allowed)}"
+    radiographs_only = set(allowed) <= {"CR", "DX"}
+    if radiographs_only and sop_class and sop_class not in _SOP_CLASSES:
+        return f"modality {modality}, but stored as {pydicom.uid.UID(sop_class).name}"
+    return ""
+
+
+def _body_part_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    body_part = _body_part(dataset)
+    words = re.findall(r"[^\W_]+", body_part.upper())
+    allowed = [word.upper() for word in data.dicom_body_parts]
+    if not body_part or any(word in allowed for word in words):
+        return ""
+    return f"body part {body_part}, not {' or '.join(allowed)}"
+
+
+def _view_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    view, allowed = _view(dataset), [view.upper() for view in data.dicom_views]
+    return f"view {view}, not {' or '.join(allowed)}" if view and view not in allowed else ""
+
+
+def _colour_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    photometric = _text(dataset, "PhotometricInterpretation")
+    return "" if photometric.startswith("MONOCHROME") else f"colour image ({photometric})"
+
+
+def _raw_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    intent = _text(dataset, "PresentationIntentType").upper()
+    return "raw detector data (for processing)" if intent == "FOR PROCESSING" else ""
+
+
+_RULES = (
+    _modality_objection,
+    _body_part_objection,
+    _view_objection,
+    _colour_objection,
+    _raw_objection,
+)
+
+
+def _body_part(dataset: pydicom.Dataset) -> str:
+    return _text(dataset, "BodyPartExamined") or _meaning(dataset, "AnatomicRegionSequence")
+
+
+def _view(dataset: pydicom.Dataset) -> str:
+    """PA, AP, LL, … as coded, else the meaning of the view's code."""
+    view = _text(dataset, "ViewPosition")
+    meaning = _meaning(dataset, "ViewCodeSequence")
+    return view.upper() or _VIEW_NAMES.get(re.sub(r"[\W_]", "", meaning.lower()), meaning)
+
+
+def _meaning(dataset: pydicom.Dataset, keyword: str) -> str:
+    """The meaning of the first code in a sequence; empty if there is none."""
+    sequence = dataset.get(keyword)
+    return _text(sequence[0], "CodeMeaning") if sequence else ""
+
+
+def _text(dataset: pydicom.Dataset, keyword: str) -> str:
+    """An attribute's first value, on one line; empty if it is absent."""
+    value = dataset.get(keyword)
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0] if value else None
+    return " ".join(str(value).split())[:64] if value is not None else ""
