@@ -16,6 +16,7 @@ from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.federated import aggregation, checkpoints, judging
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
+from primia_jax.runtime import Locally
 from primia_jax.workdir import recorded_config
 
 RESULT = "federated_evaluation.json"
@@ -67,8 +68,11 @@ def evaluate_federated(
     personalised = run is not None and config.federated.batch_norm == "fedbn" == _batch_norm(run)
     folder = pathlib.Path(workdir).absolute()
     with experiment.training_driver(config, plan, ray_address) as driver:
-        Federation(driver, config, hospitals, folder).set_up(to_train=False)
         every = config.evaluation.images == "all"
+        if run is not None:
+            adopt = functools.partial(judging.adopt_statistics, run=run)
+            driver.run({OWNER: Locally(adopt)})
+        Federation(driver, config, hospitals, folder).set_up(to_train=False)
         programs: dict[str, Any] = {
             name: functools.partial(
                 judging.judge,
@@ -77,7 +81,9 @@ def evaluate_federated(
             )
             for name in hospitals
         }
-        programs[OWNER] = functools.partial(judging.have_judged, run=run, personalised=personalised)
+        programs[OWNER] = functools.partial(
+            judging.have_judged, run=run, personalised=personalised, every=every
+        )
         reports, _ = driver.run(programs)
     of_models = [
         {"all": whole, "sites": {name: reports[name][i] for name in hospitals}}

@@ -250,6 +250,13 @@ class SecureAggregationConfig:
         "secagg: longest wait for a hospital in a stage in which it does not train",
         low=0.001,
     )
+    min_participants: int = setting(
+        0,
+        "fewest hospitals that a sum may be over (0: 3); of a sum over 2 each learns the other's "
+        "update, which must be wanted by name",
+        low=0,
+        high=1000,
+    )
     word_bits: int = setting(
         64,
         "of what is summed: 32 halve masks and what hospitals send, where frac_bits, clip and "
@@ -261,6 +268,11 @@ class SecureAggregationConfig:
     max_samples: int = setting(
         1 << 17, "public bound on one hospital's samples", low=1, high=2**29 - 1
     )
+
+    @property
+    def fewest_participants(self) -> int:
+        """`min_participants` with its default filled in."""
+        return self.min_participants or 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,8 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
       ConfigError: naming the settings that do not go together.
     """
     fed, data, runtime = config.federated, config.data, config.runtime
-    if fed.mode == "federated_secure" and fed.hospitals < 2:
-        raise ConfigError(
-            "config.federated.hospitals = 1: a secure sum over one hospital hides nothing; take at "
-            "least 2, or config.federated.mode = local"
-        )
+    if fed.mode == "federated_secure":
+        _check_participants(fed.hospitals, config.secure_aggregation.min_participants)
     if fed.batch_norm == "fedbn" and config.model.norm != "batch":
         raise ConfigError(
             "config.federated.batch_norm = 'fedbn' needs config.model.norm = 'batch', not "
@@ -81,6 +78,27 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
         threads = max(1, len(os.sched_getaffinity(0)) // parties)
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=threads))
     return config
+
+
+def _check_participants(n_hospitals: int, min_participants: int) -> None:
+    """Refuses secure sums over so few hospitals that single updates can be learnt."""
+    if n_hospitals < 2 or min_participants == 1:
+        raise ConfigError(
+            "a secure sum over one hospital hides nothing: set config.federated.hospitals and "
+            "config.secure_aggregation.min_participants to at least 2, or config.federated.mode = "
+            "local"
+        )
+    if n_hospitals < (min_participants or 3):
+        if n_hospitals == 2 and not min_participants:
+            raise ConfigError(
+                "config.federated.hospitals = 2: of a secure sum over two hospitals each learns "
+                "the other's update up to a scalar; take at least 3, or accept that by "
+                "config.secure_aggregation.min_participants = 2"
+            )
+        raise ConfigError(
+            f"config.secure_aggregation.min_participants = {min_participants}: there are only "
+            f"{n_hospitals} hospitals (config.federated.hospitals)"
+        )
 
 
 def _settled_privacy(config: ExperimentConfig) -> ExperimentConfig:

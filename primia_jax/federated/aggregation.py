@@ -10,17 +10,15 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   the shares it holds; the owner receives these sums and can open only the total. The owner learns
   neither an update nor a sample count from one sum; nor does any set of hospitals short of all but
   one, nor anybody who reads the messages between hospitals. All parties follow the protocol (honest
-  but curious). Totals of several rounds can be compared: where a site stops early for good, or
-  joins late, the total of the samples changes by that site's.
+  but curious). What totals of several rounds tell together, and what hospitals demand of a sum
+  before they contribute, is in `safety` and `sum_journal`.
 - `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
   O(log N) others, and whoever drops out is left out of the sum. Here the hospitals that collude
-  with the owner must be few (`config.secure_aggregation.colluders`); and where one is left out, the
-  totals of two rounds differ by its samples too.
+  with the owner must be few (`config.secure_aggregation.colluders`).
 """
 
 import functools
 import itertools
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ import numpy as np
 
 from primia_jax.config import ExperimentConfig, SecureAggregationConfig
 from primia_jax.errors import ConfigError, ProtocolError, TrainingError
-from primia_jax.federated import robust, secagg, secagg_graph
+from primia_jax.federated import robust, safety, secagg, secagg_graph
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import MISSING, Receive, Send, Steps
@@ -71,6 +69,9 @@ class Contribution(NamedTuple):
     counts: Any  # int64 [c], summed unweighted
 
 
+# Called with the hospitals in a sum, before the model owner reconstructs it from what it received.
+BeforeReveal = Callable[[Sequence[str]], None]
+
 # What makes a contribution, called once what comes before it has been agreed with the others: so
 # nothing as long as the network is held while a hospital waits for them.
 Making = Callable[[], Contribution]
@@ -81,12 +82,21 @@ class Aggregation(NamedTuple):
 
     # contribute(me, keys, make): the part of hospital `me`; `additive` needs its keys
     contribute: Callable[[str, KeyRing | None, Making], Steps]
-    # collect(sizes, n_counts): the owner's part, returns a Total; sizes are the lengths p_j
-    collect: Callable[[Sequence[int], int], Steps]
+    # collect(sizes, n_counts, before_reveal=…): the owner's part, returns a Total; sizes are the
+    # lengths p_j
+    collect: Callable[..., Steps]
+
+
+def _note_nothing(hospitals: Sequence[str]) -> None:
+    """Stands for no record of what is revealed."""
 
 
 def make(
-    config: ExperimentConfig, hospitals: Sequence[str], *, of_models: bool = False
+    config: ExperimentConfig,
+    hospitals: Sequence[str],
+    *,
+    of_models: bool = False,
+    complete: bool = False,
 ) -> Aggregation:
     """The aggregation that the configuration asks for: secure in mode `federated_secure` only.
 
@@ -94,6 +104,7 @@ def make(
       config: of the experiment.
       hospitals: that take part, in an order that all agree on.
       of_models: whether models are averaged, robustly where that is asked for.
+      complete: True if a secure sum must be over all of `hospitals`.
 
     Raises:
       ConfigError: if a secure sum could overflow the ring, or robust averages do not go with it.
@@ -108,22 +119,12 @@ def make(
             config.secure_aggregation,
             config.seed,
             patience,
-            _quorum(config, len(hospitals)),
-            complete=config.privacy.mode == "client",
+            safety.fewest(config, len(hospitals)),
+            complete=complete or config.privacy.mode == "client",
         )
     combine = robust.make(config.federated) if of_models else None
     keep_parts = config.federated.record_updates or combine is not None
     return plain(hospitals, OWNER, keep_parts=keep_parts, combine=combine)
-
-
-def _quorum(config: ExperimentConfig, n_hospitals: int) -> int:
-    """Fewest hospitals that a secure sum begun by `n_hospitals` may be over.
-
-    `config.federated.quorum` is a part of all hospitals, or, where a round draws some, of those.
-    """
-    fed = config.federated
-    whole = fed.hospitals if fed.participation == 1 else n_hospitals
-    return min(n_hospitals, max(2, math.ceil(fed.quorum * whole)))
 
 
 def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
@@ -165,7 +166,9 @@ def plain(
         }
         yield Send(owner, message, "values in the clear")
 
-    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
+    def collect(
+        sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing
+    ) -> Steps:
         sums = [np.zeros(size) for size in sizes]
         weight, counts = 0, np.zeros(n_counts, np.int64)
         parts, took_part = [], []
@@ -216,7 +219,9 @@ def additive(
         total = sharing.sum_of_shares(share, received)
         yield Send(owner, total, "sum of the shares held: uniform without the others' sums")
 
-    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
+    def collect(
+        sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing
+    ) -> Steps:
         total, length = None, sum(sizes) + 1 + n_counts
         for hospital in hospitals:  # summed as they come: each is as long as the network
             share = yield Receive(hospital)
@@ -225,6 +230,8 @@ def additive(
                     f"{hospital} sent a share that is no vector of {length} words of "
                     f"{settings.word_bits} bits"
                 )
+            if hospital == hospitals[-1]:
+                before_reveal(hospitals)  # without this share the sum so far is uniform
             total = sharing.include(total, share)
         found, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
         return found._replace(took_part=there, present=there)
@@ -281,8 +288,10 @@ def masked(
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
         yield from secagg.contribute(plan, me, keys, lambda: _encoded(me, make(), settings))
 
-    def collect(sizes: Sequence[int], n_counts: int) -> Steps:
-        opened = yield from secagg.collect(plan, sum(sizes) + 1 + n_counts)
+    def collect(
+        sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing
+    ) -> Steps:
+        opened = yield from secagg.collect(plan, sum(sizes) + 1 + n_counts, before_reveal)
         found = _decoded(opened.words, sizes, n_counts, settings.frac_bits)
         return found._replace(took_part=opened.took_part, present=opened.present)
 

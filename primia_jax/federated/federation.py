@@ -18,8 +18,16 @@ import numpy as np
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import DataPlan, SiteData
 from primia_jax.errors import ClusterError, DataError, PartyLost, TrainingError, UserError
-from primia_jax.federated import aggregation, checkpoints, crypto_provider, hospital, model_owner
+from primia_jax.federated import (
+    aggregation,
+    checkpoints,
+    crypto_provider,
+    hospital,
+    model_owner,
+    safety,
+)
 from primia_jax.federated.aggregation import OWNER, PROVIDER
+from primia_jax.federated.sum_journal import DUE, UPDATE
 from primia_jax.runtime import Driver, Locally, Trace
 
 _PARTICIPATION = 0x70617274  # separates this use of the seed from others
@@ -65,8 +73,9 @@ class Federation:
     """The parties of one run under one driver, and which of the hospitals take part at present.
 
     A party that is lost is started again and the round that it was lost in repeated from the state
-    of the round before, which gives what an unbroken run would have given; under a secure sum that
-    survives dropouts the round goes on without it instead. A hospital that does not come back is
+    of the round before, which gives what an unbroken run would have given. Sums that were revealed
+    are not repeated; under a secure sum that survives dropouts the round goes on without the
+    hospital instead. A hospital that does not come back is
     left out until it does; so is, for a round, one whose update is no use. Rounds go on as long as
     `quorum` of the hospitals are there.
 
@@ -91,7 +100,7 @@ class Federation:
             told = "; ".join(f"{name} is not there: {why}" for name, why in self.absent.items())
             raise ClusterError(
                 f"{told}; {len(self.present)} of {len(hospitals)} hospitals are too few to begin "
-                f"(config.federated.quorum asks for {self.quorum})"
+                f"({self._asks} for {self.quorum})"
             )
         self._awaited = set(self.absent)  # not there yet, ever
         self._refused: collections.Counter[str] = collections.Counter()  # useless updates so far
@@ -101,7 +110,6 @@ class Federation:
         self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
         self._stopped: set[str] = set()  # those that do not train any more
         self._best: int = 0  # the best round so far
-        self._tried: tuple[int, list[tuple[str, ...]]] = (0, [])  # a round, and with whom
 
     @property
     def owner_folder(self) -> pathlib.Path:
@@ -110,23 +118,33 @@ class Federation:
 
     @property
     def quorum(self) -> int:
-        """Fewest hospitals that a round goes on with: of the sum over one alone all is seen."""
+        """Fewest hospitals that a round goes on with."""
         return max(self._fewest, math.ceil(self.config.federated.quorum * len(self.hospitals)))
 
     @property
     def _fewest(self) -> int:
-        """Hospitals that a sum needs so as not to be the contribution of one, if that counts."""
-        return 2 if self.config.federated.mode == "federated_secure" else 1
+        """Fewest hospitals that a sum may be over; each of them checks it as well."""
+        return safety.min_participants(self.config)
+
+    @property
+    def _asks(self) -> str:
+        """The option that `quorum` follows from, for messages."""
+        if self.quorum > self._fewest or self._fewest == 1:
+            return "config.federated.quorum asks"
+        return "config.secure_aggregation.min_participants asks"
 
     def set_up(self, after_round: int = 0, to_train: bool = True) -> tuple[dict[str, Any], Trace]:
         """Keys, statistics and the first model; or the state after a complete round.
 
         Of later rounds the hospitals then drop what they wrote, unless nothing is `to_train`.
         """
-        servers = [OWNER]
-        if self.config.federated.mode == "federated_secure":
-            servers.append(PROVIDER)
+        secure = safety.is_secure(self.config)
+        servers = [OWNER, PROVIDER] if secure else [OWNER]
         self._attend(self.present, servers)
+        if secure:
+            open_record = functools.partial(model_owner.open_journal, folder=self.owner_folder)
+            at_sites = self._at_sites(self.present, hospital.open_journal, after_round)
+            self._run({**at_sites, OWNER: Locally(open_record)})
         if after_round:
             restore = functools.partial(
                 model_owner.restore, folder=self.owner_folder, number=after_round
@@ -154,7 +172,11 @@ class Federation:
         return self.driver.run(programs, self.config.runtime.message_timeout_s)
 
     def train_round(self, number: int) -> tuple[dict[str, Any], Trace]:
-        """One round of training, aggregation and validation with those that are drawn for it."""
+        """One round of training, aggregation and validation with those that are drawn for it.
+
+        Of a sum of this round that was revealed before a crash nothing is summed again: the round
+        is completed from what the model owner kept.
+        """
         taking_part = self.drawn(number)
         if taking_part != self._attending:
             self._attend(taking_part, (OWNER,))
@@ -162,12 +184,21 @@ class Federation:
         if behind:
             send = functools.partial(model_owner.send_model, to=behind)
             self._run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
-        self._check_not_alone(taking_part)
-        attempt = self._attempt(number, taking_part)
-        train = functools.partial(hospital.train_round, number=number, attempt=attempt)
-        programs: dict[str, Any] = dict.fromkeys(taking_part, train)
-        programs[OWNER] = functools.partial(model_owner.train_round, number=number)
-        optional = taking_part if self._sums_without_some(len(taking_part)) else ()
+        revealed = self._revealed(number)
+        due = tuple(purpose for purpose in DUE if purpose not in revealed)
+        if UPDATE in due:
+            self._check_not_alone(taking_part)
+        programs: dict[str, Any] = {
+            name: functools.partial(
+                hospital.train_round,
+                number=number,
+                due=due,
+                trained=name in revealed.get(UPDATE, taking_part),
+            )
+            for name in taking_part
+        }
+        programs[OWNER] = functools.partial(model_owner.train_round, number=number, due=due)
+        optional = taking_part if due and self._sums_without_some(len(taking_part)) else ()
         reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
         self._lost, self._best = tuple(trace.lost), reports[OWNER]["best_round"]
         for name in reports.keys() & set(taking_part):
@@ -180,27 +211,30 @@ class Federation:
         self._behind = missed.intersection(self.present)
         return reports, trace
 
-    def _attempt(self, number: int, names: tuple[str, ...]) -> int:
-        """How many other sets of hospitals round `number` was tried with before this one."""
-        if self._tried[0] != number:
-            self._tried = (number, [])
-        sets = self._tried[1]
-        if names not in sets:
-            sets.append(names)
-        return sets.index(names)
+    def _revealed(self, number: int) -> Mapping[str, tuple[str, ...]]:
+        """The sums of round `number` that the model owner has already, and the hospitals in them.
+
+        Where sums are in the clear they are made again: there is nothing to hide.
+        """
+        if not safety.is_secure(self.config):
+            return {}
+        reports, _ = self._run(
+            {OWNER: Locally(functools.partial(model_owner.revealed, number=number))}
+        )
+        return reports[OWNER]
 
     def _check_not_alone(self, names: tuple[str, ...]) -> None:
-        """Under a secure sum that at least two of these hospitals train.
+        """Refuses a secure sum in which too few of these hospitals train.
 
-        The others contribute nothing, and the sum would be the model of the one.
+        The others add nothing, and the sum would be over so few.
         """
         training = [name for name in names if name not in self._stopped]
-        secure = self.config.federated.mode == "federated_secure"
-        if secure and len(training) < self._fewest:
+        if safety.is_secure(self.config) and len(training) < self._fewest:
             raise TrainingError(
-                f"of the hospitals that are there only {', '.join(training) or 'none'} has not "
-                "stopped (config.federated.early_stopping): a secure sum would be its model alone; "
-                "the best round so far is kept, --mode=evaluate judges it"
+                f"of the available hospitals only {', '.join(training) or 'none'} still train "
+                "(config.federated.early_stopping), and a secure sum needs "
+                f"{self._fewest} (config.secure_aggregation.min_participants); the best round so "
+                "far is kept, --mode=evaluate judges it"
             )
 
     def _sums_without_some(self, n_hospitals: int) -> bool:
@@ -208,7 +242,7 @@ class Federation:
 
         Not where each adds its part of the noise that the sum must have.
         """
-        secure = self.config.federated.mode == "federated_secure"
+        secure = safety.is_secure(self.config)
         survives = secure and aggregation.scheme(self.config, n_hospitals) == "secagg"
         return survives and self.config.privacy.mode != "client"
 
@@ -319,7 +353,7 @@ class Federation:
         if len(self.present) - 1 < self.quorum:
             error.args = (
                 f"{error}; {len(self.present) - 1} hospitals are too few to go on "
-                f"(config.federated.quorum asks for {self.quorum})",
+                f"({self._asks} for {self.quorum})",
                 *error.args[1:],
             )
             raise error

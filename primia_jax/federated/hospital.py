@@ -20,7 +20,6 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, TrainingError
 from primia_jax.federated import (
-    aggregation,
     checkpoints,
     local_training,
     perturbation,
@@ -30,15 +29,24 @@ from primia_jax.federated import (
     rules,
     sealing,
     statistics,
+    sum_journal,
+    sums,
     variables,
 )
-from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution
+from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution, Making
 from primia_jax.federated.early_stopping import RoundWatch, SiteWatch
 from primia_jax.federated.local_training import Learner, Statistics, Step
+from primia_jax.federated.sum_journal import (
+    DUE,
+    STATISTICS,
+    UPDATE,
+    VALIDATION,
+    HospitalJournal,
+    Quantity,
+)
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
 
-_MOST_ROUNDS = 1 << 20  # keeps what is drawn in repeated rounds apart
 _BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints
 
 
@@ -48,12 +56,14 @@ class Hospital:
 
     name: str
     index: int
-    hospitals: tuple[str, ...]
+    roster: tuple[str, ...]  # all hospitals of the run, as fixed at its beginning
+    hospitals: tuple[str, ...]  # those that take part at present
     config: ExperimentConfig
     train: Dataset
     validation: Dataset
     learner: Learner
     keys: sealing.KeyRing | None = None
+    journal: HospitalJournal | None = None  # of secure sums
     statistics: Statistics | None = None
     variables: Any = None  # the global model; under FedBN with this site's batch norms
     opt_state: Any = None  # None: as at the start
@@ -62,10 +72,29 @@ class Hospital:
     private_learner: private_training.PrivateLearner | None = None  # in its mode `record`
     truth: recording.Truth | None = None  # of the round not saved yet, where it is recorded
 
-    @property
-    def aggregation(self) -> aggregation.Aggregation:
-        """How this hospital contributes to sums."""
-        return aggregation.make(self.config, self.hospitals)
+    def contribute(self, quantity: Quantity, make: Making) -> Steps:
+        """Contributes to one sum over the hospitals that take part, or refuses (`sums`)."""
+        yield from sums.contribute(
+            self.name,
+            self.keys,
+            self.journal,
+            self.config,
+            self.hospitals,
+            self.roster,
+            quantity,
+            make,
+        )
+
+    def quantity(self, purpose: str, number: int | None, model: Any = None) -> Quantity:
+        """What is summed from `model`; its digest is needed where sums are secure."""
+        if model is None or self.journal is None:
+            return Quantity(purpose, number, "")
+        return Quantity(purpose, number, sum_journal.digest_of_model(model))
+
+    def note_final(self, quantity: Quantity) -> None:
+        """Notes that the result of a sum came back."""
+        if self.journal is not None:
+            self.journal.note_final(quantity)
 
 
 def make_hospital(
@@ -78,7 +107,31 @@ def make_hospital(
     """The state of hospital number `index` before anything was exchanged."""
     mu = rules.make(config.federated).proximal_mu
     learner = local_training.make_learner(config, len(train.class_names), mu)
-    return Hospital(hospitals[index], index, hospitals, config, train, validation, learner)
+    return Hospital(
+        hospitals[index], index, hospitals, hospitals, config, train, validation, learner
+    )
+
+
+def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
+    """Opens this hospital's record of secure sums in its own folder.
+
+    Args:
+      state: of the hospital.
+      folder: its own in the run.
+      number: the last complete round.
+
+    Raises:
+      CheckpointError: if the record is damaged, of another run, or lost.
+    """
+    lost = not (folder / sum_journal.FILE).exists()
+    if lost and checkpoints.newest(folder, number):
+        raise CheckpointError(
+            f"{state.name} trained before, and its record of secure sums "
+            f"{folder / sum_journal.FILE} is gone: what was revealed cannot be told; restore the "
+            "file, or begin anew without --resume"
+        )
+    journal = HospitalJournal(folder, state.name, state.roster)
+    return dataclasses.replace(state, journal=journal), None
 
 
 def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
@@ -105,15 +158,18 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
         peers = [name for name in state.hospitals if name != state.name]
         keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER)
         state = dataclasses.replace(state, keys=keys)
+    quantity = state.quantity(STATISTICS, None)
     if not pool:
         pass
     elif not privacy.is_on(state.config):
-        own = statistics.contribution(state.train)
-        yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
+        yield from state.contribute(quantity, lambda: statistics.contribution(state.train))
     elif privacy.releases_statistics(state.config):
-        own = privacy.statistics_contribution(_guarantee(state), state.train)
-        yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
+        guarantee = _guarantee(state)
+        yield from state.contribute(
+            quantity, lambda: privacy.statistics_contribution(guarantee, state.train)
+        )
     pooled = yield Receive(OWNER)
+    state.note_final(quantity)
     size, channels = state.config.data.image_size, state.config.model.channels
     template = local_training.template(state.learner.module, size, channels)
     model = variables.from_vectors(template, Vectors(*pooled["model"]))
@@ -141,37 +197,28 @@ def catch_up(state: Hospital) -> Steps:
     return dataclasses.replace(state, variables=model), None
 
 
-def train_round(state: Hospital, number: int, attempt: int = 0) -> Steps:
-    """Round `number` (from 1): trains, contributes, receives the new model, judges it.
+def train_round(
+    state: Hospital, number: int, due: Collection[str] = DUE, trained: bool = True
+) -> Steps:
+    """Round `number` (from 1): trains, contributes, receives the new model, evaluates it.
 
-    `attempt` counts the sets of hospitals that the round was tried with before: with each the local
-    steps take other images, since the difference of two sums of the same updates over different
-    hospitals would be the update of one.
+    Args:
+      state: of the hospital.
+      number: of the round.
+      due: purposes of the round's sums that were not revealed yet. A sum that was is final: of its
+        round this hospital only makes up what it lacks.
+      trained: False if this hospital is not in the sum of updates that was revealed.
     """
-    weight = 0 if state.watch.stopped else len(state.train)
-    mode, round_name = state.config.privacy.mode, f"round {number}"
-    if state.guarantee:
-        releases = state.guarantee.mechanisms.of_round(mode, number)
-        state.guarantee.ledger.check(releases, round_name)
-    trained: list[tuple[Hospital, _Trained]] = []
-
-    def update() -> Contribution:
-        with environment.memory_kept():
-            new, result = _train_locally(state, number, attempt)
-        if result.steps and recording.wanted(state.config.federated, number):
-            truth = _entered(new, number, attempt, result, weight)
-            new = dataclasses.replace(new, truth=truth)
-        own = _contribution(new, result, weight)
-        if state.guarantee:
-            state.guarantee.ledger.charge(releases, round_name)
-        trained.append((new, _to_keep(state.config, result)))
-        return own
-
-    yield from state.aggregation.contribute(state.name, state.keys, update)
-    state, result = trained.pop()
+    start = state.quantity(UPDATE, number, state.variables)
+    if UPDATE in due:
+        state, result = yield from _contribute_update(state, number, start)
+    else:
+        state, result = _make_up(state, number, trained)
     state = _take_over(state, result, (yield Receive(OWNER)))
+    state.note_final(start)
     judged = _score(state, state.variables)
-    yield from _contribute_score(state, judged)
+    if VALIDATION in due:
+        yield from _contribute_score(state, number, judged)
     report = {
         "loss": result.loss,
         "validation_loss": judged.loss,
@@ -190,8 +237,56 @@ def train_round(state: Hospital, number: int, attempt: int = 0) -> Steps:
     return state, report
 
 
-def _contribute_score(state: Hospital, judged: local_training.Score) -> Steps:
-    """Contributes to the judgement of the new model what `config.privacy` lets out."""
+def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
+    """Trains when the sum is due, and contributes; returns the state and what it is worth."""
+    weight = 0 if state.watch.stopped else len(state.train)
+    mode, round_name = state.config.privacy.mode, f"round {number}"
+    if state.guarantee:
+        releases = state.guarantee.mechanisms.of_round(mode, number)
+        state.guarantee.ledger.check(releases, round_name)
+    trained: list[tuple[Hospital, _Trained]] = []
+
+    def update() -> Contribution:
+        with environment.memory_kept():
+            new, result = _train_locally(state, number)
+        new = _recorded(new, number, result, weight)
+        contribution = _contribution(new, result, weight)
+        if state.guarantee:
+            state.guarantee.ledger.charge(releases, round_name)
+        trained.append((new, _to_keep(state.config, result)))
+        return contribution
+
+    yield from state.contribute(start, update)
+    return trained.pop()
+
+
+def _make_up(state: Hospital, number: int, trained: bool) -> tuple[Hospital, "_Trained"]:
+    """The local state after a round whose sum of updates was revealed before.
+
+    The local steps of this hospital, if it is in that sum, are taken once more, and give the same
+    optimiser state, batch norms and early stopping; nothing of them leaves it. Private steps are
+    not: their noise would be another, and would have to be paid for.
+    """
+    if not trained or privacy.is_on(state.config):
+        rate = local_training.learning_rate(
+            state.config.training, (number - 1) / state.config.federated.rounds
+        )
+        return state, _Trained(state.variables, _optimizer_state(state), None, 0, rate)
+    weight = 0 if state.watch.stopped else len(state.train)
+    with environment.memory_kept():
+        new, result = _train_locally(state, number)
+    return _recorded(new, number, result, weight), _to_keep(state.config, result)
+
+
+def _recorded(state: Hospital, number: int, result: "_Trained", weight: int) -> Hospital:
+    """The state with what its local steps were given, where the round is recorded."""
+    if not (result.steps and recording.wanted(state.config.federated, number)):
+        return state
+    return dataclasses.replace(state, truth=_entered(state, number, result, weight))
+
+
+def _contribute_score(state: Hospital, number: int, judged: local_training.Score) -> Steps:
+    """Contributes to the evaluation of the new model what `config.privacy` lets out."""
     own = Contribution(
         (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
     )
@@ -202,7 +297,7 @@ def _contribute_score(state: Hospital, judged: local_training.Score) -> Steps:
             own = privacy.validation_contribution(
                 state.config, state.guarantee, judged.confusion, len(state.hospitals)
             )
-    yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
+    yield from state.contribute(state.quantity(VALIDATION, number, state.variables), lambda: own)
 
 
 def _guarantee(state: Hospital) -> privacy.Site:
@@ -237,7 +332,7 @@ def _to_keep(config: ExperimentConfig, result: _Trained) -> _Trained:
     )
 
 
-def _train_locally(state: Hospital, number: int, attempt: int = 0) -> tuple[Hospital, _Trained]:
+def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     """Runs the local steps of a round; the state changes only in its early-stopping watch."""
     config, fed = state.config, state.config.federated
     per_round = steps_per_round(config, len(state.train))
@@ -254,7 +349,6 @@ def _train_locally(state: Hospital, number: int, attempt: int = 0) -> tuple[Hosp
         len(state.train),
         config.training.batch_size,
         (number - 1) * per_round,
-        attempt,
     )
     # The step consumes its arguments, and the round's start is needed again if the round fails.
     current, opt_state = _copy(state.variables), _copy(opt_state)
@@ -270,7 +364,7 @@ def _train_locally(state: Hospital, number: int, attempt: int = 0) -> tuple[Hosp
             state.train.labels[batch],
             state.statistics,
             np.uint32(config.seed),
-            _place(number, attempt, state.index, step),
+            _place(number, state.index, step),
             np.float32(rate),
         )
         losses.append(loss)
@@ -315,14 +409,12 @@ def _train_privately(state: Hospital, number: int, opt_state: Any) -> _Trained:
     return _Trained(model, opt_state, None, release.steps, last, tuple(samples))
 
 
-def _place(number: int, attempt: int, site: int, step: int) -> Step:
+def _place(number: int, site: int, step: int) -> Step:
     """Where a local step stands, for what is drawn in it."""
-    return Step(np.uint32(number + attempt * _MOST_ROUNDS), np.uint32(site), np.uint32(step))
+    return Step(np.uint32(number), np.uint32(site), np.uint32(step))
 
 
-def _entered(
-    state: Hospital, number: int, attempt: int, trained: _Trained, weight: int
-) -> recording.Truth:
+def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> recording.Truth:
     """What the local steps of round `number` were given, once more, for the recording."""
     config = state.config
     batches: list[tuple[np.ndarray, np.ndarray, Step]] = []  # records, which are none, place
@@ -336,9 +428,9 @@ def _entered(
     else:
         first = (number - 1) * steps_per_round(config, len(state.train))
         n, size = len(state.train), config.training.batch_size
-        order = local_training.batches(config.seed, state.index, n, size, first, attempt)
+        order = local_training.batches(config.seed, state.index, n, size, first)
         for step, batch in zip(range(trained.steps), order):
-            place = _place(number, attempt, state.index, step)
+            place = _place(number, state.index, step)
             batches.append((batch, np.ones(len(batch), bool), place))
         sizes = [len(batch) for batch, _, _ in batches]
     images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]

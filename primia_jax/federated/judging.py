@@ -8,6 +8,7 @@ A model of FedBN is judged twice: as the owner has it, with the hospitals' avera
 as each hospital uses it, with its own ("personalised").
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import aggregation, local_training, variables
+from primia_jax.federated import local_training, sum_journal, sums, variables
 from primia_jax.federated.aggregation import OWNER, Contribution
 from primia_jax.federated.hospital import Hospital, with_own_batch_norm
 from primia_jax.federated.local_training import Score, Statistics
 from primia_jax.federated.model_owner import ModelOwner
+from primia_jax.federated.sum_journal import VALIDATION, Quantity
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Send, Steps
@@ -50,6 +52,15 @@ def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None)
     return state, reports
 
 
+def adopt_statistics(state: ModelOwner, run: pathlib.Path) -> tuple[ModelOwner, None]:
+    """The owner with the statistics of the run in `run`, so that none are pooled again."""
+    return dataclasses.replace(state, statistics=load_trained(run, state.config).statistics), None
+
+
+def _purpose(every: bool) -> str:
+    return "evaluation on all images" if every else VALIDATION
+
+
 def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Steps:
     """Judges one model and contributes what it is worth, which is the report."""
     size = state.config.evaluation.batch_size
@@ -61,7 +72,7 @@ def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Step
     loss = sum(score.loss * count for score, count in parts) / n
     found = Score(loss, np.sum([score.confusion for score, _ in parts], axis=0))
     own = Contribution((np.asarray([found.loss]),), n, found.confusion.ravel())
-    yield from state.aggregation.contribute(state.name, state.keys, lambda: own)
+    yield from state.contribute(state.quantity(_purpose(every), None, model), lambda: own)
     metrics = metrics_from_confusion(found.confusion, state.validation.class_names)
     return {**metrics, "loss": found.loss}
 
@@ -72,7 +83,10 @@ def _judged_on(state: Hospital, every: bool) -> list[Dataset]:
 
 
 def have_judged(
-    state: ModelOwner, run: pathlib.Path | None = None, personalised: bool = False
+    state: ModelOwner,
+    run: pathlib.Path | None = None,
+    personalised: bool = False,
+    every: bool = False,
 ) -> Steps:
     """Sends a model out and adds up what it is worth; to be run after `model_owner.set_up`.
 
@@ -81,6 +95,7 @@ def have_judged(
       run: the folder of a run whose best model is judged; else the owner's own, which
         `config.model.pretrained` may name.
       personalised: whether the hospitals judge it with their own batch norms besides.
+      every: as in `judge`.
 
     Raises:
       CheckpointError: if there is no such model, or it is of another kind.
@@ -108,8 +123,13 @@ def have_judged(
     }
     yield Send(state.hospitals, message, "judged model")
     k, reports = len(state.class_names), []
-    for _ in range(1 + personalised):
-        total = yield from aggregation.make(state.config, state.hospitals).collect((1,), k**2)
+    start = "" if state.journal is None else sum_journal.digest_of_vectors(vectors)
+    for kind in ("", ", with local batch norms")[: 1 + personalised]:
+        quantity = Quantity(_purpose(every) + kind, None, start)
+        collect = sums.collecting(
+            state.journal, state.config, state.hospitals, quantity, keep=False
+        )
+        total = yield from collect((1,), k**2)
         metrics = metrics_from_confusion(total.counts.reshape(k, k), state.class_names)
         reports.append({**metrics, "loss": float(total.mean()[0][0])})
     return state, reports

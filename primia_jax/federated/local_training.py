@@ -19,7 +19,6 @@ from primia_jax.data import Dataset
 from primia_jax.data.augmentation import augment
 
 _ORDER, _AUGMENT = 0, 1  # purposes of the seed, folded in first
-_ATTEMPT = 1 << 31  # no epoch
 
 
 class Statistics(NamedTuple):
@@ -242,20 +241,17 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def batches(
-    seed: int, site: int, n: int, batch_size: int, first: int, attempt: int = 0
+    seed: int, site: int, n: int, batch_size: int, first: int
 ) -> Iterator[np.ndarray]:
     """Indices [b] of the batches of a site, from its `first` local step on, without end.
 
     Every epoch is a permutation drawn from (seed, site, epoch); its last batch is filled up from
     its own beginning, so that all batches have one shape. The order depends on nothing else: a run
-    that goes on at step `first` sees what an unbroken run would have seen. Another `attempt` sees
-    them in another order.
+    that goes on at step `first` sees what an unbroken run would have seen.
     """
     batch_size = min(batch_size, n)
     per_epoch = steps_per_epoch(n, batch_size)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), site)
-    if attempt:
-        key = jax.random.fold_in(jax.random.fold_in(key, _ATTEMPT), attempt)
     epoch, at = divmod(first, per_epoch)
     while True:
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n))

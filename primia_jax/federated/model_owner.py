@@ -6,7 +6,7 @@ nothing else (see `aggregation`).
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -16,16 +16,27 @@ from primia_jax import models
 from primia_jax.config import ExperimentConfig, to_plain
 from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import (
-    aggregation,
     checkpoints,
     local_training,
     privacy,
     recording,
     rules,
+    safety,
     statistics,
+    sum_journal,
+    sums,
     variables,
 )
+from primia_jax.federated.aggregation import Total
 from primia_jax.federated.local_training import Statistics
+from primia_jax.federated.sum_journal import (
+    DUE,
+    STATISTICS,
+    UPDATE,
+    VALIDATION,
+    OwnerJournal,
+    Quantity,
+)
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
 
@@ -45,6 +56,7 @@ class ModelOwner:
     best_round: int = 0
     best_mcc: float = -2.0
     best_loss: float = float("inf")  # decides where MCCs are equal, as on small validation sets
+    journal: OwnerJournal | None = None  # of secure sums
     seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
 
 
@@ -81,27 +93,63 @@ def make_owner(
     )
 
 
+def open_journal(state: ModelOwner, folder: pathlib.Path) -> tuple[ModelOwner, None]:
+    """Opens the owner's record of secure sums in its own folder.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    return dataclasses.replace(state, journal=OwnerJournal(folder)), None
+
+
 def begin_again(state: ModelOwner) -> tuple[ModelOwner, None]:
     """The state before the first round; the pooled statistics hold."""
     fresh = make_owner(state.config, state.hospitals, state.class_names)
-    return dataclasses.replace(fresh, statistics=state.statistics), None
+    return dataclasses.replace(fresh, statistics=state.statistics, journal=state.journal), None
 
 
 def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, bool]:
-    """Whether the statistics of the data were pooled before."""
-    return state, state.statistics is not None
+    """Finds out if the statistics of the data were pooled before, in this process or another."""
+    return state, state.statistics is not None or _revealed(state, STATISTICS, None) is not None
+
+
+def revealed(state: ModelOwner, number: int) -> tuple[ModelOwner, dict[str, tuple[str, ...]]]:
+    """The sums of round `number` that were revealed: purpose -> hospitals in it."""
+    totals = {purpose: _revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION)}
+    return state, {purpose: total.took_part for purpose, total in totals.items() if total}
+
+
+def _revealed(state: ModelOwner, purpose: str, number: int | None) -> Total | None:
+    if state.journal is None:
+        return None
+    return state.journal.total(Quantity(purpose, number, ""))
+
+
+def _collecting(
+    state: ModelOwner, purpose: str, number: int | None, *, of_models: bool = False
+) -> sums.Collect:
+    """The owner's part of one sum, from the present model."""
+    model = ""
+    if state.journal is not None and number is not None:
+        model = sum_journal.digest_of_vectors(state.vectors)
+    return sums.collecting(
+        state.journal,
+        state.config,
+        state.hospitals,
+        Quantity(purpose, number, model),
+        of_models=of_models,
+    )
 
 
 def set_up(state: ModelOwner, pool: bool = True) -> Steps:
     """Pools the statistics of the data, and sends them out with the model.
 
-    They are pooled once and hold for all of the run: a second sum, over other hospitals, would tell
-    by the difference what single ones contributed. `pool` is False where it was done.
+    They are pooled once and hold for all of the run. `pool` is False where it was done.
     """
-    collect = aggregation.make(state.config, state.hospitals).collect
+    collect = _collecting(state, STATISTICS, None)
     pooled, told = state.statistics, {}
-    if not pool:
-        assert pooled is not None, "the statistics were never pooled"
+    if pooled is not None and not pool:
+        pass
     elif privacy.is_on(state.config):
         pooled = yield from privacy.collect_statistics(
             state.config, collect, len(state.class_names)
@@ -111,6 +159,7 @@ def set_up(state: ModelOwner, pool: bool = True) -> Steps:
         weighted = state.config.training.class_weights
         pooled = statistics.pooled(total, state.class_names, weighted)
         told = {"class_counts": [int(count) for count in total.counts], "samples": total.weight}
+    assert pooled is not None
     state = dataclasses.replace(state, statistics=pooled)
     yield from _send_model(state.hospitals, state.vectors, statistics=tuple(pooled))
     return state, {"mean": float(pooled.mean), "std": float(pooled.std), **told}
@@ -122,21 +171,24 @@ def send_model(state: ModelOwner, to: Sequence[str]) -> Steps:
     return state, None
 
 
-def train_round(state: ModelOwner, number: int) -> Steps:
-    """Round `number` (from 1): averages, applies the rule, has the new model judged.
+def train_round(state: ModelOwner, number: int, due: Collection[str] = DUE) -> Steps:
+    """Round `number` (from 1): averages, applies the rule, has the new model evaluated.
 
-    The training is finished once too few sites will go on: under secure aggregation fewer than two,
-    since the sum over a single site is that site's model.
+    The training is finished once too few sites will go on: under secure aggregation fewer than
+    `safety.min_participants`, since those that have stopped add nothing to the sum.
+
+    Args:
+      state: of the owner.
+      number: of the round.
+      due: purposes of the round's sums that were not revealed yet; the others are in the journal.
     """
-    collect = aggregation.make(state.config, state.hospitals).collect
     if state.config.privacy.mode == "client":
-        return (yield from _client_round(state, number, collect))
+        return (yield from _client_round(state, number, due))
     n_params = len(state.vectors.params)
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
         sizes += state.optimizer_sizes
-    models = aggregation.make(state.config, state.hospitals, of_models=True)
-    total = yield from models.collect(sizes, 1)
+    total = yield from _collecting(state, UPDATE, number, of_models=True)(sizes, 1)
     if recording.wanted(state.config.federated, number):
         state = _recorded(state, total)
     mean = total.mean()
@@ -147,19 +199,23 @@ def train_round(state: ModelOwner, number: int) -> Steps:
     more = {}
     if optimizer:
         more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
-    yield from _send_model(total.present, state.vectors, **more)
-    needed = 2 if state.config.federated.mode == "federated_secure" else 1
-    state, metrics = yield from _judged(state, number, collect)
+    yield from _send_model(_present(state, total, due), state.vectors, **more)
+    state, metrics = yield from _judged(state, number)
     report = {
         "validation": metrics,
         "best_round": state.best_round,
         "samples": total.weight,
-        "finished": int(total.counts[0]) < needed,
+        "finished": int(total.counts[0]) < safety.min_participants(state.config),
     }
     return state, report
 
 
-def _recorded(state: ModelOwner, total: aggregation.Total, *, changes: bool = False) -> ModelOwner:
+def _present(state: ModelOwner, total: Total, due: Collection[str]) -> tuple[str, ...]:
+    """Hospitals that the round goes on with after the sum of updates."""
+    return total.present if UPDATE in due else state.hospitals
+
+
+def _recorded(state: ModelOwner, total: Total, *, changes: bool = False) -> ModelOwner:
     """The state with what was seen of the round, for `save` to write."""
     assert state.statistics is not None, "trained before set-up"
     seen = recording.seen(
@@ -168,8 +224,9 @@ def _recorded(state: ModelOwner, total: aggregation.Total, *, changes: bool = Fa
     return dataclasses.replace(state, seen=seen)
 
 
-def _client_round(state: ModelOwner, number: int, collect: Callable[..., Steps]) -> Steps:
+def _client_round(state: ModelOwner, number: int, due: Collection[str]) -> Steps:
     """A round of which the owner learns the noised sum of clipped updates, all of weight 1."""
+    collect = _collecting(state, UPDATE, number)
     total = yield from collect([len(vector) for vector in state.vectors.params], 0)
     if recording.wanted(state.config.federated, number):
         state = _recorded(state, total, changes=True)
@@ -178,18 +235,19 @@ def _client_round(state: ModelOwner, number: int, collect: Callable[..., Steps])
     new, rule_state = rule.apply(state.rule_state, state.vectors.params, average)
     vectors = Vectors(new, state.vectors.moments)
     state = dataclasses.replace(state, vectors=vectors, rule_state=rule_state)
-    yield from _send_model(total.present, state.vectors)
-    state, metrics = yield from _judged(state, number, collect)
+    yield from _send_model(_present(state, total, due), state.vectors)
+    state, metrics = yield from _judged(state, number)
     report = {"validation": metrics, "best_round": state.best_round, "samples": None}
     return state, {**report, "finished": False}
 
 
-def _judged(state: ModelOwner, number: int, collect: Callable[..., Steps]) -> Steps:
+def _judged(state: ModelOwner, number: int) -> Steps:
     """The state with the best round so far, and the metrics of the new model.
 
     Where confusion matrices are kept back there are none, and the last round is taken for the best.
     """
     own, k = state.config.privacy, len(state.class_names)
+    collect = _collecting(state, VALIDATION, number)
     if own.mode != "none" and own.validation != "exact":
         metrics = yield from privacy.collect_validation(state.config, collect, state.class_names)
     else:

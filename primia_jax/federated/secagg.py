@@ -218,8 +218,17 @@ def _refuse(
         )
 
 
-def collect(plan: Plan, length: int) -> Steps:
+def collect(
+    plan: Plan,
+    length: int,
+    before_reveal: Callable[[Sequence[str]], None] = lambda hospitals: None,
+) -> Steps:
     """The owner's part; returns a `Sum` of vectors of `length` words.
+
+    Args:
+      plan: the same for all.
+      length: of the vectors.
+      before_reveal: called with the hospitals in the sum, before any of their keys is opened.
 
     Raises:
       ProtocolError: if too few hospitals are left for the threshold or the quorum (naming the
@@ -321,6 +330,7 @@ def collect(plan: Plan, length: int) -> Steps:
         yield Send(names[i], request, "who is in the sum and who dropped out")
     answers = yield from gather(UNMASK, survivors)
     check(answers, shared, quorum=0)  # that of the sum was there
+    before_reveal([names[i] for i in survivors])
     seeds, private_keys = _opened(plan, asked, answers)
     for i, seed in seeds.items():
         if not np.array_equal(_digest(seed), digests[i]):

@@ -197,8 +197,8 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
     """Of hospital_1, in rounds 1 and 2; without it the others' average is what it would be."""
     real = hospital._train_locally
 
-    def sick(state, number, attempt):
-        state, result = real(state, number, attempt)
+    def sick(state, number):
+        state, result = real(state, number)
         if state.name == "hospital_1" and number < 3:
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}
@@ -221,8 +221,8 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
 def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
     real = hospital._train_locally
 
-    def sick(state, number, attempt):
-        state, result = real(state, number, attempt)
+    def sick(state, number):
+        state, result = real(state, number)
         if state.name == "hospital_0":
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}
@@ -293,8 +293,8 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
     """One of five hospitals sends weights a thousand times too large."""
     real = hospital._train_locally
 
-    def poisoned(state, number, attempt):
-        state, result = real(state, number, attempt)
+    def poisoned(state, number):
+        state, result = real(state, number)
         if state.name == "hospital_3":
             params = jax.tree.map(lambda leaf: leaf * 1000, result.variables["params"])
             result = result._replace(variables={**result.variables, "params": params})
@@ -311,8 +311,8 @@ def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, mo
     """Once of no use, it comes back; lost later, it must not be taken for one that still runs."""
     real = hospital._train_locally
 
-    def sick(state, number, attempt):
-        state, result = real(state, number, attempt)
+    def sick(state, number):
+        state, result = real(state, number)
         if state.name == "hospital_1" and number == 1:
             result = result._replace(
                 variables={**result.variables, "params": _nan(result.variables["params"])}

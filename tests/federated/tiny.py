@@ -17,6 +17,8 @@ TINY = {
     "training": {"batch_size": 8},
     "augmentation": {"rotation_p": 0.0, "noise_p": 0.0, "gamma_p": 0.0},
     "federated": {"mode": "federated", "rounds": 2, "sync_every": 2, "sync_unit": "steps"},
+    # By name, so that three hospitals are enough for one to be lost.
+    "secure_aggregation": {"min_participants": 2},
 }
 
 

@@ -1,0 +1,112 @@
+"""What a secure sum must fulfil before a hospital takes part in it, and what its counts tell.
+
+Every hospital checks this itself, from its own configuration and the roster that was fixed when the
+run began; neither the operator nor the model owner can lower it.
+
+*Fewest hospitals.* From a sum over two, each hospital learns the other's update by taking its own
+away, and so does anybody else who is sent the new model and knows one of them. So a sum is over at
+least `config.secure_aggregation.min_participants` hospitals: 3 unless the configuration asks for 2
+by name. `config.federated.quorum` can ask for more.
+
+*Counts.* The total of samples over the hospitals {a, b, c} less that over {a, b} is the number of
+samples of c, and confusion matrices give the number of validation images by class in the same way.
+Where sets change, a few rounds are a solvable system of linear equations. So there are two cases:
+
+- *fixed cohort*: `min_participants` is the number of hospitals, as in a run of three by default.
+  Every sum is then over all of them, all totals are over the same set, and the sizes of single
+  hospitals stay secret from the model owner. Local early stopping takes hospitals out of the
+  total and ends this case.
+- *public sizes*: otherwise the number of training images, the number of validation images by
+  class, and when a hospital stops training, are declared public to the model owner. Updates,
+  pixel statistics, training class counts and confusion matrices are not: of these only one sum is
+  ever revealed for each starting model (`sum_journal`).
+
+With `config.privacy` confusion matrices and class counts carry noise, and in mode `client` no
+number of images enters a sum; see docs/privacy.md.
+"""
+
+import math
+from collections.abc import Sequence
+
+from primia_jax.config import ExperimentConfig
+from primia_jax.errors import ProtocolError
+
+
+def is_secure(config: ExperimentConfig) -> bool:
+    """True if sums are secret and must be kept safe."""
+    return config.federated.mode == "federated_secure"
+
+
+def min_participants(config: ExperimentConfig) -> int:
+    """Fewest hospitals that a sum may ever be over; 1 where sums are in the clear."""
+    return config.secure_aggregation.fewest_participants if is_secure(config) else 1
+
+
+def fewest(config: ExperimentConfig, n_drawn: int) -> int:
+    """Fewest hospitals that a sum begun by `n_drawn` may be over.
+
+    `config.federated.quorum` is a fraction of all hospitals, or, where a round draws some, of those
+    drawn.
+    """
+    fed = config.federated
+    whole = fed.hospitals if fed.participation == 1 else n_drawn
+    return max(min_participants(config), math.ceil(fed.quorum * whole))
+
+
+def counts_are_public(config: ExperimentConfig) -> bool:
+    """True if the model owner may learn how many images each hospital has.
+
+    In mode `client` no sum holds them.
+    """
+    if config.privacy.mode == "client":
+        return False
+    if not is_secure(config):
+        return True
+    return (
+        min_participants(config) < config.federated.hospitals
+        or config.federated.early_stopping.enabled
+    )
+
+
+def counts_statement(config: ExperimentConfig) -> str:
+    """One line for a secure run: are the hospitals' sizes secret from the model owner?"""
+    if config.privacy.mode == "client":
+        return "numbers of images: secret, no sum holds them"
+    if not counts_are_public(config):
+        return (
+            f"numbers of images: secret from the model owner, every sum is over all "
+            f"{config.federated.hospitals} hospitals"
+        )
+    return (
+        "numbers of images of each hospital (training, validation by class): public to the model "
+        "owner, since the hospitals in a sum may change"
+    )
+
+
+def check_participants(
+    me: str, participants: Sequence[str], roster: Sequence[str], config: ExperimentConfig
+) -> None:
+    """Refuses a sum over a set of hospitals that would not hide a single one.
+
+    Args:
+      me: the hospital that asks.
+      participants: of the sum.
+      roster: all hospitals of the run, as fixed when it began.
+      config: of the experiment, as this hospital has it.
+
+    Raises:
+      ProtocolError: naming what is wrong with the set.
+    """
+    strangers = [name for name in participants if name not in roster]
+    if strangers:
+        raise ProtocolError(f"{me} refuses a sum with {strangers[0]}, which is not of this run")
+    if len(set(participants)) != len(participants):
+        raise ProtocolError(f"{me} refuses a sum in which a hospital stands twice")
+    if me not in participants:
+        raise ProtocolError(f"{me} refuses to contribute to a sum that it is not in")
+    least = fewest(config, len(participants))
+    if len(participants) < least:
+        raise ProtocolError(
+            f"{me} refuses a sum over {len(participants)} hospitals: at least {least} must be in "
+            "it (config.secure_aggregation.min_participants, config.federated.quorum)"
+        )

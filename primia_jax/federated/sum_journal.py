@@ -1,0 +1,421 @@
+"""Durable records of secure sums: what the model owner revealed, what a hospital contributed to.
+
+Two sums of the same contributions over different sets of hospitals differ by single hospitals'
+contributions. So of each quantity only one sum is ever revealed, and this must outlive crashes of
+every process, the operator's above all. A quantity is a purpose ("statistics", "update",
+"validation", …) at a starting model.
+
+*The model owner* (`OwnerJournal`, in its own folder) writes four things, each on disk before it
+goes on:
+
+1. *begun*: a random number for the sum, with its purpose, round and hospitals, before it announces
+   the sum to them.
+2. *void*: with a new sum, all earlier ones of the same quantity that were never revealed. What it
+   received for them is dropped and never put together.
+3. *revealing*: the hospitals in the sum, once all messages are there and before it reconstructs.
+4. the revealed total itself, a file, before it uses the total in any way. From then on the sum is
+   never made again: after a crash the round is completed from the file.
+
+A crash between 3 and 4 leaves a sum that may have been seen and is not kept. It can be repeated
+over exactly the same hospitals alone, which gives the same sum.
+
+*A hospital* (`HospitalJournal`, in its own folder) writes (starting model, purpose, round, set of
+hospitals, number of the sum) before anything of its contribution leaves it. It refuses
+
+- another set for the same quantity, unless the model owner declares the earlier sum void, by its
+  number;
+- a round before the last one that it contributed to, and another starting model for the same round;
+- a declaration about a sum whose result it was sent.
+
+Who is trusted for what: the model owner follows the protocol (honest but curious), so its
+declaration is believed. The operator is not believed: it says neither which sums are void nor which
+attempt this is, and restarting, reordering or repeating its calls changes nothing. A model owner
+whose folder was lost or set back cannot declare anything void, as it does not know the numbers.
+A model owner that lies about void sums is not withstood. Nor are two *runs*: they begin with empty
+journals, like two trainings at different times.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from primia_jax.core import storage
+from primia_jax.errors import CheckpointError, ProtocolError
+from primia_jax.federated.aggregation import Total
+from primia_jax.federated.variables import Vectors
+
+STATISTICS, UPDATE, VALIDATION = "statistics", "update", "validation"  # purposes
+DUE = (UPDATE, VALIDATION)  # the sums of a round
+FILE = "sums.jsonl"
+_TOTALS = "sums"  # folder of the model owner's revealed totals
+_NUMBER = 16  # bytes of a sum's number
+_KINDS = {"roster", "begun", "void", "revealing", "contributed", "final"}
+
+
+class Quantity(NamedTuple):
+    """What is summed: only one sum of it is ever revealed."""
+
+    purpose: str
+    round: int | None  # None: not part of a round
+    model: str  # digest of the model that contributions start from; empty for statistics
+
+    def __str__(self) -> str:
+        """For messages: "update of round 3"."""
+        return self.purpose if self.round is None else f"{self.purpose} of round {self.round}"
+
+
+class Announcement(NamedTuple):
+    """What the model owner tells the hospitals of a sum."""
+
+    number: str  # 32 hexadecimal digits
+    void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed
+    hospitals: str  # digest of their names
+
+    def message(self) -> dict[str, np.ndarray]:
+        """As it travels."""
+        voided = [np.frombuffer(bytes.fromhex(number), np.uint8) for number in self.void]
+        return {
+            "number": np.frombuffer(bytes.fromhex(self.number), np.uint8),
+            "void": np.reshape(np.asarray(voided, np.uint8), (-1, _NUMBER)),
+            "hospitals": np.frombuffer(bytes.fromhex(self.hospitals), np.uint8),
+        }
+
+    @classmethod
+    def of(cls, message: Any) -> "Announcement":
+        """The inverse of `message`.
+
+        Raises:
+          ProtocolError: if it is none.
+        """
+        try:
+            number, void, hospitals = (message[key] for key in ("number", "void", "hospitals"))
+            shapes = (number.shape, void.shape[1:], hospitals.shape)
+            types = {part.dtype for part in (number, void, hospitals)}
+        except (TypeError, KeyError, AttributeError):
+            shapes, types = ((), (), ()), set()
+        if shapes != ((_NUMBER,), (_NUMBER,), (32,)) or types != {np.dtype(np.uint8)}:
+            raise ProtocolError("the model owner announced no sum")
+        return cls(
+            number.tobytes().hex(), tuple(row.tobytes().hex() for row in void), _hex(hospitals)
+        )
+
+
+def digest_of_names(hospitals: Sequence[str]) -> str:
+    """Digest of a set of hospitals in its order."""
+    return hashlib.sha256(json.dumps(list(hospitals)).encode()).hexdigest()
+
+
+def digest_of_model(variables: Mapping[str, Any]) -> str:
+    """Digest of a network's variables: paths, shapes, types and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(dict(variables)):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def digest_of_vectors(vectors: Vectors) -> str:
+    """Digest of the model owner's present model."""
+    return digest_of_model(vectors._asdict())
+
+
+class OwnerJournal:
+    """The model owner's record of the secure sums of a run; see the module's docstring."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Reads the record in `folder`, if there is one.
+
+        Raises:
+          CheckpointError: if it is damaged.
+        """
+        self._folder = folder
+        self._begun: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
+        self._void: set[str] = set()
+        self._revealing: dict[str, tuple[str, ...]] = {}
+        for line in _lines(folder / FILE):
+            if line["kind"] == "begun":
+                self._begun[line["sum"]] = (_quantity(line), tuple(line["hospitals"]))
+            elif line["kind"] == "void":
+                self._void.add(line["sum"])
+            else:
+                self._revealing[line["sum"]] = tuple(line["hospitals"])
+
+    def begin(self, quantity: Quantity, hospitals: Sequence[str]) -> tuple[Announcement, bool]:
+        """Begins a sum; the earlier ones of the same quantity are void from now on.
+
+        Returns:
+          what to tell the hospitals; and whether the sum must be over all of them, since an earlier
+          one over the same set may have been revealed.
+
+        Raises:
+          CheckpointError: if the sum was revealed already, or may have been over another set, or
+            the round lies before the last one.
+        """
+        if self.has(quantity):
+            raise CheckpointError(f"the {quantity} was revealed and is not summed again")
+        number = quantity.round or 0
+        last = max((other.round or 0 for other, _ in self._begun.values()), default=0)
+        if number and number < last:
+            raise CheckpointError(
+                f"round {number} cannot be trained again: {self._folder} holds sums of round "
+                f"{last}; restore its checkpoint of round {last - 1}, or begin anew without "
+                "--resume"
+            )
+        earlier = [
+            key
+            for key, (other, _) in self._begun.items()
+            if other[:2] == quantity[:2] and (quantity.round is not None or other == quantity)
+        ]
+        if any(self._begun[key][0].model != quantity.model for key in earlier):
+            raise CheckpointError(
+                f"the {quantity} was begun from another model; restore {self._folder}, or begin "
+                "anew without --resume"
+            )
+        uncertain = [key for key in earlier if key in self._revealing and key not in self._void]
+        for key in uncertain:
+            if not self._begun[key][1] == self._revealing[key] == tuple(hospitals):
+                names = ", ".join(self._revealing[key])
+                raise CheckpointError(
+                    f"the {quantity} over {names} may have been revealed just before a crash, and "
+                    f"a sum over others would give single hospitals away; go on with --resume once "
+                    "all of these are available, or begin anew"
+                )
+        fresh = [k for k in earlier if k not in self._void and k not in uncertain]
+        key = os.urandom(_NUMBER).hex()
+        lines = [{"kind": "void", "sum": old} for old in fresh]
+        storage.append_lines(
+            self._folder / FILE,
+            map(
+                json.dumps,
+                [*lines, {"kind": "begun", "sum": key, **_facts(quantity, hospitals)}],
+            ),
+        )
+        self._void.update(fresh)
+        self._begun[key] = (quantity, tuple(hospitals))
+        void = tuple(old for old in earlier if old in self._void)
+        return Announcement(key, void, digest_of_names(hospitals)), bool(uncertain)
+
+    def reveal(self, number: str, hospitals: Sequence[str]) -> None:
+        """Notes that the sum is about to be reconstructed, over these hospitals.
+
+        Raises:
+          ProtocolError: if the sum is void, or one over another set from the same model is known.
+          StorageError: if it cannot be noted; then nothing may be reconstructed.
+        """
+        if number in self._void or number not in self._begun:
+            raise ProtocolError("a sum that was given up is not revealed")
+        quantity, _ = self._begun[number]
+        for key, others in self._revealing.items():
+            same_start = self._begun[key][0][::2] == quantity[::2]  # purpose and model
+            if same_start and key not in self._void and set(others) != set(hospitals):
+                raise ProtocolError(
+                    f"the {quantity} over {', '.join(hospitals)} is not revealed: from the same "
+                    f"model a sum over {', '.join(others)} was, and the difference of the two "
+                    "would give single hospitals away"
+                )
+        line = {"kind": "revealing", "sum": number, "hospitals": list(hospitals)}
+        storage.append_line(self._folder / FILE, json.dumps(line))
+        self._revealing[number] = tuple(hospitals)
+
+    def store(self, number: str, total: Total) -> None:
+        """Writes a revealed total; from now on the sum is final.
+
+        Totals of earlier rounds are removed: those rounds are complete.
+
+        Raises:
+          StorageError: if it cannot be written.
+        """
+        quantity, _ = self._begun[number]
+        about = {
+            "sum": number,
+            "weight": total.weight,
+            "took_part": list(total.took_part),
+            "present": list(total.present),
+        }
+        arrays = {f"value_{i:04d}": np.asarray(v) for i, v in enumerate(total.values)}
+        arrays["counts"] = np.asarray(total.counts)
+        with storage.replacing(self._path(quantity)) as partial:
+            save_file(arrays, partial, {"about": json.dumps(about)})
+        for path in (self._folder / _TOTALS).glob("round_*"):
+            if quantity.round is not None and path.name < _round(quantity.round):
+                path.unlink(missing_ok=True)
+
+    def has(self, quantity: Quantity) -> bool:
+        """True if the sum was revealed and is kept."""
+        return self._path(quantity).is_file()
+
+    def total(self, quantity: Quantity) -> Total | None:
+        """The total that was revealed; None if it was not.
+
+        Raises:
+          CheckpointError: if it is damaged.
+        """
+        path = self._path(quantity)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "numpy") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                names = sorted(key for key in file.keys() if key != "counts")  # noqa: SIM118
+                values = tuple(file.get_tensor(name) for name in names)
+                counts = file.get_tensor("counts")
+            names = [tuple(about[key]) for key in ("took_part", "present")]
+            return Total(values, int(about["weight"]), counts, (), *names)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({storage.reason(error)}); the sum in it was revealed and "
+                "cannot be made again: restore the file, or begin anew without --resume"
+            ) from error
+
+    def _path(self, quantity: Quantity) -> pathlib.Path:
+        number = quantity.round
+        name = quantity.purpose if number is None else f"{_round(number)}.{quantity.purpose}"
+        return self._folder / _TOTALS / f"{name}.safetensors"
+
+
+class HospitalJournal:
+    """A hospital's record of the sums that it contributed to; see the module's docstring."""
+
+    def __init__(self, folder: pathlib.Path, me: str, roster: Sequence[str]):
+        """Reads the record in `folder`, or begins one.
+
+        Raises:
+          CheckpointError: if it is damaged, or of a run with another roster.
+          StorageError: if it cannot be begun.
+        """
+        self._path, self._me = folder / FILE, me
+        self._parts: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
+        self._void: set[str] = set()
+        self._final: set[str] = set()
+        lines = _lines(self._path)
+        if not lines:
+            line = {"kind": "roster", "hospitals": list(roster)}
+            storage.append_line(self._path, json.dumps(line))
+        elif lines[0]["kind"] != "roster" or tuple(lines[0]["hospitals"]) != tuple(roster):
+            raise CheckpointError(
+                f"{me}: the record of secure sums {self._path} is of a run with other hospitals; "
+                "take another --workdir"
+            )
+        for entry in lines[1:]:
+            if entry["kind"] == "contributed":
+                self._parts[entry["sum"]] = (_quantity(entry), tuple(entry["hospitals"]))
+            elif entry["kind"] == "void":
+                self._void.add(entry["sum"])
+            else:
+                self._final.add(entry["sum"])
+
+    def contribute(
+        self, quantity: Quantity, hospitals: Sequence[str], announced: Announcement
+    ) -> bool:
+        """Notes that this hospital is about to contribute, or refuses.
+
+        Returns:
+          True if an earlier sum over the same set may have been revealed, so that this one must be
+          over all of them.
+
+        Raises:
+          ProtocolError: if the contribution could be told from the difference of two sums.
+          StorageError: if it cannot be noted; then nothing may be contributed.
+        """
+        me = self._me
+        if announced.hospitals != digest_of_names(hospitals):
+            raise ProtocolError(f"{me} refuses: the model owner sums over other hospitals")
+        if announced.number in self._parts:
+            raise ProtocolError(f"{me} refuses to contribute to the same sum twice")
+        void = self._void | (set(announced.void) & self._parts.keys())
+        if void & self._final:
+            raise ProtocolError(
+                f"{me} refuses: the model owner declares a sum void whose result it sent"
+            )
+        last = max((other.round or 0 for other, _ in self._parts.values()), default=0)
+        if quantity.round is not None and quantity.round < last:
+            raise ProtocolError(
+                f"{me} refuses to train round {quantity.round} again: it contributed to round "
+                f"{last}"
+            )
+        uncertain = False
+        for key, (other, others) in self._parts.items():
+            same_round = quantity.round is not None and other[:2] == quantity[:2]
+            same_start = (other.purpose, other.model) == (quantity.purpose, quantity.model)
+            if same_round and not same_start:
+                raise ProtocolError(
+                    f"{me} refuses: the {quantity} begins from another model than before"
+                )
+            if key in void or not same_start:
+                continue
+            if set(others) != set(hospitals):
+                raise ProtocolError(
+                    f"{me} refuses: it contributed to the {other} over {', '.join(others)}; a sum "
+                    f"over {', '.join(hospitals)} from the same model could give single "
+                    "hospitals away"
+                )
+            uncertain = True
+        lines: list[Mapping[str, Any]] = [
+            {"kind": "void", "sum": key} for key in sorted(void - self._void)
+        ]
+        facts = _facts(quantity, hospitals)
+        lines.append({"kind": "contributed", "sum": announced.number, **facts})
+        storage.append_lines(self._path, map(json.dumps, lines))
+        self._void = void
+        self._parts[announced.number] = (quantity, tuple(hospitals))
+        return uncertain
+
+    def note_final(self, quantity: Quantity) -> None:
+        """Notes that the result of the last sum of `quantity` came back."""
+        numbers = [key for key, (other, _) in self._parts.items() if other == quantity]
+        if numbers and numbers[-1] not in self._final:
+            line = {"kind": "final", "sum": numbers[-1]}
+            storage.append_line(self._path, json.dumps(line))
+            self._final.add(numbers[-1])
+
+
+def _facts(quantity: Quantity, hospitals: Iterable[str]) -> dict[str, Any]:
+    return {**quantity._asdict(), "hospitals": list(hospitals)}
+
+
+def _quantity(line: Mapping[str, Any]) -> Quantity:
+    return Quantity(line["purpose"], line["round"], line["model"])
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """All whole lines of a journal; an unfinished last one was followed by nothing."""
+    if not path.exists():
+        return []
+    storage.check_regular(path, error=CheckpointError)
+    content = path.read_bytes()
+    lines = []
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if line["kind"] not in _KINDS:
+                raise ValueError(f"unknown kind {line['kind']!r}")
+            if line["kind"] in ("begun", "contributed"):
+                _quantity(line)
+            if line["kind"] not in ("final", "void"):
+                tuple(line["hospitals"])
+            if line["kind"] != "roster":
+                bytes.fromhex(line["sum"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the record of secure sums {path} is damaged in line {number} ({error}): what was "
+                "revealed cannot be told; restore the file, or begin anew without --resume"
+            ) from error
+        lines.append(line)
+    return lines
+
+
+def _round(number: int) -> str:
+    return f"round_{number:06d}"
+
+
+def _hex(array: np.ndarray) -> str:
+    return array.tobytes().hex()
