@@ -141,10 +141,6 @@ class Federation:
         secure = safety.is_secure(self.config)
         servers = [OWNER, PROVIDER] if secure else [OWNER]
         self._attend(self.present, servers)
-        if secure:
-            open_record = functools.partial(model_owner.open_journal, folder=self.owner_folder)
-            at_sites = self._at_sites(self.present, hospital.open_journal, after_round)
-            self._run({**at_sites, OWNER: Locally(open_record)})
         if after_round:
             restore = functools.partial(
                 model_owner.restore, folder=self.owner_folder, number=after_round
@@ -152,6 +148,8 @@ class Federation:
             self._run({OWNER: Locally(restore)})
         if self.config.privacy.mode != "none":
             self._run(self._at_sites(self.present, hospital.open_ledger, after_round))
+        if secure:
+            self._open_journals(after_round)
         known, _ = self._run({OWNER: Locally(model_owner.knows_statistics)})
         pool = not known[OWNER]
         programs: dict[str, Any] = dict.fromkeys(
@@ -166,6 +164,12 @@ class Federation:
             self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
             self._behind.clear()
         return reports, trace
+
+    def _open_journals(self, after_round: int) -> None:
+        """Has the parties open their records of secure sums, each in its own folder."""
+        at_sites = self._at_sites(self.present, hospital.open_journal, after_round)
+        open_record = functools.partial(model_owner.open_journal, folder=self.owner_folder)
+        self._run({**at_sites, OWNER: Locally(open_record)})
 
     def _run(self, programs: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
         """A run that takes no more than the longest wait for a message allows."""

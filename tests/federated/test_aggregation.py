@@ -289,7 +289,7 @@ class TestChoice:
         [
             ({"quorum": 1.0}, {}, 10, (10, False)),
             ({"quorum": 0.65}, {}, 8, (7, False)),
-            ({"quorum": 0.0}, {}, 10, (2, False)),
+            ({"quorum": 0.0}, {}, 10, (3, False)),  # min_participants
             ({"quorum": 0.5, "participation": 0.6}, {}, 6, (3, False)),  # of those drawn
             ({"quorum": 0.5}, {"mode": "client"}, 10, (5, True)),
         ],

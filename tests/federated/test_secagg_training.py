@@ -58,6 +58,7 @@ def federation(ready, tmp_path):
     fresh, driver = copy.copy(ready), copy.copy(ready.driver)
     driver.states = dict(driver.states)
     fresh.driver, fresh.workdir = driver, tmp_path
+    fresh._open_journals(0)
     return fresh
 
 
@@ -79,6 +80,8 @@ def trained_anew(federation, own, states):
         }
     )
     federation.config = own
+    federation.workdir /= "anew"  # another run, in which round 1 was not revealed yet
+    federation._open_journals(0)
     _, trace = federation.train_round(1)
     assert trace.lost == {}
     return weights(federation), trace.bytes_sent

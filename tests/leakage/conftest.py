@@ -26,6 +26,7 @@ def tiny(mode="federated", **federated):
     config.federated.optimizer_state = "reset"
     config.federated.record_updates = True
     config.federated.update(federated)
+    config.secure_aggregation.min_participants = 2
     config.evaluation.bootstrap = 10
     config.runtime.driver = "local"
     config.audit.steps = 3
