@@ -240,9 +240,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // min(batch_size, n))
 
 
-def batches(
-    seed: int, site: int, n: int, batch_size: int, first: int
-) -> Iterator[np.ndarray]:
+def batches(seed: int, site: int, n: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
     """Indices [b] of the batches of a site, from its `first` local step on, without end.
 
     Every epoch is a permutation drawn from (seed, site, epoch); its last batch is filled up from

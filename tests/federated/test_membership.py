@@ -361,7 +361,7 @@ def lost(*names):
 
 
 def test_a_revealed_round_is_completed_and_not_summed_again(tmp_path, monkeypatch):
-    """A sum over fewer from the same model would differ by the update of the one that is missing."""
+    """A sum over fewer from the same model would differ by the update of the missing one."""
     contributed = []
     whole = hospital._contribution
 
