@@ -28,7 +28,7 @@ from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, has
 from primia_jax.mpc.plan import Scale as ScaleNode
 from primia_jax.mpc.scaling import Overflow, Ranges, Scaling, natural_unit, weight_room
 
-VERSION = 1  # of keys and messages
+VERSION = 2  # of keys and messages
 _FEWEST_BITS = 7  # of weights, below which results are coarse
 Product = tuple[Private, float]  # a private product in a unit of its result
 

@@ -200,7 +200,8 @@ class SecureProgram:
           what the set-up cost; None for a session taken up again.
 
         Raises:
-          ProtocolError: if the session in `folder` is one of another network or other weights.
+          ProtocolError: if the session in `folder` is one of another network or other weights, or
+            if a ledger of its used keys is missing.
         """
         kept = pathlib.Path(folder) if folder is not None else None
         protocol, circuit = self.protocol, self.circuit
@@ -212,6 +213,7 @@ class SecureProgram:
         if kept is not None and sessions.exists(kept):
             states = sessions.resume(circuit, self._params, kept)
             self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
+            self._driver.run(dict.fromkeys(states, protocol.begin_epoch))
             return None
         if kept is not None:
             states = sessions.begin(circuit, self._params, kept)

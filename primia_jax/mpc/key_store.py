@@ -7,16 +7,16 @@ a second process), nobody gets that key again.
     folder/ledger                       the burned numbers; only ever grows
     folder/ledger.lock                  held while a number is burned
     folder/key_0000000007/level_0003    what key 7 has for gate level 3
-    folder/key_0000000007/complete      the levels of key 7, written when all of them are there
+    folder/key_0000000007/complete      its levels and its epoch, written when all are there
 
 Not promised: a folder that is copied, or restored from a backup or a snapshot, brings back its old
-ledger together with keys that were used since. Nothing in the folder can tell; begin a new session
-then. Files are unlinked, not overwritten on the medium.
+ledger together with keys that were used since. Nothing in the folder can tell; the other parties'
+ledgers can (`mpc.protocols.epochs`). Files are unlinked, not overwritten on the medium.
 """
 
 import contextlib
+import hashlib
 import json
-import operator
 import os
 import pathlib
 import re
@@ -34,7 +34,7 @@ from primia_jax.mpc.key_files import (
     file_pieces,
     structure_of,
 )
-from primia_jax.mpc.ledger import Ledger, checked_number
+from primia_jax.mpc.ledger import Ledger, check_kept, checked_number
 
 _KEY_NAME, _LEVEL_NAME = re.compile(r"key_(\d+)"), re.compile(r"level_(\d+)")
 _COMPLETE = "complete"
@@ -43,12 +43,16 @@ _COMPLETE = "complete"
 class TakenKey:
     """A key that is burned and may be used now: each level once, in any order.
 
+    `epoch` is the one in which it was dealt.
+
     Levels come off the disk one by one; the files' names are gone already, so that a crash leaves
     nothing behind.
     """
 
-    def __init__(self, number: int, levels: Mapping[int, Callable[[], Message]]):
-        self.number = number
+    def __init__(
+        self, number: int, levels: Mapping[int, Callable[[], Message]], epoch: bytes = b""
+    ):
+        self.number, self.epoch = number, epoch
         self._left = dict(levels)
         self._all = frozenset(levels)
 
@@ -88,16 +92,20 @@ class KeyStore:
     processes may use one folder. All methods may raise StorageError, e.g. on a full disk.
     """
 
-    def __init__(self, folder: pathlib.Path | None, fingerprint: str, session: str):
+    def __init__(
+        self, folder: pathlib.Path | None, fingerprint: str, session: str, begun: bool = False
+    ):
         """Opens the store, or begins one.
 
         Args:
           folder: of the store alone; made if missing. None to keep keys in memory.
           fingerprint: of the program that the keys are for.
           session: of the parties' seeds.
+          begun: True if the session was begun before, so that its ledger must be there.
 
         Raises:
-          ProtocolError: if the folder holds other files, or keys of another session or program.
+          ProtocolError: if the folder holds other files, keys of another session or program, or no
+            ledger though begun.
           StorageError: if it cannot be used.
         """
         self._where = "memory" if folder is None else str(folder)
@@ -106,6 +114,8 @@ class KeyStore:
             self._ledger = Ledger(None, session)
             self._keys = _MemoryKeys()
             return
+        if begun:
+            check_kept(folder / "ledger")
         with storing(f"keys cannot be kept in {folder}"):
             _prepare_store_folder(folder)
         self._ledger = Ledger(folder / "ledger", session)
@@ -120,6 +130,11 @@ class KeyStore:
     def session(self) -> str:
         """Of the parties' seeds that the keys belong to."""
         return self._ledger.session
+
+    @property
+    def ledger(self) -> Ledger:
+        """Numbers of the keys that were used."""
+        return self._ledger
 
     @property
     def made(self) -> int:
@@ -158,8 +173,12 @@ class KeyStore:
                 raise ProtocolError(f"key {number} in {self._where} has level {level} already")
         self._keys.put(number, level, message)
 
-    def close_key(self, number: int) -> None:
+    def close_key(self, number: int, epoch: bytes = b"") -> None:
         """Marks a key as complete: only now it can be taken.
+
+        Args:
+          number: of the key.
+          epoch: in which it was dealt.
 
         Raises:
           ProtocolError: if it has no level, or is used or complete already.
@@ -170,7 +189,7 @@ class KeyStore:
             self._check_open(number)
             if not self._keys.levels(number):
                 raise ProtocolError(f"key {number} in {self._where} has no level yet")
-            self._keys.complete(number)
+            self._keys.complete(number, epoch)
 
     def burn(self, number: SupportsIndex) -> None:
         """Uses `number` up without its material, as for a key that is made while it is used.
@@ -190,18 +209,20 @@ class KeyStore:
             (then it is not burned), or if it is damaged (then it is).
         """
         number = checked_number(number)
-        damage, levels = None, {}
+        damage: DamagedKeyError | None = None
+        levels: dict[int, Callable[[], Message]] = {}
+        epoch = b""
         with self._locked():
             self._ledger._check(number)
             self._check_there(number)
             try:
-                levels = self._keys.open(number)
+                levels, epoch = self._keys.open(number)
             except DamagedKeyError as error:
                 damage = error  # burned too, or every further run would meet it again
             self._burn(number)
         if damage is not None:
             raise damage
-        return TakenKey(number, levels)
+        return TakenKey(number, levels, epoch)
 
     def _burn(self, number: int) -> None:
         self._ledger._burn(number)
@@ -242,7 +263,7 @@ class KeyStore:
 class _MemoryKeys:
     def __init__(self) -> None:
         self._messages: dict[int, dict[int, Message]] = {}
-        self._complete: set[int] = set()
+        self._complete: dict[int, bytes] = {}  # their epochs
 
     def numbers(self) -> Iterable[int]:
         return list(self._messages)
@@ -256,15 +277,16 @@ class _MemoryKeys:
     def put(self, number: int, level: int, message: Message) -> None:
         self._messages.setdefault(number, {})[level] = message
 
-    def complete(self, number: int) -> None:
-        self._complete.add(number)
+    def complete(self, number: int, epoch: bytes) -> None:
+        self._complete[number] = epoch
 
-    def open(self, number: int) -> dict[int, Callable[[], Message]]:
-        return {level: _held(m) for level, m in self._messages[number].items()}
+    def open(self, number: int) -> tuple[dict[int, Callable[[], Message]], bytes]:
+        levels = {level: _held(m) for level, m in self._messages[number].items()}
+        return levels, self._complete[number]
 
     def remove_up_to(self, number: int) -> None:
         self._messages = {n: key for n, key in self._messages.items() if n > number}
-        self._complete = {n for n in self._complete if n > number}
+        self._complete = {n: epoch for n, epoch in self._complete.items() if n > number}
 
 
 def _held(message: Message) -> Callable[[], Message]:
@@ -291,23 +313,26 @@ class _FolderKeys:
         header = json.dumps({**about, "message": structure_of(message, leaves)}).encode()
         write_bytes(self._level(number, level), file_pieces(header, leaves))
 
-    def complete(self, number: int) -> None:
-        key = self._key(number)
-        write_bytes(key / _COMPLETE, json.dumps(sorted(self.levels(number))).encode())
+    def complete(self, number: int, epoch: bytes) -> None:
+        about = {"levels": sorted(self.levels(number)), "epoch": epoch.hex()}
+        text = json.dumps(about).encode()
+        digest = hashlib.sha256(text).hexdigest().encode()
+        write_bytes(self._key(number) / _COMPLETE, text + b"\n" + digest)
 
-    def open(self, number: int) -> dict[int, Callable[[], Message]]:
+    def open(self, number: int) -> tuple[dict[int, Callable[[], Message]], bytes]:
         marker, files = self._key(number) / _COMPLETE, {}
-        try:
-            levels = [operator.index(level) for level in json.loads(marker.read_bytes())]
-        except (ValueError, TypeError) as error:
-            raise damaged(marker, "it cannot be read") from error
+        text, _, digest = marker.read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise damaged(marker, "it cannot be read")
+        about = json.loads(text)
+        levels, epoch = list(about["levels"]), bytes.fromhex(about["epoch"])
         for level in levels:
             try:
                 files[level] = LevelFile(self._level(number, level))
             except FileNotFoundError as error:
                 raise damaged(self._level(number, level), "it is missing") from error
             files[level].check({**self._about, "key": number, "level": level})
-        return {level: file.load for level, file in files.items()}
+        return {level: file.load for level, file in files.items()}, epoch
 
     def remove_up_to(self, number: int) -> None:
         for other in self.numbers():

@@ -25,18 +25,21 @@ class Ledger:
     a line bounds what it was to be, and all up to that bound counts as burned.
     """
 
-    def __init__(self, path: pathlib.Path | None, session: str = ""):
+    def __init__(self, path: pathlib.Path | None, session: str = "", begun: bool = False):
         """Opens the ledger, or begins it.
 
         Args:
           path: of the file; None to keep it in memory, for one process and its life.
           session: whose numbers they are.
+          begun: True if the session was begun before, so that its ledger must be there.
 
         Raises:
-          ProtocolError: if the file is damaged or of another session.
+          ProtocolError: if the file is damaged, of another session, or missing though begun.
           StorageError: if it cannot be written or locked.
         """
         self.path, self.session = path, session
+        if begun and path is not None:
+            check_kept(path)
         self._highest, self._read_to = -1, 0
         self._mutex = threading.Lock() if path is None else None
         if path is not None:
@@ -153,6 +156,19 @@ class Ledger:
             finally:
                 os.close(descriptor)
         self._read_to += len(torn) + len(text)
+
+
+def check_kept(path: pathlib.Path) -> None:
+    """Checks that the ledger of a session that was begun is still there.
+
+    Raises:
+      ProtocolError: if it is missing.
+    """
+    if not path.exists():
+        raise ProtocolError(
+            f"ledger {path} of used keys is missing, so that nobody knows which keys were used: "
+            "begin a new session in another folder"
+        )
 
 
 def checked_number(number: SupportsIndex, what: str = "key number") -> int:

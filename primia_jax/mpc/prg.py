@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from jax import lax
 
 from primia_jax.errors import ProtocolError
@@ -41,6 +43,16 @@ _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 def new_seed() -> np.ndarray:
     """uint8 [32]: a fresh key from the operating system."""
     return np.frombuffer(os.urandom(SEED_BYTES), np.uint8)
+
+
+def derived(seed: Any, purpose: bytes) -> np.ndarray:
+    """uint8 [32]: a seed for one purpose, by HKDF-Expand (RFC 5869) with SHA-256.
+
+    A seed that others are derived from is expanded in no other way.
+    """
+    _check_seed(seed)
+    derivation = HKDFExpand(hashes.SHA256(), SEED_BYTES, purpose)
+    return np.frombuffer(derivation.derive(np.asarray(seed).tobytes()), np.uint8)
 
 
 def expand(seed: Any, n_elements: int, nonce: int = 0, words: Any = np.uint64) -> Any:

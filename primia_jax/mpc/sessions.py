@@ -1,10 +1,10 @@
 """A session on disk: what each party must remember so that keys outlive a restart.
 
     folder/data_owner/session.npz       its seed, and the masked weights
-    folder/data_owner/keys/             its key store
+    folder/data_owner/keys/             its key store, and the epoch of the last start
     folder/model_owner/...              its seed, and a digest of the weights
     folder/crypto_provider/session.npz  three seeds
-    folder/crypto_provider/ledger       the key numbers that it dealt
+    folder/crypto_provider/ledger       the key numbers that it dealt, and beside it the epoch
 
 In a hospital network each party keeps its own folder on its own disk; they are side by side here
 because one process plays all three. All are secrets of their party.
@@ -26,14 +26,14 @@ from primia_jax.mpc import prg, ring
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES, fss
 
 _FILE, _KEYS, _LEDGER = "session.npz", "keys", "ledger"
 
 
 def exists(folder: pathlib.Path) -> bool:
-    """Whether a session was kept in `folder`."""
-    return (folder / CRYPTO_PROVIDER / _FILE).exists()
+    """True if any party keeps a session in `folder`."""
+    return any((folder / party / _FILE).exists() for party in PARTIES)
 
 
 def begin(circuit: Circuit, params: Any, folder: pathlib.Path) -> dict[str, Any]:
@@ -58,61 +58,60 @@ def save(states: dict[str, Any], folder: pathlib.Path, params: Any) -> None:
     circuit = client.circuit
     common = {"fingerprint": circuit.fingerprint, "session": client.store.session}
     deltas = {f"delta_{i}_{j}": digit for i, j, digit in _digits(client.deltas)}
-    _write(folder / DATA_OWNER, {**common, "seed": client.seed, **deltas})
+    _write(folder / DATA_OWNER, {**common, "seed": client.root, **deltas})
     _write(
-        folder / MODEL_OWNER, {**common, "seed": owner.seed, "weights": _digest(circuit, params)}
+        folder / MODEL_OWNER, {**common, "seed": owner.root, "weights": _digest(circuit, params)}
     )
-    seeds = dict(zip(("seed_0", "seed_1"), provider.seeds))
-    _write(folder / CRYPTO_PROVIDER, {**common, "seed": provider.seed, **seeds})
+    seeds = dict(zip(("seed_0", "seed_1"), provider.roots))
+    _write(folder / CRYPTO_PROVIDER, {**common, "seed": provider.root, **seeds})
 
 
 def resume(circuit: Circuit, params: Any, folder: pathlib.Path) -> dict[str, Any]:
-    """The parties' states, by name, of the session in `folder`.
+    """The parties' states, by name, of the session in `folder`; they have no epoch yet.
 
     Raises:
-      ProtocolError: if it is one of another network, of other weights or of another version.
+      ProtocolError: if it is one of another network, of other weights or of another version, or if
+        a party's ledger of used keys is missing.
     """
-    found = {
-        party: _read(folder / party, circuit)
-        for party in (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
-    }
-    mine = found[MODEL_OWNER]
-    session = str(mine["session"])
+    stored = {party: _read(folder / party, circuit) for party in PARTIES}
+    mine, kept = stored[MODEL_OWNER], stored[CRYPTO_PROVIDER]
+    session = {party: str(stored[party]["session"]) for party in PARTIES}
     if str(mine["weights"]) != _digest(circuit, params):
         raise ProtocolError(
             f"{folder}: its session is one of other weights; begin one in another folder"
         )
-    client = fss.data_owner(circuit, _store(circuit, folder / DATA_OWNER, session))
-    owner = fss.model_owner(circuit, params, _store(circuit, folder / MODEL_OWNER, session))
+    client = fss.data_owner(
+        circuit, _store(circuit, folder / DATA_OWNER, session[DATA_OWNER], True)
+    )
+    store = _store(circuit, folder / MODEL_OWNER, session[MODEL_OWNER], True)
+    owner = fss.model_owner(circuit, params, store)
     with ring.x64():
         deltas = []
         for i, product in enumerate(circuit.products):
             plan = circuit.mask_plan(product)
             deltas.append(
                 [
-                    jnp.asarray(found[DATA_OWNER][f"delta_{i}_{j}"], plan.unit.operand)
+                    jnp.asarray(stored[DATA_OWNER][f"delta_{i}_{j}"], plan.unit.operand)
                     for j in range(plan.w_limbs)
                 ]
             )
-    kept = found[CRYPTO_PROVIDER]
-    provider = dataclasses.replace(
-        fss.provider(circuit, _ledger(folder, session)), seed=kept["seed"]
-    )
+    ledger = _ledger(folder, session[CRYPTO_PROVIDER], True)
+    provider = dataclasses.replace(fss.provider(circuit, ledger), root=kept["seed"])
     return {
         DATA_OWNER: dataclasses.replace(
-            client, seed=found[DATA_OWNER]["seed"], deltas=tuple(deltas)
+            client, root=stored[DATA_OWNER]["seed"], deltas=tuple(deltas)
         ),
-        MODEL_OWNER: dataclasses.replace(owner, seed=mine["seed"], words=None),
+        MODEL_OWNER: dataclasses.replace(owner, root=mine["seed"], words=None),
         CRYPTO_PROVIDER: fss.with_seeds(provider, kept["seed_0"], kept["seed_1"]),
     }
 
 
-def _store(circuit: Circuit, folder: pathlib.Path, session: str) -> KeyStore:
-    return KeyStore(folder / _KEYS, circuit.fingerprint, session)
+def _store(circuit: Circuit, folder: pathlib.Path, session: str, begun: bool = False) -> KeyStore:
+    return KeyStore(folder / _KEYS, circuit.fingerprint, session, begun)
 
 
-def _ledger(folder: pathlib.Path, session: str) -> Ledger:
-    return Ledger(folder / CRYPTO_PROVIDER / _LEDGER, session)
+def _ledger(folder: pathlib.Path, session: str, begun: bool = False) -> Ledger:
+    return Ledger(folder / CRYPTO_PROVIDER / _LEDGER, session, begun)
 
 
 def _digits(deltas: Any) -> list[tuple[int, int, np.ndarray]]:

@@ -1,5 +1,6 @@
 """The FSS protocol: exact to its rounding, single-use keys, and nothing seen by anyone else."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from primia_jax.config import MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import inference, ring
 from primia_jax.mpc.in_the_clear import fixed_point_values
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss, masks
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, epochs, fss, masks
 from primia_jax.mpc.transcript import Transcript, looks_uniform
 from primia_jax.runtime import LocalDriver
 
@@ -114,8 +115,8 @@ def test_every_layer_is_the_fixed_point_evaluation(name, monkeypatch):
     masked = {}
     original = fss._gates_model_owner
 
-    def watched(state, segment, number, packed, keys, sources):
-        yield from original(state, segment, number, packed, keys, sources)
+    def watched(circuit, seed, segment, number, packed, keys, sources):
+        yield from original(circuit, seed, segment, number, packed, keys, sources)
         masked.update({gate: (number, sources[gate.out]) for gate in segment.gates})
 
     monkeypatch.setattr(fss, "_gates_model_owner", watched)
@@ -499,9 +500,8 @@ def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
         return original(seed, purpose, index, number, n_words, kind)
 
     driver = LocalDriver({CRYPTO_PROVIDER: lambda: fss.provider(circuit)})
-    provider = fss.with_seeds(
-        driver.states[CRYPTO_PROVIDER], np.zeros(32, np.uint8), np.ones(32, np.uint8)
-    )
+    begun = dataclasses.replace(driver.states[CRYPTO_PROVIDER], epoch=epochs.Epoch(bytes(32)))
+    provider = fss.with_seeds(begun, np.zeros(32, np.uint8), np.ones(32, np.uint8))
     monkeypatch.setattr(masks, "stream", noted)
     monkeypatch.setattr(fss.gates, "deal", lambda *_: ({}, {}))  # what it draws is drawn before
     with ring.x64():

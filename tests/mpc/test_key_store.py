@@ -320,6 +320,13 @@ def test_a_key_is_made_once(store):
         store.put(2, -1, np.zeros(1))
 
 
+def test_a_key_remembers_its_epoch(store):
+    for number, epoch in enumerate((b"", bytes(range(32)))):
+        store.put(number, 0, np.zeros(1))
+        store.close_key(number, epoch)
+        assert store.take(number).epoch == epoch
+
+
 def test_a_failed_run_uses_its_key_up(store):
     """A retry with the same masks would give away the difference of what they hid."""
     fill(store, range(2))
@@ -529,6 +536,20 @@ def test_a_file_cut_short_is_found(tmp_path_factory, where):
     with pytest.raises(ProtocolError, match="level_0000 is damaged"):
         store.take(0)
     assert store.next() == 1
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_levels_or_epoch_is_found(tmp_path_factory, where, bit):
+    folder = tmp_path_factory.mktemp("keys")
+    store = opened(folder)
+    store.put(0, 0, np.zeros(1))
+    store.close_key(0, bytes(range(32)))
+    path = folder / "key_0000000000" / "complete"
+    contents = bytearray(path.read_bytes())
+    contents[int(where * len(contents))] ^= 1 << bit
+    path.write_bytes(contents)
+    with pytest.raises(ProtocolError, match="complete is damaged"):
+        store.take(0)
 
 
 @pytest.mark.parametrize("name", ["level_0001", "complete"])

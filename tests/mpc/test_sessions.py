@@ -1,4 +1,7 @@
-"""Keys made in one process are used in another, once."""
+"""Keys made in one process are used in another, once; what is lost makes no mask return."""
+
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -7,7 +10,15 @@ import pytest
 from primia_jax.config import MpcConfig
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import inference
+from primia_jax.mpc.ledger import Ledger
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
 
+PARTIES = (DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER)
+LEDGERS = {
+    DATA_OWNER: "data_owner/keys/ledger",
+    MODEL_OWNER: "model_owner/keys/ledger",
+    CRYPTO_PROVIDER: "crypto_provider/ledger",
+}
 IMAGES = np.random.default_rng(0).uniform(size=(4, 6)).astype(np.float32)
 
 
@@ -84,3 +95,129 @@ def test_secrets_are_for_their_owner_alone(tmp_path):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+# --- what is lost
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """The masked images that the model owner receives."""
+    received, original = [], fss._masked_image
+
+    def noted(*arguments):
+        received.append(np.asarray(original(*arguments)))
+        return received[-1]
+
+    monkeypatch.setattr(fss, "_masked_image", noted)
+    return received
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A session's folder after one diagnosis, with two keys left."""
+    folder = tmp_path_factory.mktemp("kept") / "s"
+    program = fresh(make_params())
+    program.set_up(folder)
+    program.prepare(3)
+    program.run(IMAGES[:1])
+    return folder
+
+
+@pytest.fixture
+def session(kept, tmp_path):
+    return pathlib.Path(shutil.copytree(kept, tmp_path / "s"))
+
+
+def resumed(folder):
+    program = fresh(make_params())
+    assert program.set_up(folder) is None
+    return program
+
+
+def stores(program):
+    return [program._driver.states[party].store for party in (DATA_OWNER, MODEL_OWNER)]
+
+
+@pytest.mark.parametrize("party", PARTIES)
+@pytest.mark.parametrize("lost", ["ledger", "folder of keys", "folder"])
+def test_a_session_whose_ledger_is_missing_is_refused(session, party, lost):
+    ledger = session / LEDGERS[party]
+    if lost == "ledger":
+        ledger.unlink()
+    elif lost == "folder of keys" and party != CRYPTO_PROVIDER:
+        shutil.rmtree(ledger.parent)
+    else:
+        shutil.rmtree(session / party)
+    with pytest.raises(ProtocolError, match=r"begin a new session|no session can be read") as error:
+        resumed(session)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ProtocolError):  # nor does the first attempt put an empty one in its place
+        resumed(session)
+
+
+def test_no_mask_returns_when_all_ledgers_are_lost(session, openings):
+    """Seeds as before, ledgers of the same session without a number: key 0 has other masks."""
+    name = str(np.load(session / "data_owner" / "session.npz")["session"])
+    for _ in range(2):
+        for path in LEDGERS.values():
+            for file in (session / path).parent.glob("ledger*"):
+                file.unlink()
+            Ledger(session / path, name)
+        for keys in session.glob("*/keys/key_*"):
+            shutil.rmtree(keys)
+        program = resumed(session)
+        program.run(IMAGES[:1])
+        assert [store.ledger.next() for store in stores(program)] == [1, 1]  # number 0 again
+    first, second = openings
+    assert np.count_nonzero(first == second) == 0
+
+
+@pytest.mark.parametrize("party", (DATA_OWNER, MODEL_OWNER))
+def test_a_party_that_is_restored_from_a_backup_uses_no_key_again(
+    session, tmp_path, party, openings
+):
+    backup = shutil.copytree(session / party, tmp_path / "backup")
+    resumed(session).run(IMAGES[:1])  # key 1
+    used = openings.pop()
+    shutil.rmtree(session / party)
+    shutil.copytree(backup, session / party)
+    program = resumed(session)
+    assert [store.ledger.next() > 1 for store in stores(program)] == [True, True]
+    program.run(IMAGES[:1])
+    assert np.count_nonzero(openings[0] == used) == 0
+
+
+def test_owners_that_are_restored_together_use_no_key_from_before_the_last_start(session, tmp_path):
+    """The crypto provider knows a later epoch than they do: their keys are dropped."""
+    backup = shutil.copytree(session, tmp_path / "backup")
+    resumed(session).run(IMAGES[:1])
+    for party in (DATA_OWNER, MODEL_OWNER):
+        shutil.rmtree(session / party)
+        shutil.copytree(backup / party, session / party)
+    program = resumed(session)
+    assert [store.available() for store in stores(program)] == [0, 0]
+    logits, _ = program.run(IMAGES[:1])
+    np.testing.assert_allclose(logits, apply_fn(make_params(), IMAGES[:1]), atol=0.02)
+
+
+def test_folders_of_two_sessions_do_not_go_together(session, tmp_path):
+    other = fresh(make_params())
+    other.set_up(tmp_path / "other")
+    shutil.rmtree(session / "data_owner")
+    shutil.copytree(tmp_path / "other" / "data_owner", session / "data_owner")
+    with pytest.raises(ProtocolError, match="resume different sessions: give all parties"):
+        resumed(session)
+
+
+def test_keys_of_an_earlier_epoch_still_serve(session):
+    program = resumed(session)
+    before = [program._driver.states[p].epoch.id for p in PARTIES]
+    assert len(set(before)) == 1
+    program.prepare(1)
+    again = resumed(session)
+    assert again._driver.states[DATA_OWNER].epoch.id != before[0]
+    assert [store.available() for store in stores(again)] == [3, 3]
+    for _ in range(4):  # of three epochs
+        logits, _ = again.run(IMAGES[:1])
+        np.testing.assert_allclose(logits, apply_fn(make_params(), IMAGES[:1]), atol=0.02)

@@ -9,7 +9,8 @@ Three parties, semi-honest, of which the crypto provider colludes with neither o
 | crypto provider | all masks | shapes, units and widths |
 
 Set-up, once: the provider knows a matrix B as large as the weights W, which the model owner
-expands from a seed; the data owner gets δ = W − B.
+expands from a seed; the data owner gets δ = W − B. All other words are expanded from seeds of an
+epoch, which the three agree on at every start (`mpc.protocols.epochs`).
 
 Offline, for each key number and linear map, with masks ρ on what goes in (the data owner's) and r
 on what comes out (the provider's): provider → model owner: κ_D = r − B∗ρ − e, data owner → model
@@ -35,10 +36,12 @@ from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, masks
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, epochs, masks
+from primia_jax.mpc.protocols.epochs import Epoch
 from primia_jax.mpc.protocols.protocol import Diagnosis
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
+NO_EPOCH = Epoch(b"")
 _READY = 2  # keys that the data owner holds expanded; one of a ResNet-18 takes some 120 MB
 
 
@@ -48,17 +51,24 @@ class DataOwner:
 
     Attributes:
       circuit: the network's public description.
-      seed: uint8 [32], of its masks and its half of the keys.
+      root: uint8 [32], from which its masks and its half of the keys are derived, epoch by epoch.
       store: its keys, single-use; changes in place, so that a failed run burns its key too.
       deltas: W − B of each product, as digits; None before set-up.
       ready: of the next keys, by number, what it expanded before the image came.
+      epoch: of this start of the session.
     """
 
     circuit: Circuit
-    seed: Any
+    root: Any
     store: KeyStore
     deltas: tuple[Any, ...] | None = None
     ready: dict[int, Any] = dataclasses.field(default_factory=dict)
+    epoch: Epoch = NO_EPOCH
+
+    @property
+    def seed(self) -> np.ndarray:
+        """uint8 [32], of the keys of this epoch."""
+        return self.epoch.seed(self.root)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +80,18 @@ class ModelOwner:
       weights: (digits, shift) of each product.
       words: the weights as ring words, until set-up; None afterwards.
       constants: words, of each segment.
-      seed: uint8 [32], of B and its half of the keys.
+      root: uint8 [32], from which B and its half of the keys are derived.
       store: its keys, single-use.
+      epoch: of this start of the session.
     """
 
     circuit: Circuit
     weights: tuple[tuple[Any, Any], ...]
     words: tuple[Any, ...] | None
     constants: tuple[tuple[Any, ...], ...]
-    seed: Any
+    root: Any
     store: KeyStore
+    epoch: Epoch = NO_EPOCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +100,24 @@ class Provider:
 
     Attributes:
       circuit: the network's public description.
-      seed: uint8 [32], of the masks that neither party may know.
+      root: uint8 [32], from which the masks that neither party may know are derived.
       ledger: key numbers that it dealt.
-      seeds: the parties' seeds; None before set-up.
+      roots: the parties'; None before set-up.
       matrices: B of each product, as digits.
+      epoch: of this start of the session.
     """
 
     circuit: Circuit
-    seed: Any
+    root: Any
     ledger: Ledger
-    seeds: tuple[Any, Any] | None = None
+    roots: tuple[Any, Any] | None = None
     matrices: tuple[Any, ...] = ()
+    epoch: Epoch = NO_EPOCH
+
+    @property
+    def seed(self) -> np.ndarray:
+        """uint8 [32], of its masks in this epoch."""
+        return self.epoch.seed(self.root)
 
 
 def data_owner(circuit: Circuit, store: KeyStore | None = None) -> DataOwner:
@@ -130,6 +149,12 @@ def provider(circuit: Circuit, ledger: Ledger | None = None) -> Provider:
     return Provider(circuit, prg.new_seed(), ledger or Ledger(None))
 
 
+def next_number(state: DataOwner | ModelOwner | Provider) -> int:
+    """The lowest key number of which nothing was dealt to this party."""
+    own = state.ledger.next() if isinstance(state, Provider) else state.store.made
+    return max(own, state.epoch.next_number)
+
+
 def _new_store(circuit: Circuit) -> KeyStore:
     return KeyStore(None, circuit.fingerprint, prg.new_seed()[:8].tobytes().hex())
 
@@ -146,7 +171,8 @@ def set_up_data_owner(state: DataOwner) -> Steps:
     if state.deltas is not None:
         raise ProtocolError("the data owner is set up already: a new session needs a new one")
     yield Stage("set-up")
-    yield Send(CRYPTO_PROVIDER, {"seed": state.seed}, "seed of the data owner | for its reader")
+    yield Send(CRYPTO_PROVIDER, {"seed": state.root}, "seed of the data owner | for its reader")
+    state = yield from _agreed(state)
     packed = yield Receive(MODEL_OWNER)
     circuit = state.circuit
     with ring.x64():
@@ -160,13 +186,15 @@ def set_up_data_owner(state: DataOwner) -> Steps:
 def set_up_model_owner(state: ModelOwner) -> Steps:
     """Gives its seed to the provider, and W − B to the data owner."""
     yield Stage("set-up")
-    yield Send(CRYPTO_PROVIDER, {"seed": state.seed}, "seed of the model owner | for its reader")
-    if state.words is None:
+    yield Send(CRYPTO_PROVIDER, {"seed": state.root}, "seed of the model owner | for its reader")
+    words = state.words
+    if words is None:
         raise ProtocolError("the model owner is set up already")
+    state = yield from _agreed(state)
     with ring.x64():
         deltas = tuple(
             _packed_difference(state.circuit.n_bits, jnp.asarray(w.reshape(-1)), b.reshape(-1))
-            for w, b in zip(state.words, masks.matrices(state.circuit, state.seed))
+            for w, b in zip(words, masks.matrices(state.circuit, state.root))
         )
     yield Send(DATA_OWNER, deltas, "weights | masked by B")
     return dataclasses.replace(state, words=None), None
@@ -177,6 +205,7 @@ def set_up_provider(state: Provider) -> Steps:
     yield Stage("set-up")
     seed0 = (yield Receive(DATA_OWNER))["seed"]
     seed1 = (yield Receive(MODEL_OWNER))["seed"]
+    state = yield from _agreed(state)
     return with_seeds(state, seed0, seed1), None
 
 
@@ -187,7 +216,28 @@ def with_seeds(state: Provider, seed0: Any, seed1: Any) -> Provider:
             _mask_digits(state.circuit.mask_plan(product), words.shape, words)
             for product, words in zip(state.circuit.products, masks.matrices(state.circuit, seed1))
         )
-    return dataclasses.replace(state, seeds=(seed0, seed1), matrices=matrices)
+    return dataclasses.replace(state, roots=(seed0, seed1), matrices=matrices)
+
+
+def begin_epoch(state: Any) -> Steps:
+    """Agrees on a new epoch of a session that was begun before; any party's program."""
+    yield Stage("session")
+    return (yield from _agreed(state, resumed=True)), None
+
+
+def _agreed(state: Any, resumed: bool = False) -> Steps:
+    """The party with its new epoch; burns the keys that the others have used."""
+    if isinstance(state, Provider):
+        epoch, _ = yield from epochs.agree(
+            CRYPTO_PROVIDER, state.ledger, state.ledger.next(), resumed
+        )
+        return dataclasses.replace(state, epoch=epoch)
+    party = DATA_OWNER if isinstance(state, DataOwner) else MODEL_OWNER
+    store = state.store
+    epoch, used = yield from epochs.agree(party, store.ledger, store.made, resumed)
+    if used > store.ledger.next():
+        store.burn(used - 1)
+    return dataclasses.replace(state, epoch=epoch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -231,25 +281,26 @@ def _client_kappas(state: DataOwner, number: int) -> Steps:
     """Sends κ_C, layer by layer."""
     if state.deltas is None:
         raise ProtocolError("the data owner has no session yet: run the set-up first")
-    circuit = state.circuit
+    circuit, seed = state.circuit, state.seed
     kept: dict[Any, Any] = {}
     for level, segment in enumerate(circuit.segments):
         if not any(segment.weighted):
             continue
         yield Stage(segment.name)
-        values = _mask_part(circuit, level, state.seed, number, state.deltas, kept, False)
+        values = _mask_part(circuit, level, seed, number, state.deltas, kept, False)
         positions = [i for i, weighted in enumerate(segment.weighted) if weighted]
-        es = [masks.value_mask(circuit, state.seed, masks.E, number, level, i) for i in positions]
+        es = [masks.value_mask(circuit, seed, masks.E, number, level, i) for i in positions]
         kappas = tuple(_packed_difference(circuit.n_bits, e, value) for e, value in zip(es, values))
         yield Send(MODEL_OWNER, kappas, "κ_C | masked by e")
 
 
 def _deal(state: Provider, number: int) -> Steps:
     """Deals the keys of one number, layer by layer."""
-    if state.seeds is None:
+    if state.roots is None:
         raise ProtocolError("the crypto provider has no session yet: run the set-up first")
     state.ledger.burn(number)
-    circuit, (seed0, seed1) = state.circuit, state.seeds
+    circuit, seed2 = state.circuit, state.seed
+    seed0, seed1 = map(state.epoch.seed, state.roots)
     last = len(circuit.segments) - 1
     kept: dict[Any, Any] = {}
     for level, segment in enumerate(circuit.segments):
@@ -258,7 +309,7 @@ def _deal(state: Provider, number: int) -> Steps:
         kappas, keys, trees = [], [], []
         for position, value in enumerate(values):
             # The mask of an output is the data owner's: only it can open the output.
-            r_seed = seed0 if level == last else state.seed
+            r_seed = seed0 if level == last else seed2
             r = masks.value_mask(circuit, r_seed, masks.R, number, level, position)
             terms = [r, value]
             if segment.weighted[position]:
@@ -304,10 +355,8 @@ def _packed_sum(n_bits: int, a: Any, b: Any) -> Any:
     return ring.pack(ring.unpack(a, n_bits) + ring.unpack(b, n_bits), n_bits)
 
 
-def _expanded(state: DataOwner, segment: Segment, number: int) -> list[Streams]:
-    return [
-        masks.party_streams(state.circuit, state.seed, 0, gate, number) for gate in segment.gates
-    ]
+def _expanded(circuit: Circuit, seed: Any, segment: Segment, number: int) -> list[Streams]:
+    return [masks.party_streams(circuit, seed, 0, gate, number) for gate in segment.gates]
 
 
 def _still_ready(state: DataOwner) -> dict[int, Any]:
@@ -319,18 +368,18 @@ def _still_ready(state: DataOwner) -> dict[int, Any]:
 @ring.x64_steps
 def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
     """Makes keys of these numbers: sends κ_C, takes its trees; expands the next ones beforehand."""
-    circuit, ready = state.circuit, _still_ready(state)
+    circuit, seed, ready = state.circuit, state.seed, _still_ready(state)
     for number in numbers:
-        if number < state.store.made:
-            raise ProtocolError(f"key {number} was made before: take {state.store.made}")
+        if number < next_number(state):
+            raise ProtocolError(f"key {number} was made before: take {next_number(state)}")
         yield from _client_kappas(state, number)
         for level, segment in enumerate(circuit.segments):
             trees = (yield Receive(CRYPTO_PROVIDER)) if _has_trees(circuit, segment) else ()
             state.store.put(number, level, trees)
-        state.store.close_key(number)
+        state.store.close_key(number, state.epoch.id)
         if len(ready) < _READY:
             ready[number] = jax.block_until_ready(
-                [_expanded(state, segment, number) for segment in circuit.segments]
+                [_expanded(circuit, seed, segment, number) for segment in circuit.segments]
             )
     return dataclasses.replace(state, ready=ready), None
 
@@ -346,7 +395,7 @@ def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
             message = yield Receive(CRYPTO_PROVIDER)
             message = _with_kappa_c(circuit, segment, message, kappas_c[level])
             state.store.put(number, level, message)
-        state.store.close_key(number)
+        state.store.close_key(number, state.epoch.id)
     return state, None
 
 
@@ -383,7 +432,7 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     yield Stage("image")
     key: Any = None
     if streamed:
-        number = state.store.made
+        number = next_number(state)
         state.store.burn(number)
         yield Send(CRYPTO_PROVIDER, {"number": np.uint64(number)}, "key number | public")
         yield Send(MODEL_OWNER, {"number": np.uint64(number)}, "key number | public")
@@ -391,7 +440,8 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     else:
         number = state.store.next()
         key = state.store.take(number)
-    rho = masks.source_mask(circuit, state.seed, number, circuit.plan.image)
+    seed = state.seed if streamed else epochs.seed_in(state.root, key.epoch)
+    rho = masks.source_mask(circuit, seed, number, circuit.plan.image)
     masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
     opening = {"number": np.uint64(number), "image": masked}
     yield Send(MODEL_OWNER, opening, "image | masked by ρ")
@@ -401,14 +451,14 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
         trees: Any = ()
         if _has_trees(circuit, segment):
             trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
-        own = prepared[level] if prepared else _expanded(state, segment, number)
+        own = prepared[level] if prepared else _expanded(circuit, seed, segment, number)
         yield from _gates_data_owner(circuit, segment, number, own, trees)
     yield Stage("outputs")
     packed = yield Receive(MODEL_OWNER)
     last = len(circuit.segments) - 1
     outputs = []
     for position, ((node, unit), words) in enumerate(zip(circuit.segments[last].values, packed)):
-        r = masks.value_mask(circuit, state.seed, masks.R, number, last, position)
+        r = masks.value_mask(circuit, seed, masks.R, number, last, position)
         outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
     diagnosis = Diagnosis(tuple(np.asarray(out) for out in outputs), None)
     return dataclasses.replace(state, ready=_still_ready(state)), diagnosis
@@ -453,6 +503,7 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
         raise ProtocolError(f"the image came under key {opening['number']}, not {number}")
     number = int(opening["number"])
     key: Any = None if streamed else state.store.take(number)
+    seed = epochs.seed_in(state.root, state.epoch.id if streamed else key.epoch)
     image = circuit.plan.image
     sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
     sources[image] = sources[image].reshape(image.shape)
@@ -475,13 +526,16 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
         )
         known.update(zip(segment.keep, keep))
         if segment.gates:
-            yield from _gates_model_owner(state, segment, number, masked, dealt["keys"], sources)
+            yield from _gates_model_owner(
+                circuit, seed, segment, number, masked, dealt["keys"], sources
+            )
     yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
     return state, None
 
 
 def _gates_model_owner(
-    state: ModelOwner,
+    circuit: Circuit,
+    seed: Any,
     segment: Segment,
     number: int,
     packed: Any,
@@ -489,14 +543,13 @@ def _gates_model_owner(
     sources: dict[Any, Any],
 ) -> Steps:
     """The model owner's part of one round; puts the new ŷ into `sources`."""
-    circuit = state.circuit
     specs = [circuit.specs[gate] for gate in segment.gates]
     yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
     ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
-            own = masks.party_streams(circuit, state.seed, 1, gate, number)
+            own = masks.party_streams(circuit, seed, 1, gate, number)
             domain = masks.domain(circuit, gate, number)
             bits[i] = gates.sign_share(spec, 1, ys[i], own, keys[i]["compare"], domain)
     theirs: dict[int, Any] = {}

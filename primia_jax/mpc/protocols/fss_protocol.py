@@ -56,9 +56,13 @@ class FunctionSecretSharing(Protocol):
         """See `Protocol.set_up`."""
         return _SET_UP[type(state)](state)
 
+    def begin_epoch(self, state: Any) -> Steps:
+        """See `Protocol.begin_epoch`."""
+        return fss.begin_epoch(state)
+
     def next_number(self, state: Any) -> int:
         """See `Protocol.next_number`."""
-        return state.ledger.next() if isinstance(state, fss.Provider) else state.store.made
+        return fss.next_number(state)
 
     def available(self, state: Any) -> int:
         """See `Protocol.available`."""

@@ -1,7 +1,8 @@
-"""What the parties of `fss` expand from their seeds: each word once, under a nonce of its own.
+"""Words that the parties of `fss` expand from their seeds: each once, under a nonce of its own.
 
 A nonce is made of a purpose, the number of a gate, source, value or product within its circuit, and
-the key's number.
+the key's number. The seeds are those of one epoch (`mpc.protocols.epochs`); those of the matrices B
+are derived once for the session.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from primia_jax.mpc.plan import Source
 
 # What a stream of a seed is for; with the gate's number and the key's it makes the nonce.
 RHO, E, R, SELECT, SIGN, COMPARE, MATRIX = range(7)
+_MATRICES = b"primia_jax matrices 1"
 
 
 def stream(
@@ -77,9 +79,10 @@ def domain(circuit: Circuit, gate: Any, number: int) -> Any:
     return (circuit.index[gate], number)
 
 
-def matrices(circuit: Circuit, seed: Any) -> list[Any]:
-    """B of each product, words."""
+def matrices(circuit: Circuit, root: Any) -> list[Any]:
+    """B of each product, words, from the root of the model owner's seeds."""
     kind = ring.word_type(circuit.n_bits)
+    seed = prg.derived(root, _MATRICES)
     found = []
     for i, (node, _) in enumerate(circuit.products):
         n_words = int(np.prod(node.weight.shape, dtype=np.int64))

@@ -99,6 +99,10 @@ class Protocol(abc.ABC):
         """The program by which any of the three begins a session."""
 
     @abc.abstractmethod
+    def begin_epoch(self, state: Any) -> Steps:
+        """The program by which any of the three takes a session up again after a restart."""
+
+    @abc.abstractmethod
     def next_number(self, state: Any) -> int:
         """The lowest number of which nothing was dealt to this party."""
 

@@ -26,7 +26,8 @@ from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.plan import Plan
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES, epochs
+from primia_jax.mpc.protocols.epochs import Epoch
 from primia_jax.mpc.protocols.parties import ASSISTANT, Party, SharedStream
 from primia_jax.mpc.protocols.protocol import Diagnosis, Protocol
 from primia_jax.mpc.scaling import Ranges
@@ -46,12 +47,14 @@ class State:
     Attributes:
       circuit: the network's public description.
       index: 0, 1 or 2.
-      seeds: uint8 [32], by the other party's index; at `_OWN` the provider's own.
+      seeds: uint8 [32], by the other party's index; at `_OWN` the provider's own. Streams are
+        expanded from what each epoch derives from them.
       ledger: the numbers of runs that began; changes in place, so that a failed run burns its own.
       words: weights and constants, of the model owner until set-up.
       weights: what the party holds of each weight, after set-up; of the protocol's own making.
       constants: shares.
       keys: what was dealt, by number; changes in place.
+      epoch: of this start of the session.
     """
 
     circuit: SharedCircuit
@@ -62,11 +65,13 @@ class State:
     weights: tuple[Any, ...] | None = None
     constants: tuple[Any, ...] = ()
     keys: dict[int, Any] = dataclasses.field(default_factory=dict)
+    epoch: Epoch = Epoch(b"")
 
     def party(self, number: int) -> Party:
-        """The party as one run sees it."""
-        streams = {i: SharedStream(s, number) for i, s in self.seeds.items() if i != _OWN}
-        own = SharedStream(self.seeds[_OWN], number) if _OWN in self.seeds else None
+        """The party as one run sees it, with streams of this epoch."""
+        seeds = {i: self.epoch.seed(root) for i, root in self.seeds.items()}
+        streams = {i: SharedStream(s, number) for i, s in seeds.items() if i != _OWN}
+        own = SharedStream(seeds[_OWN], number) if _OWN in seeds else None
         return Party(self.index, PARTIES, streams, own)
 
 
@@ -211,6 +216,7 @@ class TwoServers(Protocol):
             raise ProtocolError(f"the {_title(state)} is set up already")
         yield Stage("set-up")
         state = yield from _exchange_seeds(state)
+        state = yield from _agreed(state)
         me, circuit = state.party(_SET_UP), state.circuit
         shares: list[Any] = [None] * len(circuit.products)
         constants: list[Any] = []
@@ -231,9 +237,15 @@ class TwoServers(Protocol):
             constants=tuple(jnp.asarray(c) for c in constants),
         ), None
 
+    def begin_epoch(self, state: State) -> Steps:
+        """See `Protocol.begin_epoch`."""
+        yield Stage("session")
+        return (yield from _agreed(state, resumed=True)), None
+
     def next_number(self, state: State) -> int:
         """See `Protocol.next_number`."""
-        return max(state.ledger.next(), 1, *(number + 1 for number in state.keys))
+        made = max(state.ledger.next(), 1, *(number + 1 for number in state.keys))
+        return max(made, state.epoch.next_number)
 
     def available(self, state: State) -> int:
         """See `Protocol.available`."""
@@ -352,6 +364,13 @@ def _exchange_seeds(state: State) -> Steps:
         if other < state.index:
             seeds[other] = (yield Receive(PARTIES[other]))["seed"]
     return dataclasses.replace(state, seeds=seeds)
+
+
+def _agreed(state: State, resumed: bool = False) -> Steps:
+    """The party with its new epoch. What was dealt in an earlier one is dropped."""
+    made = max(state.ledger.next(), 1, *(number + 1 for number in state.keys))
+    epoch, _ = yield from epochs.agree(PARTIES[state.index], state.ledger, made, resumed)
+    return dataclasses.replace(state, epoch=epoch, keys={})
 
 
 def _check_session(state: State) -> None:
