@@ -12,6 +12,7 @@ import pathlib
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -159,19 +160,20 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines) or type(error).__name__
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
-
-
-def _terminate(*_: Any) -> None:
-    """Ends the run as Ctrl-C does: its files are whole, and its actors are ended."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
-
-
 def run() -> None:
     """The entry point: runs `main`; a user's mistake becomes one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    terminated = threading.Event()
+
+    def terminate(*_: Any) -> None:
+        """Ends the run as Ctrl-C does: its files are whole, and its actors are ended.
+
+        Ray replaces what a handler raises by a KeyboardInterrupt of its own, hence the event.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        terminated.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         try:
             app.run(main, flags_parser=_parse)
@@ -180,10 +182,10 @@ def run() -> None:
     except UserError as error:
         print(f"primia_jax: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except _Terminated:
-        print("primia_jax: terminated; go on with --resume", file=sys.stderr)
-        sys.exit(_TERMINATED)
     except KeyboardInterrupt:
+        if terminated.is_set():
+            print("primia_jax: terminated; go on with --resume", file=sys.stderr)
+            sys.exit(_TERMINATED)
         print("primia_jax: interrupted; go on with --resume", file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:

@@ -84,7 +84,8 @@ def _check_participants(n_hospitals: int, min_participants: int) -> None:
     """Refuses secure sums over so few hospitals that single updates can be learnt."""
     if n_hospitals < 2 or min_participants == 1:
         raise ConfigError(
-            "a secure sum over one hospital hides nothing: set config.federated.hospitals and "
+            f"config.federated.hospitals = {n_hospitals}, min_participants = {min_participants}: "
+            "a secure sum over one hospital hides nothing; set config.federated.hospitals and "
             "config.secure_aggregation.min_participants to at least 2, or config.federated.mode = "
             "local"
         )
