@@ -4,7 +4,8 @@ import primia_jax
 result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from configs/demo.py
 scores = primia_jax.evaluate(config, workdir)
 found = primia_jax.predict(config, workdir, "films/")
-found = primia_jax.predict_encrypted(config, workdir, "films/")     # neither side sees the other's
+done = primia_jax.predict_encrypted(config, workdir, "films/")      # neither side sees the other's
+found = primia_jax.read_predictions(done.folder)                    # as the data owner
 told = primia_jax.audit(config, workdir)        # what can be stolen from model updates
 best = primia_jax.tune(config, workdir)         # a search, e.g. of configs/tune.py
 done = primia_jax.study(config, workdir)        # the paper's tables, e.g. of configs/study.py
@@ -20,14 +21,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "experiment": ("Result", "evaluate", "predict", "train"),
     "predictions": ("Predictions", "read_predictions"),
-    "encrypted": ("EncryptedPredictions", "predict_encrypted"),
+    "encrypted": ("EncryptedDiagnosis", "predict_encrypted"),
     "leakage": ("audit",),
     "judging": ("evaluate_federated",),
     "tuning": ("tune",),
     "paper_study": ("study",),
 }
 __all__ = [
-    "EncryptedPredictions",
+    "EncryptedDiagnosis",
     "Predictions",
     "Result",
     "audit",

@@ -16,12 +16,15 @@ from primia_jax import (
     latency_study,
     leakage,
     paper_study,
+    predictions,
     tuning,
 )
 from primia_jax.config import ExperimentConfig
+from primia_jax.core import names
 from primia_jax.data import make_test_plan
 from primia_jax.evaluation.console import format_bytes
 from primia_jax.federated import privacy_statement
+from primia_jax.predictions import Predictions
 from primia_jax.runtime import Trace
 
 _SHOWN = 20  # predictions printed
@@ -72,17 +75,17 @@ def evaluate(config: ExperimentConfig, workdir: str) -> None:
     print(f"written: {pathlib.Path(workdir) / 'evaluation.json'}")
 
 
-def predict(config: ExperimentConfig, workdir: str, input_path: str) -> experiment.Predictions:
+def predict(config: ExperimentConfig, workdir: str, input_path: str) -> Predictions:
     """--mode=predict."""
-    found = experiment.predict(config, workdir, input_path)
-    _print_predictions(found)
-    print(f"written: {pathlib.Path(workdir) / 'predictions.csv'}")
-    return found
+    table = experiment.predict(config, workdir, input_path)
+    _print_predictions(table)
+    print(f"written: {pathlib.Path(workdir) / predictions.FILE}")
+    return table
 
 
 def predict_encrypted(
     config: ExperimentConfig, workdir: str, input_path: str, ray_address: str | None = None
-) -> encrypted.EncryptedPredictions:
+) -> encrypted.EncryptedDiagnosis:
     """--mode=predict --encrypted."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -93,21 +96,21 @@ def predict_encrypted(
         def progress(done: int, total: int, trace: Trace | None) -> None:
             bar.update(task, completed=done, total=total)
 
-        found = encrypted.predict_encrypted(
+        diagnosis = encrypted.predict_encrypted(
             config, workdir, input_path, ray_address=ray_address, progress=progress
         )
-    _print_predictions(found)
-    _print_cost(found)
-    folder = pathlib.Path(workdir)
-    print(f"written: {folder / 'predictions.csv'}, {folder / 'trace.json'}")
-    return found
+    _print_cost(diagnosis)
+    print(f"diagnosed {diagnosis.images} images; the data owner's results, skipped files among")
+    print(f"them: {diagnosis.folder / predictions.FILE}")
+    print(f"messages and times: {pathlib.Path(workdir) / 'trace.json'}")
+    return diagnosis
 
 
-def _print_cost(found: encrypted.EncryptedPredictions) -> None:
-    """What one image took: the median, the first one's compiling left out where others follow."""
-    traces = found.traces[1:] or found.traces
+def _print_cost(diagnosis: encrypted.EncryptedDiagnosis) -> None:
+    """Prints the cost of an image: the median, without the first one if others follow."""
+    traces = diagnosis.traces[1:] or diagnosis.traces
     seconds = statistics.median(trace.seconds for trace in traces)
-    compiling = "" if found.traces[1:] else " (compiling included)"
+    compiling = "" if diagnosis.traces[1:] else " (compiling included)"
     sent = format_bytes(traces[0].bytes_sent)
     print(
         f"each image: {seconds:.2f} s{compiling}, {sent} between the three parties (its keys "
@@ -115,16 +118,18 @@ def _print_cost(found: encrypted.EncryptedPredictions) -> None:
     )
 
 
-def _print_predictions(found: experiment.Predictions) -> None:
-    for name, reason in found.skipped:
-        print(f"left out: {name}: {reason}")
-    remarks = found.remarks or ("",) * len(found.names)
-    rows = zip(found.names, found.classes(), found.probabilities, remarks)
-    for name, label, row, remark in list(rows)[:_SHOWN]:
-        chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(found.class_names, row))
-        print(f"{name}: {label}   ({chances})" + (f"   [{remark}]" if remark else ""))
-    if len(found.names) > _SHOWN:
-        print(f"and {len(found.names) - _SHOWN} more")
+def _print_predictions(table: Predictions) -> None:
+    """Prints a line a skipped file and a line an image, with what the table remarks on it."""
+    for name, reason in table.skipped:
+        print(f"skipped: {names.printable(name)}: {reason}")
+    remarks = table.remarks or ("",) * len(table.names)
+    rows = zip(table.names, table.classes(), table.probabilities, table.flags(), remarks)
+    for name, label, row, in_range, remark in list(rows)[:_SHOWN]:
+        chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(table.class_names, row))
+        notes = f"   [{remark}]" if remark else "   [out of range]" if in_range is False else ""
+        print(f"{names.printable(name)}: {label}   ({chances}){notes}")
+    if len(table.names) > _SHOWN:
+        print(f"and {len(table.names) - _SHOWN} more")
 
 
 def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
@@ -141,7 +146,9 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     print(f"\ndiagnosing {len(chosen)} test films (each file is named after its true class):")
     clear = predict(config, workdir, str(folder))
     print("\nthe same films encrypted: their model does not see them, their owner not the model")
-    secret = predict_encrypted(config, workdir, str(folder), arguments.get("ray_address"))
+    diagnosis = predict_encrypted(config, workdir, str(folder), arguments.get("ray_address"))
+    secret = predictions.read_predictions(diagnosis.folder)  # the demo plays the data owner too
+    _print_predictions(secret)
     same = sum(a == b for a, b in zip(clear.classes(), secret.classes()))
     largest = abs(clear.probabilities - secret.probabilities).max()
     print(

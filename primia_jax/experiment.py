@@ -34,6 +34,7 @@ from primia_jax.federated.trained_model import load_trained
 from primia_jax.predictions import Predictions
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
+from primia_jax.runtime.reports import Check
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import Workdir
 
@@ -295,6 +296,7 @@ def open_driver(
     together: Sequence[Sequence[str]] = (),
     later: Collection[str] = (),
     tell: Callable[[str], None] = lambda text: None,
+    check_report: Check | None = None,
 ) -> Iterator[Driver]:
     """The driver that `config.runtime` asks for, with the parties of `makers` started.
 
@@ -308,6 +310,7 @@ def open_driver(
       together: groups of parties that share an actor.
       later: parties that may be missing at first.
       tell: is given a line that says for whom it waits.
+      check_report: refuses reports with anything that is not declared public.
 
     Raises:
       ConfigError: for a cluster's address where no cluster is used.
@@ -317,7 +320,7 @@ def open_driver(
     if run.driver == "local":
         if ray_address:
             raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
-        yield LocalDriver(makers(), link)
+        yield LocalDriver(makers(), link, check_report=check_report)
         return
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
@@ -338,6 +341,7 @@ def open_driver(
                 later,
                 run.revive_timeout_s,
                 tell,
+                check_report=check_report,
             )
         ) as driver,
     ):

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 import primia_jax
-from primia_jax import encrypted
+from primia_jax import encrypted, experiment
 from primia_jax.config import to_plain
-from primia_jax.errors import CheckpointError, ConfigError, DataError
+from primia_jax.encrypted import description, parties
+from primia_jax.encrypted.parties import Received
+from primia_jax.errors import CheckpointError, ClusterError, ConfigError, DataError, ProtocolError
 from primia_jax.experiment import checked
+from primia_jax.runtime import LocalDriver
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -74,24 +78,24 @@ def films(tmp_path_factory):
     return folder
 
 
-def rows(workdir):
+def rows(folder):
     """The rows of diagnosed images."""
-    table = csv.DictReader((workdir / "predictions.csv").open())
+    table = csv.DictReader((folder / "predictions.csv").open())
     return [row for row in table if row["class"]]
 
 
-def check_predictions(found, clear):
+def check_predictions(secret, clear):
     """The same files, classes and probabilities."""
-    assert found.names == clear.names and found.skipped == clear.skipped
-    assert found.class_names == clear.class_names
-    np.testing.assert_allclose(found.probabilities, clear.probabilities, atol=CLOSE)
-    np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
+    assert secret.names == clear.names and secret.skipped == clear.skipped
+    assert secret.class_names == clear.class_names
+    np.testing.assert_allclose(secret.probabilities, clear.probabilities, atol=CLOSE)
+    np.testing.assert_allclose(secret.probabilities.sum(1), 1, atol=1e-5)
     second, first = np.sort(clear.probabilities, axis=1)[:, -2:].T
     assert (first - second).min() > 2 * CLOSE, "too close to tell: train longer"
-    assert found.classes() == clear.classes()
+    assert secret.classes() == clear.classes()
 
 
-def check_trace(path, names):
+def check_trace(path, count):
     """A trace viewer can open it: three processes, spans, and messages from one to another."""
 
     def refuse(constant):
@@ -113,7 +117,7 @@ def check_trace(path, names):
     for key, start in starts.items():
         assert start["ts"] <= ends[key]["ts"] and start["pid"] != ends[key]["pid"]
     images = trace["otherData"]["images"]
-    assert [image["file"] for image in images] == names
+    assert [image["image"] for image in images] == list(range(1, count + 1))
     assert sum(e["args"]["bytes"] for e in starts.values()) == images[0]["bytes_sent"] > 0
     assert len({image["bytes_sent"] for image in images}) == 1, "every image costs the same"
     assert all(image["seconds"] > 0 and image["round_trips"] >= 4 for image in images)
@@ -122,36 +126,108 @@ def check_trace(path, names):
 @pytest.mark.parametrize("chosen", ("", "film.png", "inner/ct.dcm"), ids=("folder", "png", "dicom"))
 def test_diagnoses_are_those_of_predict(chosen, workdir, films):
     steps = []
-    found = primia_jax.predict_encrypted(
+    diagnosis = primia_jax.predict_encrypted(
         make_config(),
         str(workdir),
         films / chosen,
         progress=lambda done, total, trace: steps.append((done, total, trace)),
     )
-    table = rows(workdir)
+    secret = primia_jax.read_predictions(diagnosis.folder)
     clear = primia_jax.predict(make_config(), workdir, films / chosen)
-    check_predictions(found, clear)
-    assert found.names == ([pathlib.Path(chosen).name] if chosen else ["film.png", "inner/ct.dcm"])
-    assert [name for name, _ in found.skipped] == ([] if chosen else ["notes.png"])
+    check_predictions(secret, clear)
+    assert secret.names == ([pathlib.Path(chosen).name] if chosen else ["film.png", "inner/ct.dcm"])
+    assert [name for name, _ in secret.skipped] == ([] if chosen else ["notes.png"])
 
-    assert [row["file"] for row in table] == found.names
-    assert [row["class"] for row in table] == found.classes()
-    for row in table:
-        assert row["remarks"].startswith("modality CT") == row["file"].endswith("ct.dcm")
-    for row, line in zip(table, found.probabilities):
-        written = [float(row[f"p_{name}"]) for name in found.class_names]
-        np.testing.assert_allclose(written, line, atol=1e-6)
-
-    count = len(found.names)
+    for name, remark in zip(secret.names, secret.remarks):
+        assert remark.startswith("modality CT") == name.endswith("ct.dcm")
+    count = diagnosis.images
+    assert count == len(secret.names)
     assert [(done, total) for done, total, _ in steps] == [(i, count) for i in range(count + 1)]
-    assert tuple(trace for _, _, trace in steps) == (None, *found.traces)
-    check_trace(workdir / "trace.json", found.names)
+    assert tuple(trace for _, _, trace in steps) == (None, *diagnosis.traces)
+    check_trace(workdir / "trace.json", count)
+
+
+# --- who gets the diagnosis
+
+
+class Recorded(LocalDriver):
+    """A driver that keeps all reports; they are what whoever operates the run is told."""
+
+    reports: ClassVar[list] = []
+
+    def run(self, *arguments, **more):
+        reports, trace = super().run(*arguments, **more)
+        self.reports.append(reports)
+        return reports, trace
+
+
+def test_only_the_data_owners_folder_holds_anything_of_an_image(
+    workdir, tmp_path, monkeypatch, capfd
+):
+    """Old code reported names and probabilities to the operator and wrote them into the workdir."""
+    monkeypatch.setattr(experiment, "LocalDriver", Recorded)
+    monkeypatch.setattr(Recorded, "reports", [])
+    images, own = tmp_path / "patients", tmp_path / "own"
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
+    Image.fromarray(pixels).save(images / "DOE_JANE.png")
+    (images / "ROE_JOHN.png").write_text("not an image")
+    before = set(workdir.rglob("*"))
+    config = make_config(**{"runtime.data_owner_folder": str(own)})
+    diagnosis = primia_jax.predict_encrypted(config, workdir, images)
+
+    told = [report for reports in Recorded.reports for report in reports.values()]
+    assert {report for report in told if report is not None} == {Received(images=1)}
+    assert {field.name for field in dataclasses.fields(diagnosis)} == {"images", "traces", "folder"}
+
+    secret = primia_jax.read_predictions(own)
+    assert secret.names == ["DOE_JANE.png"] and secret.skipped[0][0] == "ROE_JOHN.png"
+    secrets = ["DOE", "ROE", "JANE", "JOHN", *(f"{p:.6f}" for p in secret.probabilities[0])]
+    written = {path for path in workdir.rglob("*") if path.is_file()} - before
+    assert {path.name for path in written} >= {"trace.json", "encrypted.json"}
+    texts = [path.read_bytes().decode("latin-1") for path in written]
+    texts += [repr(diagnosis), repr(Recorded.reports), *capfd.readouterr()]
+    for text in texts:
+        assert not [secret for secret in secrets if secret in text]
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert (own / "predictions.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_wrong_with_files_stays_with_the_data_owner(workdir, films, tmp_path):
+    folder = tmp_path / "DOE_JANE"
+    shutil.copytree(films, folder, ignore=lambda *_: ["film.png", "inner"])
+    with pytest.raises(DataError, match=r"see .*data_owner/errors\.txt") as caught:
+        primia_jax.predict_encrypted(make_config(), workdir, folder)
+    assert "notes.png" not in str(caught.value)
+    errors = workdir / "data_owner" / "errors.txt"
+    assert "notes.png" in errors.read_text() and errors.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_operator_opens_neither_the_model_nor_the_images(workdir, films, monkeypatch):
+    """Every party's files are opened in its own process; here, by its own program."""
+    opened = []
+
+    class Empty(LocalDriver):
+        def __init__(self, parties, *arguments, **more):
+            super().__init__(dict.fromkeys(parties, lambda: None), *arguments, **more)
+
+        def run(self, programs, *arguments, **more):
+            opened.append(sorted(programs))
+            raise ClusterError("no party is there")
+
+    monkeypatch.setattr(experiment, "LocalDriver", Empty)
+    for module, name in ((description, "load_trained"), (parties, "read_inputs")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("opened by the operator"))
+    monkeypatch.setattr(description, "make_test_plan", lambda *_: pytest.fail("calibrated"))
+    with pytest.raises(ClusterError):
+        primia_jax.predict_encrypted(make_config(), workdir, films)
+    assert opened == [sorted(PARTIES)]
 
 
 def test_latency_of_the_configuration_is_paid(workdir, films):
     config = make_config(**{"runtime.latency_s": 10.0})
-    found = primia_jax.predict_encrypted(config, workdir, films / "film.png")
-    (trace,) = found.traces
+    diagnosis = primia_jax.predict_encrypted(config, workdir, films / "film.png")
+    (trace,) = diagnosis.traces
     assert trace.seconds > 2 * 10.0 * trace.round_trips
 
 
@@ -159,7 +235,7 @@ def test_latency_of_the_configuration_is_paid(workdir, films):
 
 
 def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
-    config, path = checked(make_config()), workdir / encrypted.DESCRIPTION
+    config, path = checked(make_config()), workdir / "checkpoints" / description.FILE
     first = encrypted.describe(config, workdir)
     stored = json.loads(path.read_text())
     assert set(stored) == {f.name for f in dataclasses.fields(first)}
@@ -169,7 +245,7 @@ def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
     def refuse(config):
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(encrypted, "make_test_plan", refuse)
+    monkeypatch.setattr(description, "make_test_plan", refuse)
     assert encrypted.describe(config, workdir) == first
     assert json.loads(path.read_text()) == stored
 
@@ -178,7 +254,7 @@ def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
     "changed", ({"margin": 3.0}, {"ring_bits": 64, "effective_bits": 20}, {"sign_slack_bits": 0})
 )
 def test_other_settings_make_it_anew(changed, workdir):
-    path = workdir / encrypted.DESCRIPTION
+    path = workdir / "checkpoints" / description.FILE
     first = encrypted.describe(checked(make_config()), workdir)
     others = {f"mpc.{key}": value for key, value in changed.items()}
     second = encrypted.describe(checked(make_config(**others)), workdir)
@@ -191,16 +267,43 @@ def test_training_anew_takes_the_description_along(workdir, films):
     """It belongs to the model that is moved aside."""
     encrypted.describe(checked(make_config()), workdir)
     primia_jax.train(make_config(seed=1), workdir)
-    assert not (workdir / encrypted.DESCRIPTION).exists()
-    assert (workdir / "previous" / "1" / encrypted.DESCRIPTION).exists()
+    assert not (workdir / "checkpoints" / description.FILE).exists()
+    assert (workdir / "previous" / "1" / "checkpoints" / description.FILE).exists()
 
 
 def test_a_damaged_description_is_told(workdir):
-    config, path = checked(make_config()), workdir / encrypted.DESCRIPTION
+    config, path = checked(make_config()), workdir / "checkpoints" / description.FILE
     encrypted.describe(config, workdir)
     path.write_text(path.read_text()[:100])
     with pytest.raises(CheckpointError, match=r"encrypted\.json cannot be read"):
         encrypted.describe(config, workdir)
+
+
+def _changed(plain, **changes):
+    for key, value in changes.items():
+        plain[key] = value
+    return {"description": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+
+
+def test_a_description_travels_as_it_is_and_nothing_else_is_taken(workdir):
+    config = checked(make_config())
+    first = encrypted.describe(config, workdir)
+    assert description.received(first.message(), config.mpc) == first
+    assert "/" not in first.message()["description"].tobytes().decode(), "a path of the owner's"
+    other = dataclasses.replace(config.mpc, margin=3.0)
+    with pytest.raises(ProtocolError, match=r"another config\.mpc"):
+        description.received(first.message(), other)
+    wrong = (
+        {"image_size": 10**9}, {"image_size": "16"}, {"class_names": [1, 2]}, {"round": None},
+        {"ranges": {"image": float("nan")}}, {"ranges": {}}, {"model": {"name": "lent"}},
+    )  # fmt: skip
+    for changes in wrong:
+        with pytest.raises(ProtocolError, match="description cannot be used") as caught:
+            description.received(_changed(first.to_plain(), **changes), config.mpc)
+        assert "\n" not in str(caught.value)
+    for message in ({}, {"description": np.zeros(3, np.uint8)}, np.zeros(2)):
+        with pytest.raises(ProtocolError, match="description cannot be used"):
+            description.received(message, config.mpc)
 
 
 # --- mistakes
@@ -214,13 +317,13 @@ def test_mistakes_are_named(workdir, films, tmp_path):
         diagnose(**{"model.width": 8})
     with pytest.raises(DataError, match="nothing: no such file or folder"):
         diagnose(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"notes\.png"):
+    with pytest.raises(DataError, match=r"no image can be used; see .*errors\.txt"):
         diagnose(films / "notes.png")
     with pytest.raises(ConfigError, match=r"config\.mpc\.effective_bits = 31"):
         diagnose(**{"mpc.effective_bits": 31})
     with pytest.raises(ConfigError, match="ray_address"):
         primia_jax.predict_encrypted(make_config(), workdir, films, ray_address="auto")
-    assert not (workdir / "predictions.csv").exists() and not (workdir / "trace.json").exists()
+    assert not list(workdir.rglob("predictions.csv")) and not (workdir / "trace.json").exists()
 
 
 def launch(*arguments, **settings):
@@ -235,7 +338,11 @@ def launch(*arguments, **settings):
         (["--mode=predict", "--input={empty}", "--workdir={empty}"], 4, ["no checkpoint"]),
         (["--mode=predict", "--workdir={run}"], 2, ["--input"]),
         (["--mode=train", "--workdir={empty}"], 2, ["--encrypted", "--mode=train"]),
-        (["--mode=predict", "--input={empty}", "--workdir={run}"], 3, ["no images found"]),
+        (
+            ["--mode=predict", "--input={empty}", "--workdir={run}"],
+            3,
+            ["no image can be used", "errors.txt"],
+        ),
     ),
     ids=("no model", "no input", "training", "no images"),
 )
@@ -252,9 +359,10 @@ def test_a_mistake_is_one_line(arguments, code, words, trained, tmp_path):
 @pytest.mark.parametrize("protocol", (pytest.param("ariann", marks=pytest.mark.slow), "securenn"))
 def test_published_protocols_say_the_same(protocol, workdir, films):
     config = make_config(**{"mpc.protocol": protocol, "mpc.ariann_compare_bits": 64})
-    found = primia_jax.predict_encrypted(config, workdir, films / "film.png")
-    check_predictions(found, primia_jax.predict(config, workdir, films / "film.png"))
-    check_trace(workdir / "trace.json", found.names)
+    diagnosis = primia_jax.predict_encrypted(config, workdir, films / "film.png")
+    secret = primia_jax.read_predictions(diagnosis.folder)
+    check_predictions(secret, primia_jax.predict(config, workdir, films / "film.png"))
+    check_trace(workdir / "trace.json", 1)
 
 
 @pytest.mark.parametrize("protocol", ("fss", pytest.param("securenn", marks=pytest.mark.slow)))
@@ -268,11 +376,10 @@ def test_real_actors(protocol, workdir, films):
         **{"runtime.driver": "ray", "runtime.threads": 1, "mpc.protocol": protocol},
     )
     assert result.returncode == 0, result.stderr
-    written = rows(workdir)
-    check_trace(workdir / "trace.json", ["film.png", "inner/ct.dcm"])
-    clear = primia_jax.predict(make_config(), workdir, films)
-    found = np.asarray([[float(row[f"p_{name}"]) for name in clear.class_names] for row in written])
-    check_predictions(dataclasses.replace(clear, probabilities=found), clear)
-    for words in ("left out: notes.png", "film.png: ", "between the three parties", "predictions."):
+    check_trace(workdir / "trace.json", 2)
+    secret = primia_jax.read_predictions(workdir / "data_owner")
+    check_predictions(secret, primia_jax.predict(make_config(), workdir, films))
+    for words in ("diagnosed 2 images", "data_owner/predictions.csv", "between the three parties"):
         assert words in result.stdout, result.stdout
     assert "round trips" in result.stdout and "encrypted diagnosis" in result.stdout
+    assert "film" not in result.stdout.replace(str(films), "") and "notes" not in result.stdout

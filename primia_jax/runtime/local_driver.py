@@ -47,6 +47,7 @@ from primia_jax.runtime.party import (
     with_lost,
 )
 from primia_jax.runtime.replay import Clocks
+from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import Action, Trace
 
 
@@ -60,9 +61,13 @@ class LocalDriver:
         parties: Mapping[str, Callable[[], Any]],
         link: Link = Link(),  # noqa: B008
         faults: Sequence[Fault] = (),
+        check_report: Check | None = None,
     ):
-        """Makes each party's state by calling its entry of `parties`."""
-        self._makers = dict(parties)
+        """Makes each party's state by calling its entry of `parties`.
+
+        Reports that `check_report` refuses fail the run, as with actors.
+        """
+        self._makers, self._check_report = dict(parties), check_report
         self.states = {name: make() for name, make in parties.items()}
         self._link, self._faults = link, tuple(faults)
 
@@ -87,6 +92,9 @@ class LocalDriver:
         """See `party.Driver.run`; there is one process, and nobody is ended for being slow."""
         steps = {name: program(self.states[name]) for name, program in programs.items()}
         results, trace = run_local(steps, self._link, optional, self._faults)
+        if self._check_report is not None:
+            for name, (_, report) in results.items():
+                self._check_report(name, report)
         for name, (state, _) in results.items():
             self.states[name] = state
         return {name: report for name, (_, report) in results.items()}, trace

@@ -24,6 +24,7 @@ from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
 from primia_jax.runtime.ray_cluster import cluster
 from primia_jax.runtime.ray_party import PartyRun, RemoteHost
+from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import Trace
 
 __all__ = ["Placement", "RayDriver", "check_resources", "cluster"]
@@ -64,6 +65,7 @@ class RayDriver:
         patience_s: float = 0.0,
         tell: Callable[[str], None] = lambda text: None,
         credentials: Mapping[str, Callable[[], Credentials]] | None = None,
+        check_report: Check | None = None,
     ):
         """Starts the actors, and makes each party's state there by calling its entry of `parties`.
 
@@ -81,13 +83,15 @@ class RayDriver:
           tell: is given a line that says for whom it waits.
           credentials: name -> what opens the party's credentials, in its own process, for sealed
             frames; a party without has a fresh identity and trusts the first keys that it is shown.
+          check_report: refuses reports, in the party's own process, that hold anything else than
+            what is declared public.
 
         Raises:
           UserError: what making a state raised, e.g. a DataError of a hospital.
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
         self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
-        self._credentials = dict(credentials or {})
+        self._credentials, self._check_report = dict(credentials or {}), check_report
         self._group: dict[str, tuple[str, ...]] = {name: (name,) for name in parties}
         for group in together:
             self._group |= dict.fromkeys(group, tuple(group))
@@ -164,6 +168,7 @@ class RayDriver:
             self._timeout_s,
             self._sealed,
             {name: make for name, make in self._credentials.items() if name in group},
+            self._check_report,
         )
 
     def with_link(self, link: Link) -> "RayDriver":

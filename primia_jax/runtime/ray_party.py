@@ -34,6 +34,7 @@ from primia_jax.runtime.party import (
     name_party,
     receivers,
 )
+from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import MessageRecord, PartyTrace, Span, SpanRecorder
 from primia_jax.runtime.turns import Turns
 
@@ -61,7 +62,9 @@ class PartyShell:
         turns: Turns | None = None,
         place: int = 0,
         credentials: Callable[[], identity.Credentials] | None = None,
+        check_report: Check | None = None,
     ):
+        self.check_report = check_report
         self.name, self.timeout_s = name, timeout_s
         self.turns, self.place = turns or Turns(), place
         self.mailbox = Mailbox()
@@ -113,6 +116,8 @@ class PartyShell:
             (state, report), party_run = run_party(self.name, program(self._state), transport)
         finally:
             self.turns.give()
+        if self.check_report is not None:
+            self.check_report(self.name, report)
         unread = [name for name in self.mailbox.unread(run) if name not in party_run.missed]
         if unread:
             raise ProtocolError(
@@ -140,6 +145,7 @@ class _Host:
         timeout_s: float,
         sealed: bool,
         credentials: Mapping[str, Callable[[], identity.Credentials]] | None = None,
+        check_report: Check | None = None,
     ):
         jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
         turns, makers = Turns(), credentials or {}
@@ -151,6 +157,7 @@ class _Host:
                 turns,
                 place,
                 makers.get(name),
+                check_report,
             )
             for place, name in enumerate(names)
         }

@@ -1,0 +1,224 @@
+"""The three parties of an encrypted diagnosis: their states and programs.
+
+Each has a folder of its own. The data owner's gets the diagnoses; the model owner's holds the
+checkpoints and the calibration. Whoever operates the run is told how many images there are and
+nothing else (`Received`).
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from primia_jax.config import DataConfig, ExperimentConfig, MpcConfig
+from primia_jax.core import storage
+from primia_jax.data import read_inputs
+from primia_jax.encrypted.description import Description, describe, params_of, received
+from primia_jax.errors import DataError
+from primia_jax.federated import local_training
+from primia_jax.federated.trained_model import TrainedModel, load_trained
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.predictions import FILE, Predictions
+from primia_jax.runtime import Receive, Send, Stage, Steps
+from primia_jax.runtime.party import Program
+from primia_jax.runtime.reports import Report
+
+ERRORS = "errors.txt"  # in the data owner's folder: why no image could be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Received(Report):
+    """The data owner has read its images.
+
+    Attributes:
+      images: number of those to diagnose.
+    """
+
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """Diagnosis of one image."""
+
+    probabilities: np.ndarray  # [k]
+    out_of_range: tuple[str, ...] | None  # names of layers; None if the protocol cannot tell
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOwner:
+    """The data owner, its images, and what it learnt of them."""
+
+    folder: pathlib.Path  # its own
+    input_path: str
+    data: DataConfig
+    mpc: MpcConfig
+    description: Description | None = None
+    party: Any = None  # its state in the protocol
+    names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()  # of the DICOM guard, one an image
+    images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 1, 1, 1)))
+    outcomes: tuple[_Outcome, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOwner:
+    """The model owner and its model; `workdir` is the training's, where its checkpoints lie."""
+
+    config: ExperimentConfig
+    workdir: pathlib.Path
+    model: TrainedModel
+    description: Description | None = None
+    party: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CryptoProvider:
+    """The crypto provider, which has neither images nor a model."""
+
+    mpc: MpcConfig
+    description: Description | None = None
+    party: Any = None
+
+
+Party = DataOwner | ModelOwner | CryptoProvider
+
+
+def party_makers(
+    config: ExperimentConfig, workdir: pathlib.Path, input_path: str, folder: pathlib.Path
+) -> dict[str, Callable[[], Any]]:
+    """What makes each party's state, in that party's own process; `folder` is the data owner's."""
+    return {
+        DATA_OWNER: functools.partial(DataOwner, folder, input_path, config.data, config.mpc),
+        MODEL_OWNER: functools.partial(_make_owner, config, workdir),
+        CRYPTO_PROVIDER: functools.partial(CryptoProvider, config.mpc),
+    }
+
+
+def _make_owner(config: ExperimentConfig, workdir: pathlib.Path) -> ModelOwner:
+    return ModelOwner(config, workdir, load_trained(workdir, config))
+
+
+# --- the programs, in their order
+
+
+def introduction() -> dict[str, Program]:
+    """The model owner calibrates its model and describes it to the others."""
+    return {DATA_OWNER: _read, MODEL_OWNER: _describe, CRYPTO_PROVIDER: _prepare}
+
+
+def set_up() -> dict[str, Program]:
+    """The protocol's set-up."""
+    return dict.fromkeys((DATA_OWNER, MODEL_OWNER, CRYPTO_PROVIDER), _set_up)
+
+
+def inference() -> dict[str, Program]:
+    """The diagnosis of the data owner's next image."""
+    return {DATA_OWNER: _infer, MODEL_OWNER: _serve, CRYPTO_PROVIDER: _provide}
+
+
+def _describe(owner: ModelOwner) -> Steps:
+    yield Stage("calibration")
+    description = describe(owner.config, owner.workdir, owner.model)
+    label = "description of the model | in the clear"
+    yield Send((DATA_OWNER, CRYPTO_PROVIDER), description.message(), label)
+    party = description.protocol.model_owner(description.circuit(), params_of(owner.model))
+    return dataclasses.replace(owner, description=description, party=party), None
+
+
+def _prepare(provider: CryptoProvider) -> Steps:
+    description = received((yield Receive(MODEL_OWNER)), provider.mpc)
+    party = description.protocol.provider(description.circuit())
+    return dataclasses.replace(provider, description=description, party=party), None
+
+
+def _read(owner: DataOwner) -> Steps:
+    """Reads the images at the size that the model takes.
+
+    Raises:
+      DataError: if there are none. What was wrong with which file stays in this party's folder.
+    """
+    if not pathlib.Path(owner.input_path).expanduser().exists():
+        raise DataError(f"input {owner.input_path}: no such file or folder")
+    description = received((yield Receive(MODEL_OWNER)), owner.mpc)
+    folder = storage.private_folder(owner.folder)
+    try:
+        inputs = read_inputs(owner.input_path, description.image_size, owner.data)
+    except (DataError, OSError) as error:
+        storage.write_text(folder / ERRORS, f"{error}\n")
+        raise DataError(
+            f"input {owner.input_path}: no image can be used; see {folder / ERRORS}"
+        ) from None
+    pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
+    party = description.protocol.data_owner(description.circuit())
+    owner = dataclasses.replace(
+        owner,
+        description=description, party=party,
+        names=tuple(inputs.names), skipped=tuple(inputs.skipped), remarks=inputs.remarks,
+        images=pixels,
+    )  # fmt: skip
+    return owner, Received(len(inputs.names))
+
+
+def _set_up(state: Party) -> Steps:
+    party, _ = yield from _described(state).protocol.set_up(state.party)
+    return dataclasses.replace(state, party=party), None
+
+
+def _infer(owner: DataOwner) -> Steps:
+    """Diagnoses the next image; the outcome stays in this party's state."""
+    description, position = _described(owner), len(owner.outcomes)
+    image = owner.images[position : position + 1]
+    infer = description.protocol.infer_data_owner(owner.party, image, streamed=True)
+    party, diagnosis = yield from infer
+    (logits,) = diagnosis.outputs
+    outcome = _Outcome(np.asarray(jax.nn.softmax(logits[0])), diagnosis.out_of_range)
+    return dataclasses.replace(owner, party=party, outcomes=(*owner.outcomes, outcome)), None
+
+
+def _serve(owner: ModelOwner) -> Steps:
+    infer = _described(owner).protocol.infer_model_owner(owner.party, streamed=True)
+    party, _ = yield from infer
+    return dataclasses.replace(owner, party=party), None
+
+
+def _provide(provider: CryptoProvider) -> Steps:
+    infer = _described(provider).protocol.infer_provider(provider.party, streamed=True)
+    party, _ = yield from infer
+    return dataclasses.replace(provider, party=party), None
+
+
+def write(owner: DataOwner) -> tuple[DataOwner, None]:
+    """Writes predictions.csv into the data owner's folder."""
+    outcomes = owner.outcomes
+    Predictions(
+        names=list(owner.names),
+        probabilities=np.stack([outcome.probabilities for outcome in outcomes]),
+        class_names=_described(owner).class_names,
+        skipped=list(owner.skipped),
+        in_range=tuple(_in_range(outcome) for outcome in outcomes),
+        remarks=tuple(map(_remark, owner.remarks, outcomes)),
+    ).write(storage.private_folder(owner.folder) / FILE)
+    return owner, None
+
+
+def _in_range(outcome: _Outcome) -> bool | None:
+    return None if outcome.out_of_range is None else not outcome.out_of_range
+
+
+def _remark(guard: str, outcome: _Outcome) -> str:
+    """The guard's remark, and the layers in which a value left its range, if any."""
+    layers = ", ".join(outcome.out_of_range or ())
+    out_of_range = f"out of range in {layers}: the diagnosis may be wrong" if layers else ""
+    return "; ".join(filter(None, (guard, out_of_range)))
+
+
+def _described(state: Party) -> Description:
+    assert state.description is not None, "the model was not described"
+    return state.description

@@ -1,0 +1,106 @@
+"""The verb `predict_encrypted`, as whoever operates the run calls it."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from primia_jax.config import ExperimentConfig
+from primia_jax.core import names, storage
+from primia_jax.encrypted import parties
+from primia_jax.evaluation.timeline import plot_timeline
+from primia_jax.experiment import checked, open_driver
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.runtime import Locally, Trace
+from primia_jax.runtime.reports import check_record
+
+DATA_OWNER_FOLDER = "data_owner"  # in the workdir, unless the configuration names another
+
+
+@dataclasses.dataclass(frozen=True)
+class EncryptedDiagnosis:
+    """What whoever operates an encrypted diagnosis learns of it.
+
+    Attributes:
+      images: number of images that were diagnosed.
+      traces: messages and seconds of each, in their order.
+      folder: the data owner's, where predictions.csv lies. Where all parties run on one machine,
+        `read_predictions(folder)` opens it in the data owner's place.
+    """
+
+    images: int
+    traces: tuple[Trace, ...]
+    folder: pathlib.Path
+
+
+def predict_encrypted(
+    config: ConfigDict | ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    input_path: str | os.PathLike[str],
+    *,
+    ray_address: str | None = None,
+    progress: Callable[[int, int, Trace | None], None] = lambda done, total, trace: None,
+) -> EncryptedDiagnosis:
+    """Diagnoses an image, a DICOM file or a folder of them; image and model stay with their owners.
+
+    The data owner writes predictions.csv into its own folder (`config.runtime.data_owner_folder`),
+    and nobody else learns what is in it. The workdir gets trace.json: messages and computing of
+    the first image, by party and layer, to be opened in a trace viewer, with the totals of every
+    image by its number.
+
+    Args:
+      config: of the experiment; `config.mpc` says how it runs encrypted, `config.runtime` where.
+      workdir: of the training.
+      input_path: the data owner's images.
+      ray_address: a running Ray cluster; else one is started.
+      progress: called with the images done, their number, and the trace of the one done last.
+
+    Raises:
+      CheckpointError: if there is no model, or another one than `config.model`.
+      ConfigError: if the model owner has no images to calibrate with.
+      DataError: if nothing readable is at `input_path`.
+      ClusterError: if a party is lost; it is named.
+    """
+    config = checked(config)
+    directory = pathlib.Path(workdir).absolute()
+    own = config.runtime.data_owner_folder
+    folder = names.user_path(own) if own else directory / DATA_OWNER_FOLDER
+    placements = {
+        DATA_OWNER: {"with_driver": True},
+        MODEL_OWNER: {"with_driver": True},
+        CRYPTO_PROVIDER: {},
+    }
+    traces = []
+    with open_driver(
+        config,
+        lambda: parties.party_makers(config, directory, str(input_path), folder),
+        placements,
+        ray_address,
+        sealed=True,
+        check_report=check_record,
+    ) as driver:
+        reports, _ = driver.run(parties.introduction())
+        count = reports[DATA_OWNER].images
+        progress(0, count, None)
+        driver.run(parties.set_up())
+        for done in range(1, count + 1):
+            _, trace = driver.run(parties.inference())
+            traces.append(trace)
+            progress(done, count, trace)
+        driver.run({DATA_OWNER: Locally(parties.write)})
+        driver.close()
+    summary = [
+        {
+            "image": number,
+            "seconds": trace.seconds,
+            "bytes_sent": trace.bytes_sent,
+            "round_trips": trace.round_trips,
+        }
+        for number, trace in enumerate(traces, 1)
+    ]
+    chrome = {**traces[0].chrome_trace(), "otherData": {"images": summary}}
+    storage.write_json(directory / "trace.json", chrome)
+    plot_timeline(traces[0], directory / "trace.png")
+    return EncryptedDiagnosis(count, tuple(traces), folder)
