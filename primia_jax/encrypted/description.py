@@ -89,7 +89,7 @@ class Description:
 
     def to_plain(self) -> dict[str, Any]:
         """The description as JSON holds it."""
-        plain = to_plain(dataclasses.replace(self, ranges=None))  # type: ignore[type-var]
+        plain = to_plain(dataclasses.replace(self, ranges=None))  # type: ignore[arg-type]
         return {
             **plain,
             "class_names": list(self.class_names),
