@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from primia_jax import predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_inputs
 from primia_jax.errors import ConfigError, DataError
@@ -35,8 +36,9 @@ from primia_jax.predictions import Predictions
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.runtime.reports import Check
+from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
-from primia_jax.workdir import Workdir
+from primia_jax.workdir import CONFIG, Workdir, check_begun
 
 _LITTLE = 0.001  # of a resource that only says where an actor goes
 _SAMPLES = 12  # test images shown in the report
@@ -81,8 +83,13 @@ def train(
     """
     config = checked(config)
     aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
-    directory = Workdir(pathlib.Path(workdir).absolute())
-    with Watch(config, directory.path, stream) as watch:
+    directory = Workdir(user_path(workdir))
+    if resume:
+        check_begun(directory.path, (CONFIG,))
+    with (
+        only_writer(directory.path, "a training"),
+        Watch(config, directory.path, stream) as watch,
+    ):
         return _train(config, directory, watch, resume, ray_address, command, on_round, judge)
 
 
@@ -191,7 +198,7 @@ def evaluate(
       DataError: if there is no test set, or its classes are not the model's.
     """
     config = checked(config)
-    directory = Workdir(pathlib.Path(workdir).absolute())
+    directory = Workdir(user_path(workdir))
     model = load_trained(directory.path, config)
     plan = make_test_plan(config, model.class_names)
     if plan.class_names != model.class_names:
@@ -200,8 +207,9 @@ def evaluate(
             f"{', '.join(model.class_names)}"
         )
     directory.check_unseen(plan)
-    scores = _test(config, directory, plan).scores
-    write_json(directory.path / "evaluation.json", scores)
+    with only_writer(directory.path, "an evaluation"):
+        scores = _test(config, directory, plan).scores
+        write_json(directory.path / "evaluation.json", scores)
     return scores
 
 
@@ -219,12 +227,15 @@ def predict(
       DataError: if nothing readable is at `input_path`.
     """
     config = checked(config)
-    directory = pathlib.Path(workdir).absolute()
+    directory = user_path(workdir)
     model = load_trained(directory, config)
-    names, images, skipped, remarks = read_inputs(str(input_path), model.image_size, config.data)
-    probabilities = model.probabilities(images, config.evaluation.batch_size)
-    found = Predictions(names, probabilities, model.class_names, skipped, remarks=remarks)
-    found.write(directory / predictions.FILE)
+    with only_writer(directory, "a diagnosis"):
+        names, images, skipped, remarks = read_inputs(
+            str(user_path(input_path)), model.image_size, config.data
+        )
+        probabilities = model.probabilities(images, config.evaluation.batch_size)
+        found = Predictions(names, probabilities, model.class_names, skipped, remarks=remarks)
+        found.write(directory / predictions.FILE)
     return found
 
 

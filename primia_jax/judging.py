@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment, models
 from primia_jax.config import ExperimentConfig
+from primia_jax.core.names import user_path
 from primia_jax.core.storage import write_json
 from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, ConfigError
@@ -17,6 +18,7 @@ from primia_jax.federated import aggregation, checkpoints, judging
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
 from primia_jax.runtime import Locally
+from primia_jax.watch.heartbeat import only_writer
 from primia_jax.workdir import recorded_config
 
 RESULT = "federated_evaluation.json"
@@ -57,7 +59,7 @@ def evaluate_federated(
             "exact confusion matrices, which no ledger is charged for; take 'none' if that may be"
         )
     aggregation.make(config, ("",) * config.federated.hospitals)
-    source = pathlib.Path(checkpoint).absolute()
+    source = user_path(checkpoint)
     run = source if source.is_dir() else None
     plan = make_plan(config)
     if run is None:
@@ -66,8 +68,11 @@ def evaluate_federated(
         config = dataclasses.replace(config, model=model)
     hospitals = tuple(site.site for site in plan.sites)
     personalised = run is not None and config.federated.batch_norm == "fedbn" == _batch_norm(run)
-    folder = pathlib.Path(workdir).absolute()
-    with experiment.training_driver(config, plan, ray_address) as driver:
+    folder = user_path(workdir)
+    with (
+        only_writer(folder, "an evaluation"),
+        experiment.training_driver(config, plan, ray_address) as driver,
+    ):
         every = config.evaluation.images == "all"
         if run is not None:
             adopt = functools.partial(judging.adopt_statistics, run=run)

@@ -3,22 +3,30 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from primia_jax.config import ExperimentConfig, from_config_dict, to_plain
-from primia_jax.core.storage import read_json, write_json
+from primia_jax.core.storage import (
+    append_lines,
+    make_folder,
+    move_aside,
+    private_folder,
+    read_json,
+    storing,
+    write_json,
+    write_text,
+)
 from primia_jax.data import DataPlan, patient_digests
 from primia_jax.errors import CheckpointError, ConfigError, DataError, StorageError
 from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.federated import checkpoints
 from primia_jax.federated.checkpoints import Progress
 
+CONFIG = "config.json"
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
@@ -35,7 +43,7 @@ def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
     Raises:
       CheckpointError: if config.json is missing, or is none of a run.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     stored = read_json(path)
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
@@ -44,6 +52,23 @@ def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
         return from_config_dict(ExperimentConfig, own)
     except ConfigError as error:
         raise CheckpointError(f"{path} is not of a run that can be read: {error}") from error
+
+
+def check_begun(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Refuses to resume where nothing was begun.
+
+    Args:
+      folder: the workdir.
+      names: files and folders of which a run that was begun has at least one.
+
+    Raises:
+      CheckpointError: if there is none of them.
+    """
+    if not any((folder / name).exists() for name in names):
+        raise CheckpointError(
+            f"--resume: there is no run to resume in {folder}; leave --resume out to begin one, or "
+            "name the folder of a run by --workdir"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +88,16 @@ class Workdir:
         Raises:
           StorageError: if it cannot be made or written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            move_aside(self.path)
-        except OSError as error:
-            raise StorageError(f"workdir {self.path} cannot be used: {error}") from error
-        write_json(self.path / "config.json", to_plain(config))
+        with storing(f"workdir {self.path} cannot be used"):
+            make_folder(self.path)
+        move_aside(self.path, _OWN)
         data = {
             "fingerprint": plan.fingerprint,
             "used": sorted(plan.used),
             "used_patients": sorted(plan.used_patients),
         }
         write_json(self.path / "data.json", data)
+        write_json(self.path / CONFIG, to_plain(config))  # last: with it a run can be resumed
 
     def check_unseen(self, plan: DataPlan) -> None:
         """Refuses test images that this run trained or validated on, or whose patients it did.
@@ -82,7 +105,7 @@ class Workdir:
         Raises:
           DataError: naming one of the images, or counting those whose patients were trained on.
         """
-        data = read_json(self.path / "data.json")
+        data = self._data()
         digests = [plan.test_catalogue.digests[i] for i in plan.test]
         seen = set(data["used"]) & set(digests)
         if seen:
@@ -107,19 +130,18 @@ class Workdir:
         Where no round was completed the run begins anew.
 
         Raises:
+          CheckpointError: if no run was begun in the folder.
           ConfigError: if the run was begun with other settings, naming them.
           DataError: if the images or their split are no longer the same.
         """
-        if not (self.path / "config.json").exists():
-            self.begin(config, plan)
-            return Progress()
+        check_begun(self.path, (CONFIG,))
         self.check_same(config, plan)
         if not (self.checkpoints / checkpoints.LATEST).exists():
-            self._write_rounds((), "w")
+            self._keep_rounds(())
             return Progress()
         progress = checkpoints.latest(self.checkpoints)
         lines = [line for line in self.rounds() if line["round"] <= progress.round]
-        self._write_rounds(lines, "w")
+        self._keep_rounds(lines)
         return progress
 
     def check_same(self, config: ExperimentConfig, plan: DataPlan) -> None:
@@ -129,14 +151,14 @@ class Workdir:
           ConfigError: naming the settings that are others.
           DataError: if the images or their split are no longer the same.
         """
-        stored = read_json(self.path / "config.json")
+        stored = read_json(self.path / CONFIG)
         changed = sorted(differences(stored, to_plain(config)))
         if changed:
             raise ConfigError(
                 f"--resume: the run in {self.path} was begun with other settings: "
                 f"{'; '.join(changed[:5])}; use the same ones or another --workdir"
             )
-        if read_json(self.path / "data.json")["fingerprint"] != plan.fingerprint:
+        if self._data()["fingerprint"] != plan.fingerprint:
             raise DataError(
                 f"--resume: the images are no longer those that the run in {self.path} was begun "
                 "with, and test images could be trained on; restore them or begin in another "
@@ -153,24 +175,32 @@ class Workdir:
         Raises:
           StorageError: if they cannot be written.
         """
-        self._write_rounds(lines, "a")
+        append_lines(self.path / ROUNDS, map(json.dumps, lines))
 
-    def _write_rounds(self, lines: Iterable[dict[str, Any]], mode: str) -> None:
-        try:
-            with open(self.path / ROUNDS, mode) as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(f"{self.path / ROUNDS} cannot be written: {error}") from error
+    def _keep_rounds(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Replaces rounds.jsonl."""
+        write_text(self.path / ROUNDS, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _data(self) -> Mapping[str, Any]:
+        """Contents of data.json.
+
+        Raises:
+          CheckpointError: if it is missing or damaged.
+        """
+        data = read_json(self.path / "data.json")
+        if not isinstance(data, Mapping) or not {"fingerprint", "used"} <= set(data):
+            raise CheckpointError(
+                f"{self.path / 'data.json'} is damaged, so that training and test images cannot be "
+                "told apart; restore it"
+            )
+        return data
 
     @contextlib.contextmanager
     def tensorboard(self, first_round: int) -> Iterator[SummaryWriter]:
         """A writer of TensorBoard events; what it has of `first_round` and later is superseded."""
-        try:
-            writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_round)
-        except OSError as error:
-            raise StorageError(f"{self.path / 'tensorboard'} cannot be written: {error}") from error
+        folder = private_folder(self.path / "tensorboard")
+        with storing(f"{folder} cannot be written"):
+            writer = SummaryWriter(str(folder), purge_step=first_round)
         try:
             yield writer
         finally:
@@ -199,21 +229,6 @@ def numbers(line: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     for key, value in {**line, **{f"validation_{k}": v for k, v in validation.items()}}.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
             yield key, value
-
-
-def move_aside(folder: pathlib.Path, names: Iterable[str] = _OWN) -> None:
-    """Moves what an earlier run left in `folder` under `names`, if anything, to `previous/N`.
-
-    Raises:
-      OSError: if it cannot be moved.
-    """
-    there = [name for name in names if (folder / name).exists()]
-    if there:
-        numbered = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()]
-        target = folder / "previous" / str(max(numbered, default=0) + 1)
-        target.mkdir(parents=True)
-        for name in there:
-            shutil.move(folder / name, target / name)
 
 
 def differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:

@@ -16,7 +16,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from primia_jax.errors import CheckpointError, DataError, StorageError, UserError
@@ -91,7 +91,7 @@ def replacing(path: pathlib.Path, durable: bool = True) -> Iterator[pathlib.Path
     partial = _partial(path)
     with storing(f"{path} cannot be written"):
         make_folder(path.parent)
-        descriptor = _open_alone(partial)
+        descriptor = _open_alone(partial, _exclude)
         try:
             try:
                 os.ftruncate(descriptor, 0)
@@ -198,6 +198,24 @@ def private_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def private_file(path: pathlib.Path) -> None:
+    """Makes an empty file for a library that writes it, or closes it to everyone but its owner.
+
+    Raises:
+      StorageError: if it cannot be made or closed.
+    """
+    with storing(f"{path} cannot be written"):
+        make_folder(path.parent)
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_folder(path.parent)
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Puts the entries of a folder on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -234,10 +252,9 @@ def lock_folder(folder: pathlib.Path, activity: str = "a run") -> Iterator[None]
         return
     with storing(f"the folder {folder} cannot be locked"):
         make_folder(folder)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open_alone(folder / LOCK, lambda file: _take_or_refuse(file, folder))
     try:
         with storing(f"the folder {folder} cannot be locked"):
-            _take_or_refuse(descriptor, folder)
             about = {"activity": activity, "pid": os.getpid(), "host": platform.node()}
             holder = json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
             os.ftruncate(descriptor, 0)
@@ -248,7 +265,7 @@ def lock_folder(folder: pathlib.Path, activity: str = "a run") -> Iterator[None]
         finally:
             del folders[key]
             with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, 0)
+                os.unlink(folder / LOCK)
     finally:
         os.close(descriptor)
 
@@ -345,20 +362,20 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(name)
 
 
-def _open_alone(partial: pathlib.Path) -> int:
-    """Opens the file that is to be written, once no other thread or process writes it."""
+def _open_alone(path: pathlib.Path, lock: Callable[[int], None]) -> int:
+    """Opens a file that its writers lock by `lock`, and remove or rename before they let go."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        descriptor = os.open(partial, flags, 0o600)
+        descriptor = os.open(path, flags, 0o600)
         try:
-            _exclude(descriptor)
+            lock(descriptor)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.lstat(partial)):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
                     return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its writer renamed it meanwhile
+        os.close(descriptor)  # it is no longer the file of that name
 
 
 def _exclude(descriptor: int) -> None:

@@ -8,6 +8,7 @@ Axis letters: n records, k classes, m bins.
 
 import base64
 import io
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from primia_jax.core.storage import replacing
 from primia_jax.evaluation.metrics import ECE_BINS, reliability
 
 INK, GRID, FAINT = "#2b3440", "#e3e7ec", "#aab4c0"
@@ -145,6 +147,16 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> str:
 def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots()
+
+
+def save_picture(figure: Figure, path: pathlib.Path, dpi: int = 160) -> None:
+    """Replaces the file `path` by a picture, whole or not at all; its ending names the format.
+
+    Raises:
+      StorageError: if it cannot be written.
+    """
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=dpi, facecolor="white")
 
 
 def data_uri(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""Pages of a report: how their templates are rendered, and how a page gets into its file."""
+"""Pages of a report: their templates, and pictures within them."""
 
 import base64
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from primia_jax.errors import StorageError
+from primia_jax.core.storage import storing
 
 
 def environment() -> jinja2.Environment:
@@ -20,36 +20,11 @@ def environment() -> jinja2.Environment:
     )
 
 
-def write_page(path: str | os.PathLike[str], page: str) -> None:
-    """Writes a page, replacing what is there in one step.
-
-    Raises:
-      StorageError: the file cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise not_written(path, error) from error
-
-
 def embedded(path: str | os.PathLike[str]) -> str:
     """The PNG picture at `path` as a data URI.
 
     Raises:
       StorageError: the file cannot be read.
     """
-    try:
+    with storing(f"{path} cannot be read again"):
         return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read again: {error}") from error
-
-
-def not_written(path: str | os.PathLike[str], error: OSError) -> StorageError:
-    """What to raise where a report, or what belongs to it, cannot be written."""
-    reason = error.strerror or error
-    return StorageError(
-        f"cannot write the report {path}: {reason}; free some space or choose another workdir"
-    )

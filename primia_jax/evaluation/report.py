@@ -6,12 +6,14 @@ Axis letters: n test records, k classes, m sample images, s their side.
 import base64
 import io
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation import page, plots
 from primia_jax.evaluation.console import ALL, format_bytes, format_duration
 from primia_jax.evaluation.record import RunRecord
@@ -51,7 +53,7 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> None:
       StorageError: the file cannot be written.
       ValueError: the arrays of the test records do not fit together.
     """
-    page.write_page(path, render(run))
+    write_text(pathlib.Path(path), render(run))
 
 
 def render(run: RunRecord) -> str:

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from primia_jax.errors import StorageError
 from primia_jax.evaluation.console import format_bytes
-from primia_jax.evaluation.figures import FAINT, GRID, INK, colour
+from primia_jax.evaluation.figures import FAINT, GRID, INK, colour, save_picture
 from primia_jax.runtime import MessageRecord, Span, Trace
 
 _HALF = 0.24  # of a lane's bar
@@ -50,11 +49,7 @@ def plot_timeline(trace: Trace, path: str | os.PathLike[str]) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 1.3 + 0.95 * len(trace.parties)), layout="constrained")
         _draw(figure.subplots(), trace)
-        try:
-            figure.savefig(Path(path), dpi=160, facecolor="white")
-        except OSError as error:
-            reason = error.strerror or error
-            raise StorageError(f"cannot write the timeline {path}: {reason}") from error
+        save_picture(figure, Path(path))
 
 
 def stage_table(trace: Trace) -> tuple[list[str], list[list[str]]]:

@@ -13,7 +13,6 @@ Axis letters: n images behind an update, t local steps, s side of the images, k 
 images, p_j elements of the j-th leaf, c channels of all batch norms together.
 """
 
-import contextlib
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from primia_jax.config import FederatedConfig
+from primia_jax.core.storage import reason, replacing
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, StorageError
 from primia_jax.federated.aggregation import Total
@@ -209,18 +209,13 @@ def _vectors(found: Mapping[str, np.ndarray], prefix: str) -> Vectors:
 
 def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes all arrays or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    except StorageError as error:
         raise StorageError(
-            f"{path} could not be written ({error.strerror or error}); free some space, or record "
-            "fewer rounds (config.federated.record_rounds)"
+            f"{path} could not be written ({reason(error)}); free some space, or record fewer "
+            "rounds (config.federated.record_rounds)"
         ) from error
 
 

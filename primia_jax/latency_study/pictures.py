@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from primia_jax.evaluation.figures import INK, PICTURE_STYLE, colour
+from primia_jax.evaluation.figures import INK, PICTURE_STYLE, colour, save_picture
 from primia_jax.latency_study.results import Study
 from primia_jax.latency_study.tables import stages
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
@@ -18,14 +18,13 @@ from primia_jax.mpc.protocols.choice import PROTOCOLS
 _COLOURS = {name: colour(i) for i, name in enumerate(PROTOCOLS)}
 _MARKS = "osD^vP"  # of networks
 _PARTIES = {DATA_OWNER: colour(5), MODEL_OWNER: colour(7), CRYPTO_PROVIDER: colour(6)}
-_DPI = 160
 
 
 def draw_all(study: Study, folder: Any, titles: Mapping[str, str]) -> dict[str, Any]:
     """Draws every picture; returns their paths by name, layers' by network.
 
     Raises:
-      OSError: if they cannot be written.
+      StorageError: if they cannot be written.
     """
     paths: dict[str, Any] = {
         "latency": folder / "study_latency.png",
@@ -33,15 +32,11 @@ def draw_all(study: Study, folder: Any, titles: Mapping[str, str]) -> dict[str, 
         "layers": {name: folder / f"study_layers_{name}.png" for name in study.networks},
     }
     with matplotlib.rc_context(PICTURE_STYLE):
-        _save(_latency(study, titles), paths["latency"])
-        _save(_traffic(study, titles), paths["traffic"])
+        save_picture(_latency(study, titles), paths["latency"])
+        save_picture(_traffic(study, titles), paths["traffic"])
         for name, path in paths["layers"].items():
-            _save(_layers(study, name), path)
+            save_picture(_layers(study, name), path)
     return paths
-
-
-def _save(figure: Figure, path: Any) -> None:
-    figure.savefig(path, dpi=_DPI, facecolor="white")
 
 
 def _latency(study: Study, titles: Mapping[str, str]) -> Figure:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation import page
 from primia_jax.latency_study import pictures, tables
 from primia_jax.latency_study.results import BASELINE, Study
@@ -20,13 +21,9 @@ def write_report(study: Study, folder: pathlib.Path, titles: Mapping[str, str]) 
     Raises:
       StorageError: if they cannot be written.
     """
-    path = folder / "report.html"
-    try:
-        tables.write_csv(study, folder / "tables", titles)
-        drawn = pictures.draw_all(study, folder, titles)
-    except OSError as error:
-        raise page.not_written(path, error) from error
-    page.write_page(path, _render(study, titles, drawn))
+    tables.write_csv(study, folder / "tables", titles)
+    drawn = pictures.draw_all(study, folder, titles)
+    write_text(folder / "report.html", _render(study, titles, drawn))
 
 
 def _render(study: Study, titles: Mapping[str, str], drawn: Mapping[str, Any]) -> str:

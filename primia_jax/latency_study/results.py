@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy import stats
 
-from primia_jax.errors import DataError, StorageError
+from primia_jax.core.storage import write_json
+from primia_jax.errors import DataError
 
 BASELINE = "securenn"
 REFERENCE_MBPS = 1000.0
@@ -249,20 +250,13 @@ class Study:
         return cells + [v.line() for v in self.validations if v.network in chosen]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Keeps the study in a file, replacing it in one step.
+        """Replaces the file `path` by the study, whole or not at all.
 
         Raises:
           StorageError: if it cannot be written.
         """
-        path = pathlib.Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(
-                json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1)
-            )
-            partial.replace(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+        fields = {"format": _FORMAT, **dataclasses.asdict(self)}
+        write_json(pathlib.Path(path), fields, indent=1)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Study":

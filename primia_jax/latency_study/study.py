@@ -5,7 +5,6 @@ import difflib
 import os
 import pathlib
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -14,13 +13,17 @@ from typing import Any
 import jax
 
 from primia_jax.config import ExperimentConfig, LatencyStudyConfig, to_plain
-from primia_jax.errors import ConfigError, StorageError
+from primia_jax.core.names import user_path
+from primia_jax.core.storage import move_aside
+from primia_jax.errors import ConfigError
 from primia_jax.latency_study.measuring import Progress, measure
 from primia_jax.latency_study.networks import NETWORKS, Network
 from primia_jax.latency_study.report import write_report
 from primia_jax.latency_study.results import Study, Validation
 from primia_jax.latency_study.validation import over_actors
 from primia_jax.mpc.protocols.choice import PROTOCOLS
+from primia_jax.watch.heartbeat import only_writer
+from primia_jax.workdir import check_begun
 
 STUDY = "study.json"
 
@@ -95,7 +98,24 @@ def run(
       ClusterError: if the cluster cannot be reached, or an actor is lost.
     """
     check(config.latency_study, networks)
-    folder = pathlib.Path(workdir).absolute()
+    folder = user_path(workdir)
+    if resume:
+        check_begun(folder, (STUDY,))
+    with only_writer(folder, "a latency study"):
+        return _run(config, folder, resume, ray_address, command, networks, progress, found)
+
+
+def _run(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    networks: Mapping[str, Network],
+    progress: Progress,
+    found: Callable[[Study, str], None],
+) -> Study:
+    """See `run`."""
     study = _begin(config, folder, command, resume)
     validated, actors = config.latency_study.validated, []
     if validated in config.latency_study.networks and not study.validations:
@@ -139,20 +159,17 @@ def _begin(config: ExperimentConfig, folder: pathlib.Path, command: str, resume:
         },
     }
     settings = _as_json(settings)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume and (folder / STUDY).exists():
-            stored = Study.read(folder / STUDY)
-            if stored.settings != settings:
-                raise ConfigError(
-                    f"--resume: the study in {folder} was made with other settings "
-                    f"({', '.join(_changed(stored.settings, settings))}); use the same ones or "
-                    "another --workdir"
-                )
-            return stored
-        _move_aside(folder)
-    except OSError as error:
-        raise StorageError(f"workdir {folder} cannot be used: {error}") from error
+    if resume:
+        stored = Study.read(folder / STUDY)
+        if stored.settings != settings:
+            raise ConfigError(
+                f"--resume: the study in {folder} was made with other settings "
+                f"({', '.join(_changed(stored.settings, settings))}); use the same ones or "
+                "another --workdir"
+            )
+        return stored
+    pictures = [path.name for path in folder.glob("study_*.png")]
+    move_aside(folder, (STUDY, "tables", "report.html", *pictures))
     return Study(settings, {}, command)
 
 
@@ -171,18 +188,6 @@ def _changed(stored: dict[str, Any], asked: dict[str, Any], path: str = "") -> l
         elif old != new:
             names.append(f"config.{path}{key}")
     return names
-
-
-def _move_aside(folder: pathlib.Path) -> None:
-    """An earlier study is never overwritten."""
-    own = [folder / STUDY, folder / "tables", folder / "report.html", *folder.glob("study_*.png")]
-    there = [path for path in own if path.exists()]
-    if there:
-        numbers = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()]
-        target = folder / "previous" / str(max(numbers, default=0) + 1)
-        target.mkdir(parents=True)
-        for path in there:
-            shutil.move(path, target / path.name)
 
 
 def _machine() -> dict[str, str]:

@@ -1,12 +1,14 @@
 """The tables of a latency study: for readers in the paper's form, and as numbers in CSV files."""
 
 import csv
+import io
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation.console import format_bytes
 from primia_jax.latency_study.results import BASELINE, Cell, Comparison, Study
 
@@ -167,9 +169,8 @@ def write_csv(study: Study, folder: pathlib.Path, titles: Mapping[str, str]) -> 
     """paper.csv as readers see it; cells.csv, layers.csv, sessions.csv, validation.csv in numbers.
 
     Raises:
-      OSError: if they cannot be written.
+      StorageError: if they cannot be written.
     """
-    folder.mkdir(exist_ok=True)
     paper = paper_table(study, study.reference_mbps, titles)
     name, filled = "", []
     for row in paper.rows:
@@ -201,9 +202,9 @@ def _without_kind(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    rows, text = list(rows), io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
-from primia_jax.errors import StorageError
+from primia_jax.core.storage import replacing
 from primia_jax.inversion import (
     Attack,
     DeepLeakage,
@@ -55,14 +55,8 @@ class Found:
         Raises:
           StorageError: if it cannot be written.
         """
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                np.savez(file, fingerprint=np.asarray(fingerprint), **vars(self))
-            partial.replace(path)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
+        with replacing(path) as partial, open(partial, "wb") as file:
+            np.savez(file, fingerprint=np.asarray(fingerprint), **vars(self))
 
     @classmethod
     def read(cls, path: pathlib.Path, fingerprint: str) -> "Found | None":

@@ -13,8 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from primia_jax.errors import StorageError
-from primia_jax.evaluation.figures import PICTURE_STYLE, colour
+from primia_jax.evaluation.figures import PICTURE_STYLE, colour, save_picture
 from primia_jax.leakage.attacking import Found
 
 _SHOWN = 5  # images given away most, and as many least
@@ -54,7 +53,7 @@ def draw_panel(path: pathlib.Path, found: Found) -> None:
         axes[0, 0].set_title("given away most", loc="left", fontsize=9)
         if len(worst):
             axes[0, len(best) + 1].set_title("least", loc="left", fontsize=9)
-        _save(figure, path)
+        save_picture(figure, path, _DPI)
 
 
 def draw_pair(path: pathlib.Path, original: np.ndarray, found: np.ndarray, psnr: float) -> None:
@@ -70,7 +69,7 @@ def draw_pair(path: pathlib.Path, original: np.ndarray, found: np.ndarray, psnr:
         _show(right, found)
         left.set_xlabel("original", fontsize=9)
         right.set_xlabel(f"found, {psnr:.1f} dB", fontsize=9)
-        _save(figure, path)
+        save_picture(figure, path, _DPI)
 
 
 def draw_leakage(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -103,7 +102,7 @@ def draw_leakage(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> bool:
         labels = [textwrap.shorten(label, 40) for label in labels]
         columns = min(3, len(rows))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-        _save(figure, path)
+        save_picture(figure, path, _DPI)
     return True
 
 
@@ -134,11 +133,3 @@ def _show(axes: Axes, image: np.ndarray) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DPI, facecolor="white")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error

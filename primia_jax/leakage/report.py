@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation import page
 from primia_jax.leakage import pictures
 from primia_jax.leakage.control import RECOVERED_DB
@@ -56,7 +57,7 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
             notes=[(row["setting"], note) for row in rows for note in row["notes"]],
         )
     )
-    page.write_page(path, html)
+    write_text(path, html)
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:

@@ -18,16 +18,18 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment
 from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
-from primia_jax.core.storage import read_json, write_json
+from primia_jax.core.names import user_path
+from primia_jax.core.storage import move_aside, read_json, write_json
 from primia_jax.data import make_plan
-from primia_jax.errors import CheckpointError, ConfigError, StorageError
+from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.leakage import extractors, judging, pictures, report, threat_model
 from primia_jax.leakage.attacking import Found, Progress, attack_all, fingerprint
 from primia_jax.leakage.control import control
 from primia_jax.leakage.judging import Extract
 from primia_jax.leakage.settings import Run, Setting, overridden, parse, run_config
 from primia_jax.leakage.views import HOW_TO_RECORD, Views, check, check_ahead, digest, views
-from primia_jax.workdir import differences, move_aside, recorded_config
+from primia_jax.watch.heartbeat import only_writer
+from primia_jax.workdir import CONFIG, check_begun, differences, recorded_config
 
 AUDIT, FOLDER = "audit.json", "audit"
 _TABLE = ("local", "federated", "federated_secure")
@@ -69,8 +71,10 @@ def audit(
       DataError: if the truth that a run is judged by is not there.
     """
     config = experiment.checked(config)
-    folder = pathlib.Path(workdir).absolute()
-    if (folder / "config.json").exists():
+    folder = user_path(workdir)
+    if resume:
+        check_begun(folder, (AUDIT, FOLDER, "runs"))
+    if (folder / CONFIG).exists():
         runs = [_recorded_run(folder, config.audit, "")]
         page = folder / "audit.html"
     else:
@@ -120,13 +124,13 @@ def inversion_table(
       UserError: see `audit` and `check_inversion`.
     """
     config = experiment.checked(config)
-    folder = pathlib.Path(workdir).absolute()
+    folder = user_path(workdir)
     plain = dataclasses.replace(config.audit, defences=())
     whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
     if runs is None:
         found = _table_runs(whole, folder)
     else:
-        found = [_recorded_run(pathlib.Path(runs[name]), plain, name) for name in runs]
+        found = [_recorded_run(user_path(runs[name]), plain, name) for name in runs]
     result = _audit(whole, folder, page, found, extract, resume, None, "", progress)
     rows = [{k: v for k, v in row.items() if k != "config"} for row in result["settings"]]
     rows.sort(key=lambda row: _TABLE.index(row["setting"]) if row["setting"] in _TABLE else 9)
@@ -170,7 +174,6 @@ def _table_runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:
 
 def _recorded_run(folder: pathlib.Path, audit: AuditConfig, name: str) -> Run:
     """The run in a folder, as it was configured."""
-    folder = folder.absolute()
     config = recorded_config(folder)
     return Run(Setting(name or config.federated.mode, (), audit.images, False), folder, config)
 
@@ -189,6 +192,26 @@ def _audit(
     for run in runs:
         (check_ahead if run.is_own else check)(run.config, config.audit, run.setting.name)
     features, features_told = extractors.make(config, extract)
+    with only_writer(folder, "an audit"):
+        return _made(
+            config, folder, page, runs, features, features_told, resume, ray_address, command,
+            progress,
+        )  # fmt: skip
+
+
+def _made(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    page: pathlib.Path,
+    runs: Sequence[Run],
+    features: Extract,
+    features_told: str,
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains, attacks and writes, as the only writer of `folder`."""
     _begin(folder, page, resume)
     seen: dict[str, Views] = {}
     for run in runs:
@@ -227,12 +250,8 @@ def _audit(
 
 def _begin(folder: pathlib.Path, page: pathlib.Path, resume: bool) -> None:
     """Moves an earlier audit aside, but never the run that is attacked, nor runs trained for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            move_aside(folder, (AUDIT, FOLDER, page.name))
-    except OSError as error:
-        raise StorageError(f"workdir {folder} cannot be used: {error}") from error
+    if not resume:
+        move_aside(folder, (AUDIT, FOLDER, page.name))
 
 
 def _train(run: Run, resume: bool, ray_address: str | None, progress: Progress) -> None:

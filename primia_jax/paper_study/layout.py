@@ -5,6 +5,8 @@ import io
 import textwrap
 from typing import NamedTuple
 
+from primia_jax.core.names import csv_cell
+
 ABSENT = "-"
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -134,9 +136,13 @@ def _tex(text: str) -> str:
 
 
 def as_csv(heads: list[str], rows: list[list[object]]) -> str:
-    """Comma-separated lines; None is an empty field."""
+    """Comma-separated lines; None is an empty field, a text no formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(heads)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    return csv_cell(value) if isinstance(value, str) else "" if value is None else value

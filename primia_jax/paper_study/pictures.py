@@ -13,13 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from primia_jax.evaluation.figures import FAINT, GRID, INK, PICTURE_STYLE, colour
+from primia_jax.evaluation.figures import FAINT, GRID, INK, PICTURE_STYLE, colour, save_picture
 from primia_jax.paper_study.judging import MODES, Rater
 from primia_jax.paper_study.sets import TEST_1, TITLES, ImageSet
 
 _COLOURS = {mode: colour(i) for i, mode in enumerate(MODES)}
 _MARKS = "D^vPXs*"  # of readers
-_DPI = 160
 
 
 def draw_all(
@@ -32,19 +31,15 @@ def draw_all(
     """Draws every picture; returns their paths by name.
 
     Raises:
-      OSError: if they cannot be written.
+      StorageError: if they cannot be written.
     """
     paths = {name: folder / f"study_{name}.png" for name in ("mcc", "roc", "equivalence")}
     first = next(each for each in sets if each.key == TEST_1)
     with matplotlib.rc_context(PICTURE_STYLE):
-        _save(_scores(found), paths["mcc"])
-        _save(_roc(first, raters, class_names), paths["roc"])
-        _save(_equivalence(found), paths["equivalence"])
+        save_picture(_scores(found), paths["mcc"])
+        save_picture(_roc(first, raters, class_names), paths["roc"])
+        save_picture(_equivalence(found), paths["equivalence"])
     return paths
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    figure.savefig(path, dpi=_DPI, facecolor="white")
 
 
 def _scores(found: Mapping[str, Any]) -> Figure:

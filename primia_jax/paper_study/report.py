@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation import page
 from primia_jax.paper_study import layout, pictures, tables, text
 from primia_jax.paper_study.judging import MODES, Rater
@@ -31,23 +32,18 @@ def write(folder: pathlib.Path, found: Mapping[str, Any], drawn: Drawn) -> None:
     Raises:
       StorageError: if they cannot be written.
     """
-    path = folder / "report.html"
     every = tables.all_tables(found)
-    try:
-        _write_tables(folder, found, every)
-        pictured = pictures.draw_all(folder, found, drawn.sets, drawn.raters, drawn.class_names)
-        html = _render(folder, found, {table.name: table for table in every}, pictured)
-    except OSError as error:
-        raise page.not_written(path, error) from error
-    page.write_page(path, html)
+    _write_tables(folder, found, every)
+    pictured = pictures.draw_all(folder, found, drawn.sets, drawn.raters, drawn.class_names)
+    html = _render(folder, found, {table.name: table for table in every}, pictured)
+    write_text(folder / "report.html", html)
 
 
 def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Table]) -> None:
     below = folder / "tables"
-    below.mkdir(exist_ok=True)
-    (folder / "tables.md").write_text(as_markdown(found), encoding="utf-8")
+    write_text(folder / "tables.md", as_markdown(found))
     for table in every:
-        (below / f"{table.name}.tex").write_text(layout.latex(table), encoding="utf-8")
+        write_text(below / f"{table.name}.tex", layout.latex(table))
     numbers = {
         "table_1a": tables.long_rows(found),
         "table_1b": tables.pair_rows(found, "table_1b"),
@@ -58,7 +54,7 @@ def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Ta
         numbers["inversion"] = tables.inversion_rows(found)
         numbers["inversion_tests"] = tables.test_rows(found)
     for name, (heads, rows) in numbers.items():
-        (below / f"{name}.csv").write_text(layout.as_csv(heads, rows), encoding="utf-8")
+        write_text(below / f"{name}.csv", layout.as_csv(heads, rows))
 
 
 def as_text(found: Mapping[str, Any], width: int = 80) -> str:

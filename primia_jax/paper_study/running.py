@@ -7,7 +7,6 @@ import io
 import os
 import pathlib
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -18,15 +17,17 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment, leakage
 from primia_jax.config import ExperimentConfig, to_plain
-from primia_jax.core.storage import read_json, write_json
-from primia_jax.errors import ConfigError, StorageError
+from primia_jax.core.names import csv_cell, user_path
+from primia_jax.core.storage import move_aside, read_json, write_json, write_text
+from primia_jax.errors import ConfigError
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.paper_study import inverting, judging, report
 from primia_jax.paper_study.inverting import Progress
 from primia_jax.paper_study.judging import LOCAL, MODES, SECURE, Choice, Rater
 from primia_jax.paper_study.readers import Reader, read_readings
 from primia_jax.paper_study.sets import TEST_1, ImageSet, Material, gather
-from primia_jax.workdir import Workdir
+from primia_jax.watch.heartbeat import only_writer
+from primia_jax.workdir import CONFIG, Workdir, check_begun
 
 TABLES = "tables.json"
 PREDICTIONS = "predictions.csv"
@@ -108,9 +109,31 @@ def run(
     data = runs[0][2].data  # with its seed settled
     material = gather(dataclasses.replace(config, data=data))
     readers = _readers(config, material)
-    folder = pathlib.Path(workdir).absolute()
-    _begin(folder, resume)
-    total = len(runs) + 1 + config.study.inversion
+    folder = user_path(workdir)
+    if resume:
+        check_begun(folder, _own(folder))
+    with only_writer(folder, "a study"):
+        if not resume:
+            move_aside(folder, _own(folder))
+        return _run(
+            config, folder, runs, material, readers, resume, ray_address, command, progress, attack
+        )
+
+
+def _run(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    runs: list[tuple[str, int, ExperimentConfig]],
+    material: Material,
+    readers: tuple[Reader, ...],
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    progress: Progress,
+    attack: Callable[..., dict[str, Any]],
+) -> Study:
+    """See `run`."""
+    data, total = runs[0][2].data, len(runs) + 1 + config.study.inversion
     with _cluster(config, ray_address):
         for done, (mode, seed, settings) in enumerate(runs):
             progress(f"training: {MODES[mode].lower()}, seed {seed}", done, total)
@@ -175,20 +198,9 @@ def _readers(config: ExperimentConfig, material: Material) -> tuple[Reader, ...]
     )
 
 
-def _begin(folder: pathlib.Path, resume: bool) -> None:
-    """Makes the folder; an earlier study in it is moved to `previous/N`, never overwritten."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = [folder / name for name in _OWN if (folder / name).exists()]
-        there += [path for pattern in _ALSO_OWN for path in folder.glob(pattern)]
-        if there and not resume:
-            numbers = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()]
-            target = folder / "previous" / str(max(numbers, default=0) + 1)
-            target.mkdir(parents=True)
-            for path in there:
-                shutil.move(path, target / path.name)
-    except OSError as error:
-        raise StorageError(f"workdir {folder} cannot be used: {error}") from error
+def _own(folder: pathlib.Path) -> list[str]:
+    """Names of what a study leaves in `folder`, those of its runs included."""
+    return [*_OWN, *(path.name for pattern in _ALSO_OWN for path in folder.glob(pattern))]
 
 
 def _cluster(
@@ -210,6 +222,7 @@ def _train(
     ray_address: str | None,
 ) -> None:
     """One run, unless it came to its end before."""
+    resume = resume and (folder / CONFIG).exists()
     if resume and (folder / "report.html").exists():  # the last thing that a run writes
         progress = Workdir(folder).resume(settings, material.plan)
         if progress.finished or progress.round == settings.federated.rounds:
@@ -244,7 +257,7 @@ def _write_predictions(
     seeds: tuple[int, ...],
     told: dict[str, dict[str, list[np.ndarray]]],
 ) -> None:
-    names = material.class_names
+    names = [csv_cell(name) for name in material.class_names]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["set", "image", "true", "mode", "seed", "class", *(f"p_{n}" for n in names)])
@@ -253,13 +266,10 @@ def _write_predictions(
             for seed, rows in zip(seeds, sets[found.key]):
                 for image, label, row in zip(found.names, found.labels, rows):
                     writer.writerow(
-                        [found.key, image, names[label], mode, seed, names[int(row.argmax())],
-                         *(f"{p:.6f}" for p in row)]
+                        [found.key, csv_cell(image), names[label], mode, seed,
+                         names[int(row.argmax())], *(f"{p:.6f}" for p in row)]
                     )  # fmt: skip
-    try:
-        path.write_text(file.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+    write_text(path, file.getvalue())
 
 
 def _about(

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from primia_jax.config import ExperimentConfig
-from primia_jax.evaluation.page import write_page
+from primia_jax.core.storage import write_text
 
 _LEFT_OUT = ("name", "tuning")
 
@@ -29,7 +29,7 @@ def write(
     Raises:
       StorageError: if it cannot be written.
     """
-    write_page(path, render(path, config, best, counts))
+    write_text(path, render(path, config, best, counts))
 
 
 def render(

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from primia_jax.config import ExperimentConfig, to_plain
+from primia_jax.core.storage import write_text
 from primia_jax.evaluation import page
 from primia_jax.evaluation.console import format_bytes, format_duration
 from primia_jax.evaluation.settings import settings_table
@@ -43,7 +44,7 @@ def write_report(
     Raises:
       StorageError: if it cannot be written.
     """
-    page.write_page(folder / "report.html", render(config, space, trials, counts, spent, command))
+    write_text(folder / "report.html", render(config, space, trials, counts, spent, command))
 
 
 def render(

@@ -26,7 +26,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from primia_jax import experiment
 from primia_jax.config import ExperimentConfig, TuningConfig, settled
-from primia_jax.core.storage import read_json
+from primia_jax.core.names import user_path
+from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
 from primia_jax.errors import BudgetError, ConfigError, StorageError, TrainingError
 from primia_jax.tuning import best_config, report
@@ -34,7 +35,7 @@ from primia_jax.tuning.space import Dimension, parse, with_settings
 from primia_jax.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
 from primia_jax.watch import heartbeat
 from primia_jax.watch.heartbeat import Heartbeat
-from primia_jax.workdir import Workdir
+from primia_jax.workdir import CONFIG, Workdir, check_begun
 
 _MOST_FAILURES = 5  # in a row: then it is not the settings, and all that are left would fail
 TRIALS, BEST_CONFIG, LEDGER = "trials", "best_config.py", "ledger"
@@ -101,11 +102,13 @@ def tune(
     space = parse(config.tuning.space)
     if config.runtime.driver == "local" and ray_address:
         raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
-    directory = Workdir(pathlib.Path(workdir).absolute())
+    directory = Workdir(user_path(workdir))
     config = _with_one_ledger(config, directory.path)
-    heartbeat.refuse_if_alive(directory.path)
-    _begin(directory, config, resume)
+    if resume:
+        check_begun(directory.path, (STUDY,))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(heartbeat.only_writer(directory.path, "a search"))
+        _begin(directory, config, resume)
         heart = stack.enter_context(Heartbeat(directory.path, "search"))
         study = Study(directory.path, config.tuning, space, config.seed)
         study.take_up()
@@ -135,7 +138,7 @@ def _with_one_ledger(config: ExperimentConfig, folder: pathlib.Path) -> Experime
 def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
     """Makes the folder ready; what cannot be trained on at all is told before any trial."""
     plan = make_plan(config)
-    if not resume or not (directory.path / STUDY).exists():
+    if not resume:
         directory.begin(config, plan)
         return
     directory.check_same(config, plan)
@@ -304,7 +307,12 @@ class _Search:
 
         with open(os.devnull, "w") as nowhere:
             result = experiment.train(
-                config, folder, resume=True, on_round=on_round, judge=False, stream=nowhere
+                config,
+                folder,
+                resume=(folder / CONFIG).exists(),
+                on_round=on_round,
+                judge=False,
+                stream=nowhere,
             )
         if pruned:
             return TrialState.PRUNED, None, f"pruned after round {pruned}"
@@ -399,9 +407,8 @@ def _cost(folder: pathlib.Path) -> dict[str, Any]:
 
 def _write_error(folder: pathlib.Path) -> None:
     """The whole of what went wrong, for whoever wants to mend it."""
-    with contextlib.suppress(OSError):  # the study has the message
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
+    with contextlib.suppress(StorageError):  # the study has the message
+        write_text(folder / "error.txt", traceback.format_exc())
 
 
 def _first_line(error: BaseException) -> str:

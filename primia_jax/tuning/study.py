@@ -23,6 +23,7 @@ import sqlalchemy.exc
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from primia_jax.config import TuningConfig
+from primia_jax.core.storage import private_file
 from primia_jax.errors import CheckpointError, StorageError
 from primia_jax.tuning.space import Dimension
 
@@ -52,6 +53,7 @@ class Study:
         self._tuning, self._space, self._seed = tuning, space, seed
         self._lock = threading.Lock()
         self._path = folder / STUDY
+        private_file(self._path)
         pruner: Any = optuna.pruners.NopPruner()
         if tuning.pruning:
             pruner = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_rounds)

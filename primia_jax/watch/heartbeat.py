@@ -6,16 +6,18 @@ elsewhere from the age of what it wrote. This module imports nothing heavy, sinc
 for the status should not wait for JAX.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+from primia_jax.core.storage import lock_folder, write_json
 from primia_jax.errors import StorageError
 
 STATUS = "status.json"
@@ -94,12 +96,7 @@ class Heartbeat:
     def _write(self) -> None:
         with self._lock:
             self._fields["heard"] = time.time()
-            partial = self._path.with_name(f".{STATUS}.partial")
-            try:
-                partial.write_text(json.dumps(self._fields, indent=2))
-                partial.replace(self._path)
-            except OSError as error:
-                raise StorageError(f"{self._path} could not be written: {error}") from error
+            write_json(self._path, self._fields, durable=False)
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_S):
@@ -132,21 +129,24 @@ def alive(status: Mapping[str, Any], now: float | None = None) -> bool:
     return (time.time() if now is None else now) - (status.get("heard") or 0) < _SILENT_S
 
 
-def refuse_if_alive(folder: pathlib.Path) -> None:
-    """That no other process is at work in `folder`.
+@contextlib.contextmanager
+def only_writer(folder: pathlib.Path, activity: str) -> Iterator[None]:
+    """Makes this thread the only writer of `folder`; see `storage.lock_folder`.
+
+    Where the locks of a shared disk do not reach other machines, their heartbeat counts.
 
     Raises:
-      StorageError: naming it.
+      StorageError: naming the process that writes there.
     """
-    status = read(folder)
-    if status is None or not alive(status):
-        return
-    if (status.get("host"), status.get("pid")) == (platform.node(), os.getpid()):
-        return  # of this process's own runs the caller knows
-    raise StorageError(
-        f"a {status.get('kind')} goes on in {folder} (process {status.get('pid')} on "
-        f"{status.get('host')}); wait for it, end it, or take another --workdir"
-    )
+    with lock_folder(folder, activity):
+        status = read(folder)
+        if status is not None and status.get("host") != platform.node() and alive(status):
+            raise StorageError(
+                f"a {status.get('kind')} goes on in {folder} (process {status.get('pid')} on "
+                f"{status.get('host')}); wait until it has ended, or name another folder by "
+                "--workdir"
+            )
+        yield
 
 
 def _started(pid: int) -> str | None:

@@ -27,7 +27,6 @@ class Watch:
 
         Raises:
           ConfigError: if MLflow is asked for and is not installed.
-          StorageError: if another process is at work in `folder`.
         """
         self._config, self._folder, self._stream = config, folder, stream
         self._tracking = Tracking(config.runtime.mlflow) if config.runtime.mlflow else None
@@ -35,7 +34,6 @@ class Watch:
         self._console: Console | None = None
         self._heartbeat: Heartbeat | None = None
         self._sites: dict[str, dict[str, Any]] = {}
-        heartbeat.refuse_if_alive(folder)
 
     def __enter__(self) -> "Watch":
         return self

@@ -11,6 +11,7 @@ import pytest
 
 import primia_jax
 from primia_jax.config import ExperimentConfig, from_config_dict, to_config_dict
+from primia_jax.core import storage
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.experiment import checked
 from primia_jax.federated.trained_model import load_trained
@@ -155,7 +156,7 @@ def test_an_earlier_study_is_moved_aside(tmp_path):
     (tmp_path / "local_2").mkdir()
     (tmp_path / "tables.json").write_text("old")
     (tmp_path / "mine.txt").write_text("kept")
-    running._begin(tmp_path, resume=False)
+    storage.move_aside(tmp_path, running._own(tmp_path))
     assert (tmp_path / "previous" / "1" / "tables.json").read_text() == "old"
     assert (tmp_path / "previous" / "1" / "local_2").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "previous"]

@@ -43,11 +43,12 @@ class Pretended:
         self.together: threading.Barrier | None = None
 
     def __call__(self, config, workdir, *, resume, on_round, judge, stream):
-        assert resume and not judge
         folder = pathlib.Path(workdir)
+        assert resume == (folder / "config.json").exists() and not judge
         number = int(folder.name)
         self.configs.append(config)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").touch()
         if self.together is not None:
             self.together.wait(60)
         if number in self.errors:
@@ -318,7 +319,7 @@ def test_a_search_that_goes_on_is_not_disturbed(config, tmp_path):
     status = {"kind": "search", "state": "running", "host": "elsewhere", "pid": 1, "heard": 4e9}
     (tmp_path / "status.json").write_text(json.dumps(status))
     with pytest.raises(StorageError, match=r"goes on in .*process 1 on elsewhere"):
-        primia_jax.tune(config, tmp_path, resume=True)
+        primia_jax.tune(config, tmp_path)
 
 
 def test_an_empty_space_and_an_address_without_a_cluster(config, tmp_path):

@@ -117,8 +117,9 @@ def test_the_file_is_one_of_optunas(tmp_path):
 
 
 def test_what_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"study\.db cannot be written"):
-        open_study(tmp_path / "nowhere")
+        open_study(tmp_path / "file")
     (tmp_path / "study.db").write_text("no database, but long enough to be taken for one" * 99)
     with pytest.raises(CheckpointError, match=r"study\.db is no study"):
         open_study(tmp_path)

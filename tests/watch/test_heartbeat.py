@@ -43,13 +43,10 @@ def test_a_killed_process_is_dead_and_a_number_used_again_is_another_process(tmp
     process.stdout.readline()
     status = heartbeat.read(tmp_path)
     assert heartbeat.alive(status) and status["pid"] == process.pid
-    with pytest.raises(StorageError, match=f"a training goes on in .*process {process.pid}"):
-        heartbeat.refuse_if_alive(tmp_path)
     assert not heartbeat.alive({**status, "process": "1"})
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert heartbeat.read(tmp_path)["state"] == "running" and not heartbeat.alive(status)
-    heartbeat.refuse_if_alive(tmp_path)
     process.stdout.close()
 
 
@@ -59,9 +56,18 @@ def test_of_another_machine_only_the_age_is_known():
     assert not heartbeat.alive(status, now=2000.0)
 
 
-def test_this_process_does_not_refuse_itself(tmp_path):
-    with Heartbeat(tmp_path, "search"):
-        heartbeat.refuse_if_alive(tmp_path)
+def test_only_another_machines_heartbeat_shuts_a_folder(tmp_path):
+    """On this machine the lock decides, which ends with its process."""
+    with heartbeat.only_writer(tmp_path, "a search"), Heartbeat(tmp_path, "search"):
+        status = heartbeat.read(tmp_path)
+        with heartbeat.only_writer(tmp_path, "a diagnosis"):
+            pass
+    (tmp_path / "status.json").write_text(json.dumps({**status, "host": "elsewhere"}))
+    with (
+        pytest.raises(StorageError, match=f"a search goes on in .*{os.getpid()} on elsewhere"),
+        heartbeat.only_writer(tmp_path, "a diagnosis"),
+    ):
+        raise AssertionError
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"state": "running"}'])
@@ -69,7 +75,8 @@ def test_a_damaged_file_is_no_living_run(text, tmp_path):
     (tmp_path / "status.json").write_text(text)
     status = heartbeat.read(tmp_path)
     assert status is None or not heartbeat.alive(status)
-    heartbeat.refuse_if_alive(tmp_path)
+    with heartbeat.only_writer(tmp_path, "a training"):
+        pass
 
 
 def test_it_beats_between_stages(tmp_path, monkeypatch):
@@ -83,8 +90,9 @@ def test_it_beats_between_stages(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    with pytest.raises(StorageError, match=r"status\.json could not be written"):
-        Heartbeat(tmp_path / "nowhere", "training").__enter__()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"status\.json cannot be written"):
+        Heartbeat(tmp_path / "file", "training").__enter__()
 
 
 def test_what_it_holds_is_for_people_too(tmp_path):
