@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
-from primia_jax import predictions
+from primia_jax import models, predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_json
@@ -83,6 +83,8 @@ def train(
     """
     config = checked(config)
     aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
+    if config.model.pretrained:
+        models.check_weights(config.model.pretrained)
     directory = Workdir(user_path(workdir))
     if resume:
         check_begun(directory.path, (CONFIG,))

@@ -265,7 +265,7 @@ def test_what_is_left_of_a_run_is_never_mixed_into_another(tmp_path):
     config = smoke_config("federated")
     config.federated.rounds = 1
     (tmp_path / "rounds.jsonl").write_text('{"round": 1, "site": "all"}\n')
-    primia_jax.train(config, tmp_path, resume=True)
+    primia_jax.train(config, tmp_path)
     assert len(Workdir(tmp_path).rounds()) == 4
     assert (tmp_path / "previous" / "1" / "rounds.jsonl").exists()
 

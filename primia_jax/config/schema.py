@@ -26,9 +26,13 @@ def setting(
     choices: tuple[Any, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
+    is_path: bool = False,
 ) -> Any:
-    """A field of a section: default, meaning, and which values it may take (inclusive)."""
-    metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
+    """A field of a section: default, meaning, and which values it may take (inclusive).
+
+    In a path (`is_path`) a leading `~` is expanded.
+    """
+    metadata = {"doc": doc, "choices": choices, "low": low, "high": high, "is_path": is_path}
     return dataclasses.field(default=default, metadata=metadata)
 
 

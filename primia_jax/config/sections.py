@@ -37,9 +37,13 @@ class DataConfig:
         "phantom", "kind of source", choices=("phantom", "folder", "dicom", "tfds", "csv")
     )
     path: str = setting(
-        "", "folder, CSV file or TFDS directory; `{site}` in it makes each hospital read its own"
+        "",
+        "folder, CSV file or TFDS directory; `{site}` in it makes each hospital read its own",
+        is_path=True,
     )
-    test_path: str = setting("", "the model owner's held-out data; else `test_fraction` of `path`")
+    test_path: str = setting(
+        "", "the model owner's held-out data; else `test_fraction` of `path`", is_path=True
+    )
     classes: tuple[str, ...] = setting(
         (), "class names, in order; a source may then lack some (empty: those of the source)"
     )
@@ -126,7 +130,7 @@ class ModelConfig:
     width: int = setting(
         64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256
     )
-    pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth")
+    pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth", is_path=True)
     convolution: str = setting("auto", "how convolutions run", choices=("auto", "xla", "im2col"))
 
 
@@ -346,7 +350,9 @@ class PrivacyConfig:
         0.0, "largest ε of everything in a hospital's ledger (0: epsilon)", low=0, high=1000
     )
     ledger: str = setting(
-        "", "folder of the hospitals' ledgers, where several runs share them (empty: sites/)"
+        "",
+        "folder of the hospitals' ledgers, where several runs share them (empty: sites/)",
+        is_path=True,
     )
     statistics_noise: float = setting(
         4.0,
@@ -431,7 +437,9 @@ class RuntimeConfig:
     )
     bandwidth_bps: float = setting(0.0, "bandwidth of every link in bit/s (0: unlimited)", low=0)
     jitter_s: float = setting(0.0, "standard deviation added to the latency", low=0, high=10)
-    mlflow: str = setting("", "MLflow server or folder that a training is logged to (empty: none)")
+    mlflow: str = setting(
+        "", "MLflow server or folder that a training is logged to (empty: none)", is_path=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

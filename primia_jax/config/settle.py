@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+from typing import Any
 
 from primia_jax.config.sections import ExperimentConfig
+from primia_jax.core.names import user_path
 from primia_jax.errors import ConfigError
 
 _GROUP_NORM = (
@@ -24,6 +26,7 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
     Raises:
       ConfigError: naming the settings that do not go together.
     """
+    config = _with_homes(config)
     fed, data, runtime = config.federated, config.data, config.runtime
     if fed.mode == "federated_secure":
         _check_participants(fed.hospitals, config.secure_aggregation.min_participants)
@@ -100,6 +103,18 @@ def _check_participants(n_hospitals: int, min_participants: int) -> None:
             f"config.secure_aggregation.min_participants = {min_participants}: there are only "
             f"{n_hospitals} hospitals (config.federated.hospitals)"
         )
+
+
+def _with_homes(section: Any) -> Any:
+    """`section` and those in it with `~` expanded in their paths."""
+    changes = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_homes(value)
+        elif field.metadata.get("is_path") and value.startswith("~"):
+            changes[field.name] = str(user_path(value))
+    return dataclasses.replace(section, **changes)
 
 
 def _settled_privacy(config: ExperimentConfig) -> ExperimentConfig:

@@ -124,7 +124,9 @@ class AuditConfig:
         50, "an image and decoys of its hospital, at most, among which it is sought", low=2
     )
     features: str = setting(
-        "", "for FID and KID: a run's folder, or torchvision weights of a ResNet-18 (empty: random)"
+        "",
+        "for FID and KID: a run's folder, or torchvision weights of a ResNet-18 (empty: random)",
+        is_path=True,
     )
     splits: int = setting(20, "halvings behind the floor and the ceiling", low=2, high=10000)
     bootstrap: int = setting(200, "resamples behind intervals of FID and KID", low=10, high=100000)
@@ -149,13 +151,17 @@ class StudyConfig:
         True, "mode local takes the batches of all hospitals together as its own"
     )
     readers: str = setting(
-        "", "CSV file of human readings of Test Set 1 (image,reader,label); empty: none"
+        "",
+        "CSV file of human readings of Test Set 1 (image,reader,label); empty: none",
+        is_path=True,
     )
     min_readers: int = setting(
         2, "readers that the file must have; 1 goes without agreement between readers", low=1
     )
     second_test_path: str = setting(
-        "", "images of Test Set 2; phantoms have their own, others do without if it is empty"
+        "",
+        "images of Test Set 2; phantoms have their own, others do without if it is empty",
+        is_path=True,
     )
     second_scanner: int = setting(
         100, "phantoms: first scanner of Test Set 2, see data.phantom.scanner", low=0

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from primia_jax.config.sections import ModelConfig
 from primia_jax.errors import ConfigError
 from primia_jax.models import resnet, simple, vgg
+from primia_jax.models.torch_file import check_weights
 from primia_jax.models.torch_import import classes_in, load_torch
 
-__all__ = ["build", "classes_in", "init", "load_torch"]
+__all__ = ["build", "check_weights", "classes_in", "init", "load_torch"]
 
 
 def build(config: ModelConfig, n_classes: int) -> nn.Module:

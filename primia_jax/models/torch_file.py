@@ -1,10 +1,12 @@
 """Reads the tensors of a PyTorch file without PyTorch, and without running anything it contains.
 
 A `.pth` file is a zip archive of one pickle and one raw file per storage. A pickle is a program;
-the reader below lets it call nothing but the functions that put tensors together.
+the reader below lets it call nothing but the functions that put tensors together. Sizes that the
+file declares are held against its own before memory is taken.
 """
 
 import dataclasses
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from primia_jax.core.storage import check_regular
 from primia_jax.errors import CheckpointError
 
 STORAGES: dict[str, Any] = {
@@ -30,6 +33,7 @@ STORAGES: dict[str, Any] = {
     "LongStorage": np.int64,
     "ShortStorage": np.int16,
 }
+_MOST_VIEWS = 4  # bytes of all tensors over bytes of the file: several may view one storage
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -46,13 +50,10 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
       Arrays by name: float32 for what is stored as floating point of any width.
 
     Raises:
-      CheckpointError: if the file is absent, damaged, of another format, or not only tensors.
+      CheckpointError: if the file is absent, damaged, of another format, not only tensors, or
+        declares tensors that are larger than itself.
     """
-    file = Path(path)
-    if file.suffix not in (".safetensors", ".pth", ".pt"):
-        raise CheckpointError(f"{path}: weights are read from .safetensors, .pth or .pt files only")
-    if not file.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+    file = check_weights(path)
     try:
         tensors = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
     except OSError as error:
@@ -60,6 +61,22 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def check_weights(path: str) -> Path:
+    """Returns the path of a file that may hold weights; does not read it.
+
+    Raises:
+      CheckpointError: if it is absent, no regular file, or has another ending than .safetensors,
+        .pth or .pt.
+    """
+    file = Path(path)
+    if file.suffix not in (".safetensors", ".pth", ".pt"):
+        raise CheckpointError(f"{path}: weights are read from .safetensors, .pth or .pt files only")
+    if not file.exists():
+        raise CheckpointError(f"{path}: no such weights file")
+    check_regular(file, error=CheckpointError)
+    return file
 
 
 def _safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -90,13 +107,20 @@ def _unpickle(archive: zipfile.ZipFile, path: str) -> Any:
     pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1:
         raise CheckpointError(f"{path}: not written by torch.save (no data.pkl inside)")
+    size = Path(path).stat().st_size
+    declared = sum(member.file_size for member in archive.infolist())
+    if declared > size:
+        raise CheckpointError(
+            f"{path}: {size:,} bytes that declare {declared:,}; save it uncompressed, with "
+            "torch.save"
+        )
     root = pickles[0].split("/")[0]
     order = "little"
     if f"{root}/byteorder" in archive.namelist():
         order = archive.read(f"{root}/byteorder").decode("ascii").strip()
     with archive.open(pickles[0]) as stream:
         return _TensorUnpickler(
-            stream, lambda key: archive.read(f"{root}/data/{key}"), order, path
+            stream, lambda key: archive.read(f"{root}/data/{key}"), order, path, _MOST_VIEWS * size
         ).load()
 
 
@@ -131,19 +155,25 @@ class _TensorUnpickler(pickle.Unpickler):
     """Interprets a pickle of tensors; refuses every other class or function it names."""
 
     def __init__(
-        self, stream: BinaryIO | Any, read: Callable[[str], bytes], order: str, path: str
+        self,
+        stream: BinaryIO | Any,
+        read: Callable[[str], bytes],
+        order: str,
+        path: str,
+        max_bytes: int,
     ) -> None:
         super().__init__(stream)
         self._read = read
         self._order = {"little": "<", "big": ">"}[order]
         self._path = path
+        self._bytes_left = max_bytes
 
     def find_class(self, module: str, name: str) -> Any:
         """What the pickle may call: tensor rebuilding, ordered dictionaries, storage types."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _parameter
         if module == "torch" and name in STORAGES:
@@ -166,21 +196,29 @@ class _TensorUnpickler(pickle.Unpickler):
             return _Storage(swapped.view(dtype))
         return _Storage(np.frombuffer(content, dtype))
 
-
-def _tensor(
-    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
-) -> np.ndarray:
-    """The tensor of `shape` whose steps along each axis are `strides` elements of `storage`."""
-    elements = storage.elements
-    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
-        raise ValueError(f"impossible shape {shape} or strides {strides}")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
-    if 0 not in shape and last >= len(elements):
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
-    if 0 in shape:
-        return np.zeros(shape, elements.dtype)
-    steps = [step * elements.itemsize for step in strides]
-    return np.lib.stride_tricks.as_strided(elements[offset:], shape, steps, writeable=False).copy()
+    def _tensor(
+        self,
+        storage: _Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        *_: Any,
+    ) -> np.ndarray:
+        """The tensor of `shape` whose steps along each axis are `strides` elements of `storage`."""
+        elements = storage.elements
+        if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+            raise ValueError(f"impossible shape {shape} or strides {strides}")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
+        if 0 not in shape and last >= len(elements):
+            raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+        if 0 in shape:
+            return np.zeros(shape, elements.dtype)
+        self._bytes_left -= math.prod(shape) * elements.itemsize
+        if self._bytes_left < 0:
+            raise ValueError(f"a tensor of shape {shape} in a file that is much smaller")
+        steps = [step * elements.itemsize for step in strides]
+        view = np.lib.stride_tricks.as_strided(elements[offset:], shape, steps, writeable=False)
+        return view.copy()
 
 
 def _parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:

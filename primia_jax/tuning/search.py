@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from primia_jax import experiment
+from primia_jax import experiment, models
 from primia_jax.config import ExperimentConfig, TuningConfig, settled
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_text
@@ -102,6 +102,8 @@ def tune(
     space = parse(config.tuning.space)
     if config.runtime.driver == "local" and ray_address:
         raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
+    if config.model.pretrained:
+        models.check_weights(config.model.pretrained)
     directory = Workdir(user_path(workdir))
     config = _with_one_ledger(config, directory.path)
     if resume:

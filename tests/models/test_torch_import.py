@@ -5,8 +5,10 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 import jax
@@ -269,3 +271,44 @@ def test_other_files_are_refused(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         read_tensors(str(tmp_path / name))
+
+
+def tensor_pickle(side, names=("w",)):
+    """Tensors [side side] whose every element is the same one of a storage of 4 bytes."""
+    n = side.to_bytes(4, "little")
+    entry = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00J" + n + b"J" + n + b"\x86"
+        b"K\x00K\x00\x86tR"
+    )
+    items = [b"X" + len(name).to_bytes(4, "little") + name.encode() + entry for name in names]
+    return b"\x80\x02}" + b"".join(item + b"s" for item in items) + b"."
+
+
+@pytest.mark.parametrize(
+    ("side", "names", "zeros", "compression"),
+    [
+        (10_000, ("w",), 0, zipfile.ZIP_STORED),
+        (30, [f"w{i:03d}" for i in range(400)], 0, zipfile.ZIP_STORED),
+        (1, ("w",), 50_000_000, zipfile.ZIP_DEFLATED),
+    ],
+    ids=("strides", "many views", "compressed"),
+)
+def test_a_small_file_takes_little_memory(tmp_path, side, names, zeros, compression):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", compression) as archive:
+        archive.writestr("a/data.pkl", tensor_pickle(side, names))
+        archive.writestr("a/data/0", np.float32(1).tobytes())
+        archive.writestr("a/data/1", bytes(zeros))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"smaller|that declare"):
+            read_tensors(str(tmp_path / "bomb.pth"))
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_is_no_weights_file(tmp_path):
+    os.mkfifo(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="pipe"):
+        read_tensors(str(tmp_path / "weights.pth"))
