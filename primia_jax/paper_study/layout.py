@@ -140,9 +140,9 @@ def as_csv(heads: list[str], rows: list[list[object]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(heads)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([_csv_value(value) for value in row] for row in rows)
     return file.getvalue()
 
 
-def _cell(value: object) -> object:
+def _csv_value(value: object) -> object:
     return csv_cell(value) if isinstance(value, str) else "" if value is None else value
