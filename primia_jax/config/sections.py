@@ -228,7 +228,7 @@ class SecureAggregationConfig:
     """Fixed point in Z_2^64 or Z_2^32; the sum is proven not to overflow, or refused.
 
     `secagg` goes on when hospitals drop out; who masks with whom, and how many must stay, follows
-    from the five settings after `scheme` (see `primia_jax.federated.secagg_graph`).
+    from the four options after `scheme` (see `primia_jax.federated.secagg_graph`).
     """
 
     scheme: str = setting(
@@ -245,9 +245,6 @@ class SecureAggregationConfig:
     )
     correctness_bits: int = setting(
         30, "secagg: η, a round with such dropouts fails with a chance of 2^-η", low=5, high=128
-    )
-    owner_may_lie: bool = setting(
-        False, "secagg: thresholds high enough that lies about dropouts open no hospital's keys"
     )
     stage_deadline_s: float = setting(
         300.0,

@@ -360,9 +360,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def digest(purpose: str, fields: Mapping[str, Any]) -> bytes:
+    """SHA-256 of `fields` for this purpose, 32 bytes."""
+    return hashlib.sha256(encoded(purpose, fields)).digest()
+
+
 def plan_digest(plan: Mapping[str, Any]) -> bytes:
     """SHA-256 of what all parties must agree on, given as plain values."""
-    return hashlib.sha256(encoded("plan", plan)).digest()
+    return digest("plan", plan)
 
 
 def agree(private: X25519PrivateKey, peer_public: bytes, peer: str) -> bytes:

@@ -13,8 +13,9 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   but curious). What totals of several rounds tell together, and what hospitals demand of a sum
   before they contribute, is in `safety` and `sum_journal`.
 - `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
-  O(log N) others, and whoever drops out is left out of the sum. Here the hospitals that collude
-  with the owner must be few (`config.secure_aggregation.colluders`).
+  O(log N) others, and whoever drops out is left out of the sum. The owner may lie about who shared
+  keys and who dropped out; the hospitals that collude with it must be few
+  (`config.secure_aggregation.colluders`).
 """
 
 import functools
@@ -128,18 +129,18 @@ def make(
 
 
 def scheme(config: ExperimentConfig, n_hospitals: int) -> str:
-    """How a secure sum over `n_hospitals` of the run is made: additive or secagg.
+    """Scheme of a secure sum over `n_hospitals` of the run: additive or secagg.
 
-    Additive too where secagg has no graph for so few of a larger confederation, as with
-    `owner_may_lie`: there all must stay, but no more need to be trusted.
+    `auto` is additive where secagg has no graph that withstands an owner that lies
+    (`secagg_graph`); so is `secagg` for a part of a larger confederation. There all must stay, but
+    no more need to be trusted.
     """
     own = config.secure_aggregation
     n_all = max(config.federated.hospitals, n_hospitals)
     if own.scheme == "auto" and (n_all <= _ADDITIVE_UP_TO or n_hospitals <= 2):
         return "additive"
-    if own.scheme == "additive" or (
-        n_hospitals < n_all and not secagg_graph.exists(n_hospitals, own)
-    ):
+    may_fall_back = own.scheme == "auto" or n_hospitals < n_all
+    if own.scheme == "additive" or (may_fall_back and not secagg_graph.exists(n_hospitals, own)):
         return "additive"
     return "secagg"
 
@@ -251,10 +252,11 @@ def masked(
 ) -> Aggregation:
     """Secure aggregation under pairwise masks, which survives dropouts (`secagg`).
 
-    Cost for N hospitals with k neighbours each and p values: in four stages, each hospital sends
-    32 + (94k + 32) + 32(k + 1) bytes and p words, and expands k + 1 masks of p words; the owner
-    expands one for each survivor and one for each pair of a dropped and a surviving neighbour.
-    Seven one-way messages deep.
+    Cost for N hospitals with k neighbours each and p values: in five stages, each hospital sends
+    32 + (94k + 32) + 64 + 32(k + 1) bytes and p words, and expands k + 1 masks of p words; it
+    receives some 34N + 160k bytes and checks k signatures. The owner expands one mask for each
+    survivor and one for each pair of a dropped and a surviving neighbour. Nine one-way messages
+    deep.
 
     Args:
       hospitals: in an order that all agree on.

@@ -2,23 +2,22 @@
 
 J. Bell et al., "Secure single-server aggregation with (poly)logarithmic overhead", CCS 2020. The
 hospitals stand on a circle in an order drawn at random, and each is joined to the k/2 next ones on
-either side (a Harary graph). Whom an attacker holds and who drops out is assumed not to depend on
-that order. The chances are then hypergeometric; with n hospitals, C of them colluding with the
+either side (a Harary graph). Which hospitals collude, and which drop out, is assumed not to depend
+on that order. The chances are then hypergeometric; with n hospitals, C of them colluding with the
 model owner and D dropping out,
 
-- no hospital has more than c colluding neighbours: n · P[Hyp(n−1, C, k) > c] <= 2^-σ. So with a
-  threshold above c those that collude cannot open a key by their own shares.
-- the others stay connected, so that only the sum over all of them is opened. To part the circle
+- no hospital has more than c colluding neighbours: n · P[Hyp(n−1, C, k) > c] <= 2^-σ.
+- the others stay connected, so that only the sum over all of them is revealed. To part the circle
   takes two runs of k/2 hospitals all of which collude or drop out:
   (n choose 2) · Π_{i<k} (C+D−i)/(n−i) <= 2^-σ.
 - no hospital has fewer than y neighbours that stay: n · P[Hyp(n−1, D, k) > k−y] <= 2^-η. So with a
-  threshold of at most y every key can be opened that must be.
+  threshold of at most y every key can be reconstructed that must be.
 
-k is the smallest even number (or n−1, everybody) for which some threshold c < t <= y exists; as
-all three chances fall exponentially in k, k = O(σ + η + log n). t is y, the safest. Where the owner
-may lie about who dropped out, t must also be above (k + 1 + c)/2: an owner that tells half of a
-hospital's neighbours that it dropped out and the others that it did not then gets t shares of one
-of its two keys at most.
+The threshold t must withstand an owner that lies to single hospitals about who shared keys and who
+dropped out: t > (k + 1 + c)/2 and t >= c + 2. Two sets of t out of the k + 1 hospitals that hold
+shares of a key then have an honest one in common; `secagg` says what follows from it. k is the
+smallest even number (or n−1, everybody) for which such a t <= y exists; as all three chances fall
+exponentially in k, k = O(σ + η + log n). t is y, the safest.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class Graph:
       threshold: t, shares that open a key; each hospital and its neighbours hold one each.
       colluding: c, colluding neighbours of one hospital provided for.
       insecure: bound on the chance that some hospital has more, or that the graph falls apart.
-      incorrect: bound on the chance that a key cannot be opened with D dropouts.
+      incorrect: bound on the chance that a key cannot be reconstructed with D dropouts.
     """
 
     n: int
@@ -54,6 +53,11 @@ class Graph:
     insecure: float
     incorrect: float
 
+    @property
+    def safe_threshold(self) -> int:
+        """Lowest threshold that withstands an owner that lies."""
+        return _safe_threshold(self.k, self.colluding)
+
     def neighbours(self, seed: int) -> list[tuple[int, ...]]:
         """Of each of the hospitals 0 … n−1, in rising order; the same for the same seed."""
         key = np.random.SeedSequence([seed, _ORDER])
@@ -61,10 +65,10 @@ class Graph:
         if self.k == self.n - 1:
             return [tuple(j for j in range(self.n) if j != i) for i in range(self.n)]
         steps = [step for d in range(1, self.k // 2 + 1) for step in (d, -d)]
-        found: list[tuple[int, ...]] = [()] * self.n
+        neighbours: list[tuple[int, ...]] = [()] * self.n
         for at, i in enumerate(circle):
-            found[i] = tuple(sorted(int(circle[(at + step) % self.n]) for step in steps))
-        return found
+            neighbours[i] = tuple(sorted(int(circle[(at + step) % self.n]) for step in steps))
+        return neighbours
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,22 +87,25 @@ def choose(n: int, settings: SecureAggregationConfig) -> Graph:
             continue
         c, too_many = _bound(n, colluders, k, risk)
         d, too_few = _bound(n, dropouts, k, failure)
-        least = max(2, c + 1)
-        if settings.owner_may_lie:
-            least = max(least, (k + 1 + c) // 2 + 1)
+        least = _safe_threshold(k, c)
         most = k - d if dropouts else k + 1  # where all stay, everybody's own share is there too
         if most >= least:
             threshold = max(least, k - d)
             return Graph(n, k, threshold, c, max(parted, too_many), too_few)
     raise ConfigError(
         f"no {n} hospitals can sum securely with {colluders} of them colluding with the model "
-        f"owner and {dropouts} dropping out; lower config.secure_aggregation.colluders or dropouts"
-        + (", or set owner_may_lie to False" if settings.owner_may_lie else "")
+        f"owner and {dropouts} dropping out; lower config.secure_aggregation.colluders or "
+        "dropouts, or set its scheme to 'additive', for which all must stay"
     )
 
 
+def _safe_threshold(k: int, colluding: int) -> int:
+    """See the module's docstring."""
+    return max((k + 1 + colluding) // 2 + 1, colluding + 2)
+
+
 def exists(n: int, settings: SecureAggregationConfig) -> bool:
-    """Whether `choose` finds a graph."""
+    """True if there is a graph for n hospitals, see `choose`."""
     try:
         choose(n, settings)
     except ConfigError:
