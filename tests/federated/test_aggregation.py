@@ -1,5 +1,7 @@
 """Weighted sums over hospitals: exact totals, and nothing but totals for the model owner."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,8 @@ def run(kind, contributions, sizes, n_counts, transcript=None):
         agg = aggregation.plain(hospitals, OWNER)
     else:
         scheme, _, narrow = kind.partition(" ")
-        agg = getattr(aggregation, scheme)(hospitals, OWNER, NARROW if narrow else SETTINGS)
+        own_settings = dataclasses.replace(NARROW if narrow else SETTINGS, dropouts=0)
+        agg = getattr(aggregation, scheme)(hospitals, OWNER, own_settings)
     parties = {
         name: agg.contribute(name, keys.get(name), lambda own=own: own)
         for name, own in zip(hospitals, contributions)
@@ -64,7 +67,7 @@ def run(kind, contributions, sizes, n_counts, transcript=None):
 @st.composite
 def some_contributions(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n, sizes, n_counts = draw(st.integers(2, 5)), draw(st.lists(st.integers(0, 9), max_size=3)), 4
+    n, sizes, n_counts = draw(st.integers(3, 5)), draw(st.lists(st.integers(0, 9), max_size=3)), 4
     scale = 10.0 ** draw(st.integers(-6, 2))
     return (
         [
@@ -106,12 +109,12 @@ class TestContract:
     def test_weight_zero_leaves_a_hospital_out(self, kind):
         out = Contribution((np.full(3, 7.0, np.float32),), 0, np.zeros(1, np.int64))
         own = Contribution((np.ones(3, np.float32),), 5, np.zeros(1, np.int64))
-        total = run(kind, [own, out], (3,), 1)
+        total = run(kind, [own, out, out], (3,), 1)
         np.testing.assert_array_equal(total.mean()[0], np.ones(3))
 
     def test_nobody_has_weight(self, kind):
         nobody = Contribution((np.ones(3, np.float32),), 0, np.zeros(1, np.int64))
-        total = run(kind, [nobody, nobody], (3,), 1)
+        total = run(kind, [nobody] * 3, (3,), 1)
         with pytest.raises(ProtocolError, match="no hospital contributed"):
             total.mean()
 
@@ -186,9 +189,9 @@ class TestSecrecy:
 
 def test_without_a_dropped_hospital_the_average_is_the_others():
     """Of the plain sum and of the masked one."""
-    hospitals = ["h0", "h1", "h2", "h3"]
+    hospitals = [f"h{i}" for i in range(6)]
     keys = make_keys(hospitals)
-    own = [Contribution((np.full(3, i, np.float32),), i + 1, np.asarray([1])) for i in range(4)]
+    own = [Contribution((np.full(3, i, np.float32),), i + 1, np.asarray([1])) for i in range(6)]
     kinds = (
         aggregation.plain(hospitals, OWNER),
         aggregation.masked(hospitals, OWNER, SETTINGS),
@@ -198,9 +201,11 @@ def test_without_a_dropped_hospital_the_average_is_the_others():
         parties[OWNER] = agg.collect((3,), 1)
         results, trace = run_local(parties, optional=hospitals, faults=(Vanish("h2"),))
         total = results[OWNER]
-        assert total.took_part == total.present == ("h0", "h1", "h3") and set(trace.lost) == {"h2"}
-        assert total.weight == 1 + 2 + 4 and total.counts == [3]
-        np.testing.assert_array_equal(total.values[0], np.full(3, 0 * 1 + 1 * 2 + 3 * 4))
+        assert total.took_part == total.present == ("h0", "h1", "h3", "h4", "h5")
+        assert set(trace.lost) == {"h2"}
+        assert total.weight == sum(range(7)) - 3 and total.counts == [5]
+        exact = sum(i * (i + 1) for i in range(6)) - 2 * 3
+        np.testing.assert_array_equal(total.values[0], np.full(3, exact))
 
 
 class TestRefusals:

@@ -22,7 +22,7 @@ def exchanged(credentials=None, provider=None):
     }
     parties[PROVIDER] = provider or sealing.distribute_keys(HOSPITALS)
     results, trace = run_local(parties)
-    return results, trace
+    return {name: results[name] for name in HOSPITALS}, trace
 
 
 def members():
