@@ -50,11 +50,19 @@ import numpy as np  # noqa: E402
 from benchmarks.peers import subprocesses  # noqa: E402
 from primia_jax.config import SecureAggregationConfig  # noqa: E402
 from primia_jax.errors import UserError  # noqa: E402
-from primia_jax.federated import aggregation, sealing, secagg, secagg_graph  # noqa: E402
+from primia_jax.federated import (  # noqa: E402
+    aggregation,
+    sealing,
+    secagg,
+    secagg_graph,
+    secagg_plan,
+)
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution  # noqa: E402
+from primia_jax.federated.sealing import SIGNATURE_BYTES  # noqa: E402
+from primia_jax.federated.secagg_lists import View  # noqa: E402
 from primia_jax.mpc import masking, prg  # noqa: E402
 from primia_jax.runtime import MISSING, Receive, Send, Stage, run_local  # noqa: E402
-from primia_jax.runtime.party import message_bytes  # noqa: E402
+from primia_jax.runtime.party import message_bytes, receivers  # noqa: E402
 
 SETTINGS = SecureAggregationConfig()
 FLOWER_CLIP, FLOWER_MAX_SAMPLES = 8.0, 1000  # the defaults of its SecAggPlusWorkflow
@@ -103,7 +111,7 @@ class Party:
             if isinstance(event, Stage):
                 self.stage = event.label
             elif isinstance(event, Send):
-                self.cost.sent += message_bytes(event.message)
+                self.cost.sent += message_bytes(event.message) * len(receivers(event))
                 sent.append(event)
             elif event is None or isinstance(event, Receive):
                 self.waits_for = event.sender if event else ""
@@ -193,7 +201,8 @@ def secure_sum(n: int, size: int, dropout: float, word_bits: int) -> dict[str, A
             mail[name].extend(party.go_on(letters[name].popleft()))
         message = mail[name].popleft().message if mail[name] else MISSING
         for sent in owner.go_on(message):
-            letters[sent.to].append(sent.message)
+            for to in receivers(sent):
+                letters[to].append(sent.message)
         del message
     result = owner.result
     np.testing.assert_array_equal(result.words, expected)
@@ -270,26 +279,32 @@ def own_seconds(size: int, n: int, word_bits: int) -> float:
 
     circle = plan.neighbourhoods()[0]
     make = functools.partial(encoded, "hospital_0", made, own)
-    parties = {
-        hospitals[i]: secagg.contribute(plan, hospitals[i], keys[hospitals[i]], make)
-        for i in circle
-    }
     cost, others = Cost(), Cost()
     stepped = {
-        name: Party(steps, cost if name == "hospital_0" else others)
-        for name, steps in parties.items()
+        name: Party(
+            secagg.contribute(plan, name, keys[name], make),
+            cost if name == "hospital_0" else others,
+        )
+        for name in hospitals
     }
-    # The owner's part towards hospital 0: the others stop once they have shared their keys.
-    publics = {i: stepped[hospitals[i]].first[0].message for i in circle}
-    letters = {}
-    for i in circle:
-        there = [j for j in plan.neighbourhoods()[i][1:] if j in publics]
-        table = secagg._table(there, [publics[j] for j in there], 32)
-        letters[i] = secagg._rows("", stepped[hospitals[i]].go_on(table)[0].message, 92)
+    # The owner's part towards hospital 0: its neighbours stop once they have shared their keys.
+    publics = {i: stepped[name].first[0].message for i, name in enumerate(hospitals)}
+    roll = secagg_plan.table(publics, list(publics.values()), secagg_plan.KEY_BYTES)
+    width = secagg_plan.LETTER_BYTES
+    letters = {
+        i: secagg_plan.table_rows("", stepped[hospitals[i]].go_on(roll)[0].message, width, n)
+        for i in circle
+    }
     site, near = stepped["hospital_0"], circle[1:]
-    site.go_on(secagg._table(near, [letters[j][0] for j in near], 92))
-    nobody = np.zeros(0, np.uint16)
-    site.go_on({"survivors": np.asarray(circle, np.uint16), "dropped": nobody})
+    members = secagg_plan.to_bits(circle, n)
+    table = secagg_plan.table(near, [letters[j][0] for j in near], width)
+    site.go_on({**table, "sharers": members})
+    site.go_on(members)
+    everybody = frozenset(circle)
+    signed = [
+        View(plan, keys[hospitals[j]], j, (), publics, everybody, everybody).sign() for j in near
+    ]
+    site.go_on(secagg_plan.table(near, signed, SIGNATURE_BYTES))
     assert site.ended
     return cost.total_s
 
