@@ -1,0 +1,330 @@
+"""A revealed sum is final: crashes at every point, every hospital absent afterwards.
+
+Local training is replaced by a step that costs nothing. What a crash leaves is what is on disk, so
+one run is enough to have all crash points: it is copied at every durable write. Between two writes
+the model owner may reveal totals; those count as revealed at the earlier one.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny import assert_same, at, config_with, model
+
+from primia_jax.core import storage
+from primia_jax.data import make_plan
+from primia_jax.errors import PartyLost, ProtocolError, UserError
+from primia_jax.federated import aggregation, checkpoints, hospital, model_owner, sums
+from primia_jax.federated.aggregation import OWNER
+from primia_jax.federated.checkpoints import Progress
+from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.local_training import Score
+from primia_jax.federated.sum_journal import OwnerJournal
+from primia_jax.runtime import LocalDriver
+
+ROUNDS = 2
+
+
+def quick_step(state, number):
+    """Moves the weights by what this hospital, round and its starting point say."""
+    shift = np.float32(state.index + 1) / 64
+    params = jax.tree.map(lambda leaf: leaf * 0.5 + shift * number, state.variables["params"])
+    watch = state.watch._replace(bad_rounds=number)  # local state that must survive
+    new = hospital.dataclasses.replace(state, watch=watch)
+    return new, hospital._Trained({**state.variables, "params": params}, None, 1.0, number, 0.1)
+
+
+def quick_score(state, variables):
+    k = len(state.validation.class_names)
+    return Score(0.5 + state.index, (state.index + 1) * np.eye(k, dtype=np.int64))
+
+
+class Runs:
+    """Runs of one federation that share what is slow to make, and what its owner revealed."""
+
+    def __init__(self, monkeypatch, **federated):
+        secure = federated.pop("secure", {})
+        self.config = config_with(
+            federated={
+                "mode": "federated_secure", "optimizer_state": "reset", "rounds": ROUNDS,
+                "quorum": 0.5, **federated,
+            },
+            model={"norm": "none"},
+            secure_aggregation=secure,
+        )  # fmt: skip
+        plan = make_plan(self.config)
+        self.names = tuple(site.site for site in plan.sites)
+        driver = LocalDriver(party_makers(self.config, plan))
+        self._driver, self._states = driver, dict(driver.states)
+        self.revealed, self.at_writes = [], None
+        monkeypatch.setattr(hospital, "_train_locally", quick_step)
+        monkeypatch.setattr(hospital, "_score", quick_score)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        self._watch(monkeypatch)
+
+    def _watch(self, monkeypatch):
+        """Has the sums noted at the one place where a total is decoded."""
+        collecting, reveal, decoded = sums.collecting, OwnerJournal.reveal, aggregation._decoded
+        present = {}
+
+        def watched(journal, config, participants, quantity, **options):
+            collect = collecting(journal, config, participants, quantity, **options)
+
+            def noted(*sizes):
+                present["quantity"] = quantity
+                return (yield from collect(*sizes))
+
+            return noted
+
+        def revealing(journal, number, hospitals):
+            present["hospitals"] = frozenset(hospitals)
+            reveal(journal, number, hospitals)
+
+        def opened(*arguments):
+            quantity = present["quantity"]
+            self.revealed.append((quantity.purpose, quantity.model, present["hospitals"]))
+            return decoded(*arguments)
+
+        monkeypatch.setattr(sums, "collecting", watched)
+        monkeypatch.setattr(OwnerJournal, "reveal", revealing)
+        monkeypatch.setattr(aggregation, "_decoded", opened)
+
+    def start(self, folder, absent=()):
+        driver = LocalDriver({})
+        driver.states, driver._makers = dict(self._states), self._driver._makers
+        driver.missing = dict.fromkeys(absent, "its machine is not there")
+        driver.revive = lambda name, timeout_s=0.0: False
+        return Federation(driver, self.config, self.names, folder)
+
+    def train(self, folder, absent=()):
+        """Trains to the end from what is in `folder`, as `rounds.train_rounds` does."""
+        federation = self.start(folder, absent)
+        done = Progress()
+        if (federation.owner_folder / checkpoints.LATEST).exists():
+            done = checkpoints.latest(federation.owner_folder)
+        federation.set_up(done.round)
+        for number in range(done.round + 1, ROUNDS + 1):
+            reports, _ = federation.train_round(number)
+            federation.save(number)
+            best = reports[OWNER]["best_round"]
+            checkpoints.commit(federation.owner_folder, Progress(number, best))
+        return federation
+
+    def crash_points(self, monkeypatch, tmp_path):
+        """(what is on disk, the sums revealed by then) for each point of an unbroken run."""
+        folder, points = tmp_path / "whole", []
+        folder.mkdir()
+
+        def snapshot():
+            if points:
+                points[-1] = (points[-1][0], list(self.revealed))
+            points.append((tmp_path / f"crash_{len(points)}", None))
+            shutil.copytree(folder, points[-1][0])
+
+        append, replacing, folders = (
+            storage.append_lines, storage.replacing, storage.replacing_folder
+        )  # fmt: skip
+
+        def appended(path, texts):
+            append(path, texts)
+            snapshot()
+
+        def after(context):
+            @contextlib.contextmanager
+            def replaced(path, *options):
+                with context(path, *options) as partial:
+                    yield partial
+                snapshot()
+
+            return replaced
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "append_lines", appended)
+            patch.setattr(storage, "replacing", after(replacing))
+            patch.setattr(storage, "replacing_folder", after(folders))
+            snapshot()
+            whole = self.train(folder)
+        points[-1] = (points[-1][0], list(self.revealed))
+        return whole, points
+
+
+def check(revealed, least):
+    """No two revealed sums from one model differ by fewer than `least` hospitals."""
+    for (*left, a), (*right, b) in itertools.combinations(revealed, 2):
+        if left == right:
+            assert a == b or len(a ^ b) >= least, (left, sorted(a ^ b))
+
+
+@pytest.mark.parametrize(
+    ("federated", "every"),
+    [
+        ({"hospitals": 3}, 2),
+        pytest.param({"hospitals": 3}, 1, marks=pytest.mark.slow),
+        pytest.param(
+            {"hospitals": 4, "secure": {"min_participants": 3}}, 1, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"hospitals": 4, "secure": {"scheme": "secagg", "min_participants": 3}},
+            1,
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+@pytest.mark.fault(
+    "the command is killed at any point of a secure run, and a hospital is gone afterwards",
+    "--resume goes on; no sum is revealed over a second set of hospitals",
+)
+def test_no_crash_reveals_a_second_sum(monkeypatch, tmp_path, federated, every):
+    runs = Runs(monkeypatch, **federated)
+    whole, points = runs.crash_points(monkeypatch, tmp_path)
+    least = runs.config.secure_aggregation.fewest_participants
+    purposes = [purpose for purpose, *_ in runs.revealed]
+    assert purposes == ["statistics"] + ["update", "validation"] * ROUNDS
+    assert len(points) > 40
+    refused = 0
+    for i, (folder, before) in list(enumerate(points))[::every]:
+        for absent in ((), *((name,) for name in runs.names)):
+            copy = tmp_path / f"resumed_{i}"
+            shutil.copytree(folder, copy)
+            runs.revealed[:] = before
+            try:
+                resumed = runs.train(copy, absent)
+            except UserError as error:
+                assert absent and "may have been revealed" in str(error)
+                refused += 1
+            else:
+                if not absent:
+                    assert_same(model(resumed), model(whole))
+                    for name in runs.names:
+                        assert at(resumed, name).watch == at(whole, name).watch
+            check(runs.revealed, least)
+            shutil.rmtree(copy)
+    # Only between the note that a sum is about to be revealed and its total on disk.
+    assert refused <= (1 + 2 * ROUNDS) * len(runs.names)
+
+
+@pytest.mark.parametrize(
+    ("federated", "every"),
+    [
+        ({"hospitals": 3}, 7),
+        pytest.param({"hospitals": 3}, 1, marks=pytest.mark.slow),
+        pytest.param(
+            {"hospitals": 4, "secure": {"min_participants": 3}}, 3, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_no_loss_on_the_way_reveals_a_second_sum(monkeypatch, tmp_path, federated, every):
+    """A hospital is gone for good at every event of a round; the others go on, in one process."""
+    runs = Runs(monkeypatch, **federated)
+    least = runs.config.secure_aggregation.fewest_participants
+    for name in runs.names:
+        for event in range(0, 1000, every):
+            runs.revealed.clear()
+            federation = runs.start(tmp_path / f"{name}_{event}")
+            federation.set_up()
+            federation.driver = Losing(federation.driver, name, event)
+            try:
+                federation.train_round(1)
+                break  # a round has no more events
+            except PartyLost as error:
+                federation.driver = federation.driver.inner
+                federation.recover(error, 0)
+            federation.train_round(1)
+            federation.train_round(2)
+            check(runs.revealed, least)
+
+
+class Losing:
+    """A driver that loses a party before an event of the run, counted over all parties."""
+
+    def __init__(self, inner, party, event):
+        self.inner, self._party, self._event = inner, party, event
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def run(self, programs, *arguments, **options):
+        def counted(program):
+            def steps(state):
+                whole, reply = program(state), None
+                while True:
+                    try:
+                        event = whole.send(reply)
+                    except StopIteration as stop:
+                        return stop.value
+                    self._event -= 1
+                    if self._event < 0:
+                        raise PartyLost(f"{self._party} was lost", (self._party,))
+                    reply = yield event
+
+            return steps
+
+        watched = {name: counted(program) for name, program in programs.items()}
+        return self.inner.run(watched, *arguments, **options)
+
+
+def test_what_was_revealed_and_not_kept_is_summed_over_the_same_hospitals_alone(
+    monkeypatch, tmp_path
+):
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.start(tmp_path)
+    federation.set_up()
+
+    def crash(journal, number, total):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OwnerJournal, "store", crash)
+        federation.train_round(1)
+    assert len(runs.revealed) == 2
+    with pytest.raises(UserError, match=r"update of round 1 over hospital_0.* once all of these"):
+        runs.train(tmp_path, absent=("hospital_2",))
+    assert len(runs.revealed) == 2
+    runs.train(tmp_path)
+    check(runs.revealed, 3)
+
+
+def test_hospitals_refuse_a_model_owner_that_forgot(monkeypatch, tmp_path):
+    """Its folder was set back: it would sum again, over fewer, and hospitals say no."""
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.start(tmp_path)
+    federation.set_up()
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "before")
+    federation.train_round(1)
+    before = list(runs.revealed)
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.move(tmp_path / "before", tmp_path / "checkpoints")
+    again = runs.start(tmp_path, absent=("hospital_3",))
+    again.set_up()
+    with pytest.raises(ProtocolError, match="refuses: it contributed to the update of round 1"):
+        again.train_round(1)
+    assert runs.revealed == before
+
+
+def test_hospitals_refuse_rounds_out_of_order(monkeypatch, tmp_path):
+    """Whatever the operator calls; and another set of hospitals than the model owner's."""
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.train(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "sums")
+    owner = at(federation, OWNER)
+    owner.journal._begun.clear()  # an owner that would go along
+    with pytest.raises(ProtocolError, match=r"refuses to train round 1 again.*round 2"):
+        federation.train_round(1)
+
+
+def test_a_set_that_hides_nobody_is_refused_by_the_hospital(monkeypatch, tmp_path):
+    """The operator names two of four; the configuration of the hospitals wants three."""
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.start(tmp_path)
+    federation.set_up()
+    federation._attend(runs.names[:2], (OWNER,))
+    programs = dict.fromkeys(runs.names[:2], lambda state: hospital.train_round(state, 1))
+    programs[OWNER] = lambda state: model_owner.train_round(state, 1)
+    before = list(runs.revealed)
+    with pytest.raises(ProtocolError, match="refuses a sum over 2 hospitals: at least 3"):
+        federation.driver.run(programs)
+    assert runs.revealed == before
