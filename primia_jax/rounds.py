@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from primia_jax.errors import PartyLost, TrainingError, UserError
-from primia_jax.federated import checkpoints, privacy_statement
+from primia_jax.federated import checkpoints, privacy_statement, safety
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation
@@ -52,6 +52,8 @@ def train_rounds(
     with clock("set-up"):
         reports, trace = _set_up(federation, console, progress.round)
     clock.add_bytes("set-up", trace)
+    if safety.is_secure(federation.config):
+        console.message(safety.counts_statement(federation.config))
     for text in privacy_statement.opening(federation.config, reports):
         console.message(text)
     with directory.tensorboard(progress.round + 1) as writer:

@@ -136,7 +136,8 @@ def test_the_others_go_on_without_it(ray_cluster, driver, monkeypatch, tmp_path)
 
     monkeypatch.setattr(ray_driver.RayDriver, "revive", gone)
     kill = after_round(2, lambda: ray.kill(driver[0].actors["hospital_1"]))
-    found = primia_jax.train(config_with(), tmp_path, on_round=kill)
+    config = config_with(secure_aggregation__min_participants=2)
+    found = primia_jax.train(config, tmp_path, on_round=kill)
     assert found.metrics["rounds"] == 4
     absent = [line["round"] for line in lines_of_all(tmp_path) if "hospital_1" in line["absent"]]
     assert absent in ([3, 4], [4])
@@ -211,7 +212,8 @@ from tests.chaos.test_faults import config_with
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 2, "resources": {"hospital_0": 1, "hospital_1": 1}})
 config = config_with(
-    federated__rounds=60, runtime__hospital_resource="{site}", runtime__revive_timeout_s=1.0)
+    federated__rounds=60, secure_aggregation__min_participants=2,
+    runtime__hospital_resource="{site}", runtime__revive_timeout_s=1.0)
 
 def on_round(line):
     if line["round"] == 1:

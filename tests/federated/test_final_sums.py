@@ -18,13 +18,21 @@ from tiny import assert_same, at, config_with, model
 from primia_jax.core import storage
 from primia_jax.data import make_plan
 from primia_jax.errors import PartyLost, ProtocolError, UserError
-from primia_jax.federated import aggregation, checkpoints, hospital, model_owner, sums
+from primia_jax.federated import (
+    aggregation,
+    checkpoints,
+    hospital,
+    model_owner,
+    safety,
+    secagg,
+    sums,
+)
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.local_training import Score
 from primia_jax.federated.sum_journal import OwnerJournal
-from primia_jax.runtime import LocalDriver
+from primia_jax.runtime import LocalDriver, Vanish
 
 ROUNDS = 2
 
@@ -60,7 +68,9 @@ class Runs:
         self.names = tuple(site.site for site in plan.sites)
         driver = LocalDriver(party_makers(self.config, plan))
         self._driver, self._states = driver, dict(driver.states)
-        self.revealed, self.at_writes = [], None
+        self.revealed = []  # (purpose, starting model, hospitals)
+        self.totals = []  # (purpose, hospitals whose numbers of images are in the total)
+        self._weighted = set()
         monkeypatch.setattr(hospital, "_train_locally", quick_step)
         monkeypatch.setattr(hospital, "_score", quick_score)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
@@ -69,7 +79,13 @@ class Runs:
     def _watch(self, monkeypatch):
         """Has the sums noted at the one place where a total is decoded."""
         collecting, reveal, decoded = sums.collecting, OwnerJournal.reveal, aggregation._decoded
-        present = {}
+        present, contribution = {}, hospital._contribution
+
+        def contributing(state, result, weight):
+            (self._weighted.add if weight else self._weighted.discard)(state.name)
+            return contribution(state, result, weight)
+
+        monkeypatch.setattr(hospital, "_contribution", contributing)
 
         def watched(journal, config, participants, quantity, **options):
             collect = collecting(journal, config, participants, quantity, **options)
@@ -86,7 +102,10 @@ class Runs:
 
         def opened(*arguments):
             quantity = present["quantity"]
-            self.revealed.append((quantity.purpose, quantity.model, present["hospitals"]))
+            hospitals = present["hospitals"]
+            self.revealed.append((quantity.purpose, quantity.model, hospitals))
+            weighted = self._weighted if quantity.purpose == "update" else hospitals
+            self.totals.append((quantity.purpose, frozenset(weighted) & hospitals))
             return decoded(*arguments)
 
         monkeypatch.setattr(sums, "collecting", watched)
@@ -100,14 +119,14 @@ class Runs:
         driver.revive = lambda name, timeout_s=0.0: False
         return Federation(driver, self.config, self.names, folder)
 
-    def train(self, folder, absent=()):
+    def train(self, folder, absent=(), last=None):
         """Trains to the end from what is in `folder`, as `rounds.train_rounds` does."""
         federation = self.start(folder, absent)
         done = Progress()
         if (federation.owner_folder / checkpoints.LATEST).exists():
             done = checkpoints.latest(federation.owner_folder)
         federation.set_up(done.round)
-        for number in range(done.round + 1, ROUNDS + 1):
+        for number in range(done.round + 1, (last or self.config.federated.rounds) + 1):
             reports, _ = federation.train_round(number)
             federation.save(number)
             best = reports[OWNER]["best_round"]
@@ -150,6 +169,18 @@ class Runs:
             whole = self.train(folder)
         points[-1] = (points[-1][0], list(self.revealed))
         return whole, points
+
+
+def determined(sets, names):
+    """The hospitals whose number follows from the totals over `sets`."""
+    rows = np.array([[name in members for name in names] for members in sets], float)
+    rank = np.linalg.matrix_rank(rows)
+    units = np.eye(len(names))
+    return {
+        name
+        for name, unit in zip(names, units)
+        if np.linalg.matrix_rank(np.vstack([rows, unit])) == rank
+    }
 
 
 def check(revealed, least):
@@ -328,3 +359,72 @@ def test_a_set_that_hides_nobody_is_refused_by_the_hospital(monkeypatch, tmp_pat
     with pytest.raises(ProtocolError, match="refuses a sum over 2 hospitals: at least 3"):
         federation.driver.run(programs)
     assert runs.revealed == before
+
+
+STOPPING = {"early_stopping": {"enabled": True}, "rounds": 3}
+
+
+@pytest.mark.parametrize(
+    ("federated", "events", "public"),
+    [
+        ({"hospitals": 3, "secure": {"min_participants": 3}}, (), False),
+        ({"hospitals": 3, "secure": {"min_participants": 3}}, ("crash",), False),
+        ({"hospitals": 4, "secure": {"min_participants": 3}}, ("late",), True),
+        ({"hospitals": 4, "secure": {"min_participants": 3}}, ("crash", "late"), True),
+        ({"hospitals": 4, "secure": {"min_participants": 4}}, ("crash",), False),
+        ({"hospitals": 4, "secure": {"min_participants": 3}, **STOPPING}, ("stop",), True),
+        ({"hospitals": 4, "secure": {"min_participants": 4}, **STOPPING}, (), True),
+        ({"hospitals": 8, "participation": 0.5, "rounds": 20}, (), True),
+        ({"hospitals": 6, "secure": {"min_participants": 3}, "rounds": 4}, ("drop",), True),
+        ({"hospitals": 6, "secure": {"min_participants": 6}, "rounds": 2}, (), False),
+    ],
+)
+def test_what_is_called_secret_does_not_follow_from_the_totals(
+    monkeypatch, tmp_path, federated, events, public
+):
+    """Of all totals of a run: their sets of hospitals, as a matrix, and what its rows span."""
+    runs = Runs(monkeypatch, **federated)
+    assert safety.counts_are_public(runs.config) is public
+    assert ("public" in safety.counts_statement(runs.config)) is public
+    step = quick_step
+
+    def stopping(state, number):
+        state, result = step(state, number)
+        stopped = state.index == 0 and number > 1
+        return hospital.dataclasses.replace(state, watch=state.watch._replace(stopped=stopped)), (
+            result
+        )
+
+    if "stop" in events:
+        monkeypatch.setattr(hospital, "_train_locally", stopping)
+    absent = runs.names[-1:] if "late" in events else ()
+    if "crash" in events:
+        federation = runs.start(tmp_path, absent)
+        federation.set_up()
+        federation.train_round(1)
+    if "drop" in events:
+        federation = runs.start(tmp_path)
+        federation.set_up()
+        driver = federation.driver
+        for number in range(1, runs.config.federated.rounds + 1):
+            name = runs.names[number]
+            federation.driver = driver.with_faults(Vanish(name, stage=secagg.MASK))
+            federation.train_round(number)
+            federation.save(number)
+    elif absent:  # there from the second round on
+        federation = runs.train(tmp_path, absent, last=1)
+        runs.train(tmp_path)
+    else:
+        runs.train(tmp_path)
+    least = safety.min_participants(runs.config)
+    check(runs.revealed, least)
+    for quantity in {entry[:2] for entry in runs.revealed}:
+        sets = [hospitals for *of, hospitals in runs.revealed if tuple(of) == quantity]
+        assert not determined(sets, runs.names)
+        assert all(len(members) >= least for members in sets)
+    sizes = [members for purpose, members in runs.totals if purpose in ("statistics", "update")]
+    judged = [members for purpose, members in runs.totals if purpose == "validation"]
+    leaked = determined(sizes, runs.names) | determined(judged, runs.names)
+    assert not leaked or public
+    if (events and public) or "participation" in federated:
+        assert leaked  # the statement is not made in vain
