@@ -13,6 +13,7 @@ from primia_jax import experiment, models
 from primia_jax.config import ExperimentConfig, to_config_dict
 from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.evaluation.record import read_rounds
+from primia_jax.federated import statistics
 
 
 def small(seed=0, **data):
@@ -35,8 +36,9 @@ def run(tmp_path_factory):
     return primia_jax.train(small(), tmp_path_factory.mktemp("run"), judge=False).workdir
 
 
-def test_the_same_hospitals_find_what_the_training_found(run, tmp_path):
-    """Bit for bit: the best round's own validation."""
+def test_the_same_hospitals_find_what_the_training_found(run, tmp_path, monkeypatch):
+    """Bit for bit: the best round's own validation; the statistics are not pooled again."""
+    monkeypatch.delattr(statistics, "contribution")
     found = primia_jax.evaluate_federated(small(), tmp_path, run)
     *sites, summary = read_rounds(run / "rounds.jsonl")
     assert found["all"] == summary["validation"]

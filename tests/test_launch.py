@@ -23,7 +23,13 @@ def launch(*arguments, **options):
         (["--config.federated.mode=locla"], 2, ["config.federated.mode", "'locla'", "local"]),
         (["--config.training.batch_size=many"], 2, ["batch_size", "many"]),
         (["--config.training.batch_size=0"], 2, ["config.training.batch_size = 0", "[1, 4096]"]),
-        (["--config.federated.hospitals=1"], 2, ["hospitals = 1", "at least 2"]),
+        (["--config.federated.hospitals=1"], 2, ["hospitals = 1", "at least 3"]),
+        (
+            ["--config.federated.hospitals=2"],
+            2,
+            ["each learns the other's", "min_participants = 2"],
+        ),
+        (["--config.secure_aggregation.min_participants=4"], 2, ["there are only 3 hospitals"]),
         (["--config.runtime.hospital_actors=9"], 2, ["hospital_actors = 9", "only 3 hospitals"]),
         (
             ["--config.runtime.hospital_actors=2", "--config.runtime.hospital_resource={site}"],

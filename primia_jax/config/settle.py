@@ -85,20 +85,23 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
 
 def _check_participants(n_hospitals: int, min_participants: int) -> None:
     """Refuses secure sums over so few hospitals that single updates can be learnt."""
-    if n_hospitals < 2 or min_participants == 1:
+    if n_hospitals < 2:
         raise ConfigError(
-            f"config.federated.hospitals = {n_hospitals}, min_participants = {min_participants}: "
-            "a secure sum over one hospital hides nothing; set config.federated.hospitals and "
-            "config.secure_aggregation.min_participants to at least 2, or config.federated.mode = "
-            "local"
+            f"config.federated.hospitals = {n_hospitals}: a secure sum over one hospital hides "
+            "nothing; take at least 3, or config.federated.mode = local"
         )
-    if n_hospitals < (min_participants or 3):
-        if n_hospitals == 2 and not min_participants:
-            raise ConfigError(
-                "config.federated.hospitals = 2: of a secure sum over two hospitals each learns "
-                "the other's update up to a scalar; take at least 3, or accept that by "
-                "config.secure_aggregation.min_participants = 2"
-            )
+    if min_participants == 1:
+        raise ConfigError(
+            "config.secure_aggregation.min_participants = 1: a secure sum over one hospital hides "
+            "nothing; take at least 2"
+        )
+    if n_hospitals == 2 and not min_participants:
+        raise ConfigError(
+            "config.federated.hospitals = 2: of a secure sum over two hospitals each learns the "
+            "other's update up to a scalar; take at least 3, or accept that by "
+            "config.secure_aggregation.min_participants = 2"
+        )
+    if n_hospitals < min_participants:
         raise ConfigError(
             f"config.secure_aggregation.min_participants = {min_participants}: there are only "
             f"{n_hospitals} hospitals (config.federated.hospitals)"

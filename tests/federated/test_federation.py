@@ -32,6 +32,32 @@ def test_a_resumed_run_ends_with_the_same_model(tmp_path, optimizer_state, batch
         assert_same(at(second, name).variables, at(whole, name).variables)
 
 
+@pytest.mark.parametrize(
+    "federated",
+    [
+        {"batch_norm": "fedbn"},
+        {"optimizer_state": "average"},
+        {"early_stopping": {"enabled": True, "check_every": 1}},
+    ],
+)
+def test_a_round_completed_from_its_revealed_sum_is_the_same(tmp_path, federated):
+    """Bit for bit, the hospitals' own state too: lost after the sum, before anything was saved."""
+    changes = {"federated": {"mode": "federated_secure", "rounds": 3, **federated}}
+    whole = start(tmp_path / "a", **changes)
+    expected = train(whole)
+    first = start(tmp_path / "b", **changes)
+    train(first, rounds=1, save=True)
+    first.train_round(2)
+    second = start(tmp_path / "b", **changes)
+    reports = train(second, first=1, save=True)
+    assert [report[OWNER] for report in reports] == [report[OWNER] for report in expected[1:]]
+    assert_same(model(second), model(whole))
+    for name in whole.hospitals:
+        assert_same(at(second, name).variables, at(whole, name).variables)
+        assert_same(at(second, name).opt_state, at(whole, name).opt_state)
+        assert at(second, name).watch == at(whole, name).watch
+
+
 def test_secure_equals_plain_to_the_stated_bound(tmp_path):
     """After one round: N · 2^-(f+1) / Σ n_i, and one rounding to float32."""
     plain = start(tmp_path, federated={"rounds": 1})

@@ -1,0 +1,140 @@
+"""Records of secure sums on disk: what they refuse, and what damage does to them."""
+
+import numpy as np
+import pytest
+
+from primia_jax.errors import CheckpointError, ProtocolError
+from primia_jax.federated.aggregation import Total
+from primia_jax.federated.sum_journal import (
+    FILE,
+    UPDATE,
+    VALIDATION,
+    Announcement,
+    HospitalJournal,
+    OwnerJournal,
+    Quantity,
+)
+
+NAMES = ("a", "b", "c", "d")
+ROUND_1, ROUND_2 = Quantity(UPDATE, 1, "m1"), Quantity(UPDATE, 2, "m2")
+
+
+def total(weight=7):
+    return Total((np.arange(3.0), np.zeros(0)), weight, np.asarray([1, 2]), (), NAMES, NAMES[:3])
+
+
+def test_a_revealed_total_is_kept_and_never_summed_again(tmp_path):
+    journal = OwnerJournal(tmp_path)
+    announced, complete = journal.begin(ROUND_1, NAMES)
+    assert not complete and announced.void == () and journal.total(ROUND_1) is None
+    journal.reveal(announced.number, NAMES)
+    journal.store(announced.number, total())
+    again = OwnerJournal(tmp_path)
+    kept = again.total(ROUND_1)
+    assert kept is not None and kept[1] == 7 and kept[3:] == total()[3:]
+    for left, right in zip((*kept.values, kept.counts), (*total().values, total().counts)):
+        np.testing.assert_array_equal(left, right)
+    with pytest.raises(CheckpointError, match="update of round 1 was revealed"):
+        again.begin(ROUND_1, NAMES[:3])
+
+
+def test_totals_of_complete_rounds_go_and_those_rounds_are_not_trained_again(tmp_path):
+    journal = OwnerJournal(tmp_path)
+    for quantity in (ROUND_1, ROUND_2):
+        announced, _ = journal.begin(quantity, NAMES)
+        journal.reveal(announced.number, NAMES)
+        journal.store(announced.number, total())
+    assert journal.total(ROUND_1) is None and journal.total(ROUND_2) is not None
+    with pytest.raises(CheckpointError, match=r"round 1 cannot be trained again.*sums of round 2"):
+        journal.begin(ROUND_1, NAMES)
+
+
+def test_a_sum_that_was_given_up_is_void_for_good(tmp_path):
+    journal = OwnerJournal(tmp_path)
+    first, _ = journal.begin(ROUND_1, NAMES)
+    second, complete = OwnerJournal(tmp_path).begin(ROUND_1, NAMES[:3])
+    assert second.void == (first.number,) and not complete
+    with pytest.raises(ProtocolError, match="given up is not revealed"):
+        OwnerJournal(tmp_path).reveal(first.number, NAMES)
+
+
+def test_one_model_is_summed_over_one_set_in_all_rounds(tmp_path):
+    """As where a round changed nothing."""
+    journal = OwnerJournal(tmp_path)
+    first, _ = journal.begin(Quantity(VALIDATION, 1, "m"), NAMES)
+    journal.reveal(first.number, NAMES)
+    journal.store(first.number, total())
+    second, _ = journal.begin(Quantity(VALIDATION, 2, "m"), NAMES)
+    with pytest.raises(ProtocolError, match="over a, b, c, d was, and the difference"):
+        journal.reveal(second.number, NAMES[:3])
+    site = HospitalJournal(tmp_path / "a", "a", NAMES)
+    site.contribute(Quantity(VALIDATION, 1, "m"), NAMES, first)
+    with pytest.raises(ProtocolError, match="a refuses: it contributed to the validation of round"):
+        other = second._replace(hospitals=Announcement.of(_for(NAMES[:3])).hospitals)
+        site.contribute(Quantity(VALIDATION, 2, "m"), NAMES[:3], other)
+
+
+def _for(names, number=b"\1" * 16, void=()):
+    from primia_jax.federated.sum_journal import digest_of_names
+
+    return Announcement(
+        number.hex(), tuple(v.hex() for v in void), digest_of_names(names)
+    ).message()
+
+
+def announced(names, number=b"\1", void=()):
+    return Announcement.of(_for(names, number * 16, [v * 16 for v in void]))
+
+
+@pytest.mark.parametrize(
+    ("quantity", "names", "announcement", "message"),
+    [
+        (ROUND_1, NAMES[:3], announced(NAMES[:3], b"\2"), "contributed to the update of round 1"),
+        (ROUND_1, NAMES, announced(NAMES[:3], b"\2"), "sums over other hospitals"),
+        (ROUND_1, NAMES, announced(NAMES), "same sum twice"),
+        (ROUND_1._replace(model="x"), NAMES, announced(NAMES, b"\2"), "another model"),
+        (ROUND_1, NAMES[:3], announced(NAMES[:3], b"\2", [b"\3"]), "contributed to the update"),
+        (Quantity(UPDATE, 0, "m0"), NAMES, announced(NAMES, b"\2"), "train round 0 again"),
+    ],
+)
+def test_what_a_hospital_refuses_after_a_crash(tmp_path, quantity, names, announcement, message):
+    HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(ProtocolError, match=message):
+        journal.contribute(quantity, names, announcement)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_what_a_hospital_repeats(tmp_path):
+    """The same sum, which must then be over all; another set, once the earlier sum is void."""
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    assert not journal.contribute(ROUND_1, NAMES, announced(NAMES))
+    assert journal.contribute(ROUND_1, NAMES, announced(NAMES, b"\2"))
+    void = [b"\1", b"\2"]
+    assert not journal.contribute(ROUND_1, NAMES[:3], announced(NAMES[:3], b"\4", void))
+    journal.note_final(ROUND_1)
+    again = HospitalJournal(tmp_path, "a", NAMES)
+    with pytest.raises(ProtocolError, match="void whose result it sent"):
+        again.contribute(ROUND_1, NAMES, announced(NAMES, b"\5", [b"\4"]))
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])  # cut short by a crash: nothing had been contributed
+    HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
+    assert path.read_bytes() == whole
+    with pytest.raises(CheckpointError, match="a run with other hospitals"):
+        HospitalJournal(tmp_path, "a", NAMES[:3])
+    path.write_bytes(b'{"kind": "x"}\n' + whole)
+    with pytest.raises(CheckpointError, match=r"damaged in line 1 .*restore the file"):
+        HospitalJournal(tmp_path, "a", NAMES)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("message", [None, {}, {"number": 1, "void": 2, "hospitals": 3}])
+def test_what_is_no_announcement(message):
+    with pytest.raises(ProtocolError, match="announced no sum"):
+        Announcement.of(message)
