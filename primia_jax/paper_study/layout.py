@@ -62,10 +62,10 @@ def plain(table: Table, width: int = 80) -> str:
     lines = textwrap.wrap(table.caption, width)
     for block in blocks:
         lines.append("")
-        for row in [heads, *texts]:
-            cells = [_cut(row[0], first).ljust(first)]
-            cells += [_cut(row[i], widths[i - 1]).rjust(widths[i - 1]) for i in block]
-            lines.append("  ".join(cells).rstrip())
+        for line in [heads, *texts]:
+            shown = [_cut(line[0], first).ljust(first)]
+            shown += [_cut(line[i], widths[i - 1]).rjust(widths[i - 1]) for i in block]
+            lines.append("  ".join(shown).rstrip())
     if table.note:
         lines += ["", *textwrap.wrap(table.note, width)]
     return "\n".join(lines) + "\n"
