@@ -54,11 +54,11 @@ class DataConfig:
         "what to do with DICOM images that are no frontal chest radiographs",
         choices=("refuse", "warn", "off"),
     )
-    dicom_modalities: tuple[str, ...] = setting(("CR", "DX"), "that the guard allows")
+    dicom_modalities: tuple[str, ...] = setting(("CR", "DX"), "that the guard allows (empty: any)")
     dicom_body_parts: tuple[str, ...] = setting(
-        ("CHEST", "THORAX", "LUNG"), "that the guard allows: words of the body part examined"
+        ("CHEST", "THORAX", "LUNG"), "words of the body part that the guard allows (empty: any)"
     )
-    dicom_views: tuple[str, ...] = setting(("PA", "AP"), "view positions that the guard allows")
+    dicom_views: tuple[str, ...] = setting(("PA", "AP"), "that the guard allows (empty: any)")
     validation_fraction: float = setting(0.15, "of each hospital's patients", low=0.01, high=0.5)
     test_fraction: float = setting(
         0.2, "of the patients, where no test set is given", low=0, high=0.5

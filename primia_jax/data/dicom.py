@@ -95,18 +95,20 @@ def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
 def _mapped(stored: Stored, to_grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """[h, w] uint16: `to_grey` of every value; that of padding is arbitrary.
 
-    Integers of up to 16 bits are looked up in a table of all their values, others are computed
-    block by block: the memory is bounded by that of the values.
+    Integers of up to 16 bits are looked up in a table of all their values, others are computed, in
+    either case block by block: the memory is bounded by that of the values.
     """
-    values = stored.values
+    values, table, low = stored.values, None, 0
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         low, high = int(values.min()), int(values.max())
         table = to_grey(np.arange(low, high + 1).astype(values.dtype))
-        return table[values.astype(np.int32) - low]
     result = np.empty(values.shape, np.uint16)
     rows = max(1, _BLOCK // values.shape[1])
     for start in range(0, len(values), rows):
         block = values[start : start + rows]
+        if table is not None:
+            result[start : start + rows] = table[block.astype(np.int32) - low]
+            continue
         if stored.padding is not None:
             block = np.where(stored.padding[start : start + rows], block.dtype.type(0), block)
         result[start : start + rows] = to_grey(block)

@@ -52,11 +52,11 @@ def _modality_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
     allowed = [modality.upper() for modality in data.dicom_modalities]
     sop_class = _text(dataset, "SOPClassUID")
     modality = _text(dataset, "Modality").upper() or _MODALITY_OF_CLASS.get(sop_class, "")
-    if not modality:
+    if allowed and not modality:
         return "no modality in the header"
-    if modality not in allowed:
+    if allowed and modality not in allowed:
         return f"modality {modality}, not {' or '.join(allowed)}"
-    radiographs_only = set(allowed) <= {"CR", "DX"}
+    radiographs_only = bool(allowed) and set(allowed) <= {"CR", "DX"}
     if radiographs_only and sop_class and sop_class not in _SOP_CLASSES:
         return f"modality {modality}, but stored as {pydicom.uid.UID(sop_class).name}"
     return ""
@@ -66,14 +66,16 @@ def _body_part_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
     body_part = _body_part(dataset)
     words = re.findall(r"[^\W_]+", body_part.upper())
     allowed = [word.upper() for word in data.dicom_body_parts]
-    if not body_part or any(word in allowed for word in words):
+    if not body_part or not allowed or any(word in allowed for word in words):
         return ""
     return f"body part {body_part}, not {' or '.join(allowed)}"
 
 
 def _view_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
     view, allowed = _view(dataset), [view.upper() for view in data.dicom_views]
-    return f"view {view}, not {' or '.join(allowed)}" if view and view not in allowed else ""
+    if not view or not allowed or view in allowed:
+        return ""
+    return f"view {view}, not {' or '.join(allowed)}"
 
 
 def _colour_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:

@@ -232,7 +232,9 @@ def _by_gdcm(dataset: pydicom.Dataset, syntax: uid.UID, frame: bytes) -> np.ndar
     if header.signed or (signed and bits >= stored):
         values = _with_sign(values, bits)
     low, high = stored_range(stored, signed)
-    return np.clip(values.astype(np.int32), low, high).astype(np.int16 if signed else np.uint16)
+    held = np.iinfo(values.dtype)
+    clipped = np.clip(values, max(low, held.min), min(high, held.max))
+    return clipped.astype(np.int16 if signed else np.uint16)
 
 
 def _padding(

@@ -143,7 +143,7 @@ def _set_raw_mode(stored: Image.Image, raw_mode: str) -> None:
     def changed(arguments: Any) -> Any:
         return (raw_mode, *arguments[1:]) if isinstance(arguments, tuple) else raw_mode
 
-    picture.tile = [(*tile[:3], changed(tile[3])) for tile in picture.tile]
+    picture.tile = [tile._replace(args=changed(tile.args)) for tile in picture.tile]
 
 
 def _grey_with_alpha_16(stored: Image.Image) -> np.ndarray:

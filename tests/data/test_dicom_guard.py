@@ -111,6 +111,8 @@ def test_the_configuration_widens_the_guard():
     assert dicom_guard.check(dataset, wider) == ()
     with pytest.raises(ImageError, match="modality DX, not CT"):
         dicom_guard.check(header(), wider)
+    anything = dataclasses.replace(REFUSE, dicom_modalities=(), dicom_body_parts=(), dicom_views=())
+    assert dicom_guard.check(dataset, anything) == ()
 
 
 def test_guard_at_diagnosis(tmp_path):

@@ -350,3 +350,22 @@ def test_missing_folder(tmp_path, folder_config):
     save(tmp_path / "a.png", grey(1))
     with pytest.raises(DataError, match="is a file"):
         opened(folder_config, tmp_path / "a.png")
+
+
+def test_images_outside_the_folders_of_classes_are_listed(kermany, tmp_path, folder_config):
+    """Loose files at any level above the classes, in any layout; none vanishes."""
+    save(tmp_path / "plain" / "a" / "1.png", grey(1))
+    save(tmp_path / "plain" / "b" / "2.webp", grey(2), lossless=True)
+    save(tmp_path / "plain" / "loose.png", grey(3))
+    root = kermany(nested="chest_xray")
+    save(root / "chest_xray" / "train" / "loose.png", grey(4))
+    save(root / "loose.gif", grey(5))
+    for folder, names in (
+        (tmp_path / "plain", ["loose.png"]),
+        (root, ["chest_xray/train/loose.png", "loose.gif"]),
+    ):
+        with pytest.raises(DataError, match=f"(?s){len(names)} of .*{names[0]}: in no folder of a"):
+            opened(folder_config, folder)
+        catalogue = opened(folder_config, folder, on_error="skip")
+        assert [name for name, _ in catalogue.skipped] == names
+        assert not set(names) & set(catalogue.names)
