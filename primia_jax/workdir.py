@@ -23,7 +23,8 @@ from primia_jax.core.storage import (
 from primia_jax.data import DataPlan, patient_digests
 from primia_jax.errors import CheckpointError, ConfigError, DataError, StorageError
 from primia_jax.evaluation.record import ROUNDS, read_rounds
-from primia_jax.federated import checkpoints
+from primia_jax.federated import checkpoints, credentials
+from primia_jax.federated.aggregation import PROVIDER
 from primia_jax.federated.checkpoints import Progress
 
 CONFIG = "config.json"
@@ -32,9 +33,9 @@ _OWN = (
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
     "data.json", "encrypted.json", "trace.json", "trace.png", "status.json", "mlflow.json",
     "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
+    credentials.IDENTITIES, PROVIDER,
 )  # fmt: skip
-# Sections that a resumed run may change.
-_FREE = ("name", "latency_study", "audit", "tuning", "study", "evaluation", "runtime")
+_FREE = credentials.FREE_SECTIONS  # that a resumed run may change
 
 
 def recorded_config(folder: pathlib.Path) -> ExperimentConfig:

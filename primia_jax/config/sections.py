@@ -219,6 +219,16 @@ class FederatedConfig:
     record_updates: bool = setting(
         False, "keep what an audit needs: costs disk, and shows a hospital's images to its own disk"
     )
+    identities: str = setting(
+        "",
+        "folder of a party's long-lived signature key, on its own machine; `{site}` in it is the "
+        "party's name (empty: its folder of the run)",
+    )
+    pins: str = setting(
+        "",
+        "JSON file {NAME: FINGERPRINT} of the parties' keys, read by each party; `{site}` in it is "
+        "the reader's name (empty: a key is trusted when first met, and from then on)",
+    )
     record_rounds: tuple[int, ...] = setting((), "rounds that are recorded (empty: all)", low=1)
     early_stopping: EarlyStoppingConfig = section(EarlyStoppingConfig)
 

@@ -160,13 +160,7 @@ class Credentials:
         """
         self.identity, self.plan = identity, plan
         self._pins, self._folder = pins, folder
-        self._known: dict[str, str] = {}
-        path = folder / PINS_FILE if folder else None
-        if path and path.exists():
-            stored = storage.read_json(path)
-            if not isinstance(stored, dict):
-                raise CheckpointError(f"{path} holds no fingerprints; restore it")
-            self._known = {str(name): str(text) for name, text in stored.items()}
+        self._known = self._stored()
 
     def check(self, name: str, public_key: bytes) -> None:
         """Accepts `public_key` as that of the party `name`.
@@ -188,13 +182,31 @@ class Credentials:
                 )
 
     def remember(self, public_keys: Mapping[str, bytes]) -> None:
-        """Records peers that proved who they are; another key under these names is refused."""
+        """Records peers that proved who they are; another key under these names is refused.
+
+        Raises:
+          ProtocolError: if another key was recorded meanwhile.
+          StorageError: if the record cannot be written.
+        """
+        self._known |= self._stored()
+        for name, key in public_keys.items():
+            self.check(name, key)
         new = {name: fingerprint(key) for name, key in public_keys.items()}
         if new.items() <= self._known.items():
             return
         self._known |= new
         if self._folder is not None:
             storage.write_json(storage.private_folder(self._folder) / PINS_FILE, self._known)
+
+    def _stored(self) -> dict[str, str]:
+        """Fingerprints of the peers recorded in the folder."""
+        path = self._folder / PINS_FILE if self._folder else None
+        if path is None or not path.exists():
+            return {}
+        stored = storage.read_json(path)
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"{path} holds no fingerprints; restore it")
+        return {str(name): str(text) for name, text in stored.items()}
 
 
 def ephemeral(name: str, plan: bytes = bytes(KEY_BYTES)) -> Credentials:

@@ -1,6 +1,6 @@
-"""The crypto provider: in training it introduces the hospitals' keys to one another.
+"""The crypto provider: in training it carries the hospitals' public keys and signatures.
 
-It sees public keys only.
+It sees nothing else, and hospitals refuse keys that it changes (`sealing`).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from primia_jax.runtime import Steps
 
 @dataclasses.dataclass(frozen=True)
 class CryptoProvider:
-    """What the provider holds: nothing but the names of those it serves."""
+    """State of the provider: the names of those it serves."""
 
     hospitals: tuple[str, ...]
 

@@ -21,6 +21,7 @@ from primia_jax.errors import ClusterError, DataError, PartyLost, TrainingError,
 from primia_jax.federated import (
     aggregation,
     checkpoints,
+    credentials,
     crypto_provider,
     hospital,
     model_owner,
@@ -150,6 +151,8 @@ class Federation:
             self._run(self._at_sites(self.present, hospital.open_ledger, after_round))
         if secure:
             self._open_journals(after_round)
+            shown, _ = self._run(self._at_sites(self.present, hospital.open_identity, after_round))
+            credentials.record(self.workdir, shown)
         known, _ = self._run({OWNER: Locally(model_owner.knows_statistics)})
         pool = not known[OWNER]
         programs: dict[str, Any] = dict.fromkeys(

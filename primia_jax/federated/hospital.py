@@ -17,10 +17,12 @@ import optax
 
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig
+from primia_jax.core.identity import Credentials
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, TrainingError
 from primia_jax.federated import (
     checkpoints,
+    credentials,
     local_training,
     perturbation,
     privacy,
@@ -62,6 +64,7 @@ class Hospital:
     train: Dataset
     validation: Dataset
     learner: Learner
+    credentials: Credentials | None = None  # where sums are secure
     keys: sealing.KeyRing | None = None
     journal: HospitalJournal | None = None  # of secure sums
     statistics: Statistics | None = None
@@ -134,6 +137,12 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
     return dataclasses.replace(state, journal=journal), None
 
 
+def open_identity(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, str]:
+    """Opens this hospital's long-lived key; gives its fingerprint. `number` does not matter."""
+    own = credentials.opened(state.config, folder, state.name)
+    return dataclasses.replace(state, credentials=own), own.identity.fingerprint
+
+
 def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
     """Finds the noise that `config.privacy` asks for, and the ledger as of round `number`."""
     config = state.config
@@ -156,7 +165,8 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
     """
     if state.config.federated.mode == "federated_secure":
         peers = [name for name in state.hospitals if name != state.name]
-        keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER)
+        assert state.credentials is not None, "the hospital's identity was not opened"
+        keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER, state.credentials)
         state = dataclasses.replace(state, keys=keys)
     quantity = state.quantity(STATISTICS, None)
     if not pool:
