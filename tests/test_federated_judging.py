@@ -45,7 +45,7 @@ def test_the_same_hospitals_find_what_the_training_found(run, tmp_path, monkeypa
     for line in sites:
         assert found["sites"][line["site"]]["accuracy"] == line["validation_accuracy"]
     assert json.loads((tmp_path / "federated_evaluation.json").read_text()) == found
-    records = {"checkpoints", "sites"}  # of the secure sum
+    records = {"checkpoints", "sites", "identities.json"}  # of the secure sum
     assert {path.name for path in tmp_path.iterdir()} == {"federated_evaluation.json", *records}
 
 
