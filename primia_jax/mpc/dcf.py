@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import prg, ring
+from primia_jax.mpc import observation, prg, ring
 
 _WORD_BITS, _ROUNDS, _MAX_BITS = (32, 64), (8, 12, 20), 64
 _NODE, _END = 4, 5  # roles of PRG calls, others than those of `mpc.dpf`
@@ -122,6 +122,7 @@ def keygen(
       ProtocolError: if shapes or the type of β do not match.
     """
     words = prg.domain_words(domain)
+    observation.dealt((root0, root1), words)
     with ring.x64():
         alpha, root0, root1 = prg.tree_inputs(alpha, params.m, root0, root1)
         beta, kind = jnp.asarray(beta), ring.word_type(params.word_bits)

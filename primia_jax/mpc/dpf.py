@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ConfigError
-from primia_jax.mpc import prg, ring
+from primia_jax.mpc import observation, prg, ring
 
 _LEAF_BITS, _ARITIES, _ROUNDS = (7, 8, 9), (2, 4), (8, 12, 20)
 _MAX_BITS, _MAX_TABLE_BITS = 63, 9
@@ -188,6 +188,7 @@ def keygen(
       ProtocolError: if shapes do not match.
     """
     words = prg.domain_words(domain)
+    observation.dealt((root0, root1), words)
     with ring.x64():
         inputs = prg.tree_inputs(alpha, params.m, root0, root1)
 

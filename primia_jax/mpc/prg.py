@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from jax import lax
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import ring
+from primia_jax.mpc import observation, ring
 
 SEED_BYTES = 32
 _BLOCK_BYTES = 64
@@ -71,6 +71,8 @@ def expand(seed: Any, n_elements: int, nonce: int = 0, words: Any = np.uint64) -
         for _ in _encrypt(np.asarray(seed), nonce, stream.view(np.uint8)):
             pass
         return stream
+    if not isinstance(seed, jax.core.Tracer):
+        observation.consumed(seed, nonce)
     with ring.x64():
         return _expand_jax(jnp.asarray(seed), n_elements, nonce, words)
 
@@ -114,6 +116,7 @@ def _encrypt(
 def encryptor(seed: np.ndarray, nonce: int = 0) -> Any:
     """The cipher under `seed` from block counter 0: what it makes of zeros is the key stream."""
     _check_seed(seed)
+    observation.consumed(seed, nonce)
     counter_and_nonce = bytes(4) + nonce.to_bytes(12, "little")
     return Cipher(algorithms.ChaCha20(seed.tobytes(), counter_and_nonce), mode=None).encryptor()
 

@@ -172,7 +172,7 @@ class Contract:
 
         run(dict.fromkeys(PARTIES, protocol.set_up))
         run(self.inference(pictures(1), streamed=True))
-        assert len(transcript.audit()) == len(transcript.entries) > 10
+        assert len(transcript.check_messages()) == len(transcript.entries) > 10
         readable = [e for e in transcript.entries if MASKS[e.mask] is False]
         assert sum(entry.n_bytes for entry in readable) < 500  # numbers and shapes
         to_provider = [e for e in transcript.entries if CRYPTO_PROVIDER in e.readers]

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.mpc import dcf, ring
+from primia_jax.mpc import dcf, observation, ring
 from primia_jax.mpc.protocols.parties import ASSISTANT, Party, SharedStream
 from primia_jax.mpc.protocols.two_servers import EXCHANGE, WORD_BYTES, State, StepCost, TwoServers
 from primia_jax.mpc.shared_circuit import SharedCircuit, Step
@@ -178,6 +178,7 @@ class Ariann(TwoServers):
         own = [x - mask for x, mask in zip(operands, key.masks)]
         yield Send(me.peer, tuple(own), "operands | masked by A, shared")
         theirs = yield Receive(me.peer)
+        observation.opened("masked operands", lambda: [a + b for a, b in zip(own, theirs)])
         weights = dict(zip(circuit.products, state.weights))
         return [
             circuit.multiply(node)(mine + other, weights[node][1], addend)
@@ -192,11 +193,14 @@ class Ariann(TwoServers):
         masked = x.astype(key.alpha.dtype) + key.alpha
         yield Send(me.peer, masked, "operand | masked by α, shared")
         opened = masked + jnp.asarray((yield Receive(me.peer)))
+        observation.opened("masked operand of a comparison", lambda: opened)
         domain = (level, key.number)
         negative = dcf.evaluate(me.index, key.root, key.compare, opened, _params(circuit), domain)
         own = _differences(me.index, negative, x, key.triple)
         yield Send(me.peer, own, "factors | masked by the triple, shared")
-        return _product(me.index, own, jnp.asarray((yield Receive(me.peer))), key.triple)
+        theirs = jnp.asarray((yield Receive(me.peer)))
+        observation.opened("masked factors", lambda: own + theirs)
+        return _product(me.index, own, theirs, key.triple)
 
 
 def _params(circuit: SharedCircuit) -> dcf.Params:

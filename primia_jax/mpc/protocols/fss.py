@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, devices, gates, prg, ring
+from primia_jax.mpc import bilinear, devices, gates, observation, prg, ring
 from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
@@ -269,7 +269,7 @@ def _mask_part(
     segment = circuit.segments[level]
     by_product = dict(zip(circuit.products, matrices))
     values, keep = circuit.mask_values(level, with_public)(
-        [masks.source_mask(circuit, seed, number, source) for source in segment.sources],
+        [masks.source_mask(circuit, seed, number, s, f"map {level}") for s in segment.sources],
         [by_product[product] for product in segment.products],
         [kept[product] for product in segment.known],
     )
@@ -321,7 +321,7 @@ def _deal(state: Provider, number: int) -> Steps:
             tree, key = gates.deal(
                 circuit.specs[gate],
                 r,
-                masks.source_mask(circuit, seed0, number, gate.out).reshape(-1),
+                masks.source_mask(circuit, seed0, number, gate.out, "the gate").reshape(-1),
                 masks.party_streams(circuit, seed0, 0, gate, number),
                 masks.party_streams(circuit, seed1, 1, gate, number),
                 masks.domain(circuit, gate, number),
@@ -441,7 +441,7 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
         number = state.store.next()
         key = state.store.take(number)
     seed = state.seed if streamed else epochs.seed_in(state.root, key.epoch)
-    rho = masks.source_mask(circuit, seed, number, circuit.plan.image)
+    rho = masks.source_mask(circuit, seed, number, circuit.plan.image, "the image")
     masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
     opening = {"number": np.uint64(number), "image": masked}
     yield Send(MODEL_OWNER, opening, "image | masked by ρ")
@@ -481,6 +481,7 @@ def _gates_data_owner(
     if bits:
         yield Send(MODEL_OWNER, tuple(bits.values()), "sign | masked by u, shared")
         theirs = dict(zip(bits, (yield Receive(MODEL_OWNER))))
+        observation.opened("masked signs", lambda: [bits[i] ^ theirs[i] for i in bits])
     shares = tuple(
         gates.packed_out_share(spec, 0, ys[i], own[i].select, bits.get(i), theirs.get(i))
         for i, spec in enumerate(specs)
@@ -544,6 +545,7 @@ def _gates_model_owner(
 ) -> Steps:
     """The model owner's part of one round; puts the new ŷ into `sources`."""
     specs = [circuit.specs[gate] for gate in segment.gates]
+    observation.opened("masked operand", lambda: packed)
     yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
     ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
     bits = {}
@@ -556,6 +558,7 @@ def _gates_model_owner(
     if bits:
         yield Send(DATA_OWNER, tuple(bits.values()), "sign | masked by u, shared")
         theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
+        observation.opened("masked signs", lambda: [bits[i] ^ theirs[i] for i in bits])
     own_shares = [
         gates.out_share(spec, 1, ys[i], jnp.asarray(keys[i]["select"]), bits.get(i), theirs.get(i))
         for i, spec in enumerate(specs)
@@ -564,6 +567,8 @@ def _gates_model_owner(
     for gate, own, share in zip(segment.gates, own_shares, shares):
         joined = devices.gather(_joined(circuit.n_bits, own, share))
         sources[gate.out] = joined.reshape(gate.out.shape)
+    results = [sources[gate.out] for gate in segment.gates]
+    observation.opened("masked results of gates", lambda: results)
 
 
 @ring.x64_steps

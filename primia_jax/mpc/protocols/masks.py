@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import devices, prg, ring
+from primia_jax.mpc import devices, observation, prg, ring
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.plan import Source
@@ -32,15 +32,27 @@ def stream(
     width = np.dtype(kind).itemsize
     words = prg.expand(seed, -(-n_words * width // 8), nonce)
     if isinstance(words, np.ndarray):
-        return words.view(kind)[:n_words]
-    return jax.lax.bitcast_convert_type(words, kind).reshape(-1)[:n_words]
+        words = words.view(kind)[:n_words]
+    else:
+        words = jax.lax.bitcast_convert_type(words, kind).reshape(-1)[:n_words]
+    observation.drawn(words)
+    return words
 
 
-def source_mask(circuit: Circuit, seed: Any, number: int, source: Source) -> Any:
-    """ρ of the image or of what a gate puts out, words of its shape."""
+def source_mask(circuit: Circuit, seed: Any, number: int, source: Source, use: str) -> Any:
+    """ρ of the image or of what a gate puts out, words of its shape.
+
+    Args:
+      circuit: the network.
+      seed: the data owner's.
+      number: of the key.
+      source: the image or what a gate puts out.
+      use: what it is drawn for: once for each linear map, and once to hide the source.
+    """
     n_words = int(np.prod(source.shape, dtype=np.int64))
     index = circuit.source_index[source]
-    words = stream(seed, RHO, index, number, n_words, ring.word_type(circuit.n_bits))
+    with observation.using((RHO, index, number), use):
+        words = stream(seed, RHO, index, number, n_words, ring.word_type(circuit.n_bits))
     return jnp.asarray(words.reshape(source.shape))
 
 

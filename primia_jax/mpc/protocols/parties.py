@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import prg
+from primia_jax.mpc import observation, prg
 
 SERVERS = (0, 1)
 ASSISTANT = 2
@@ -44,7 +44,9 @@ class SharedStream:
         """Uniform words [n] of an unsigned type, which the caller may overwrite."""
         n_bytes = n * np.dtype(kind).itemsize
         words = np.asarray(prg.expand(self._seed, -(-n_bytes // 8), self._nonce()))
-        return np.require(words, requirements="W").view(kind)[:n]
+        words = np.require(words, requirements="W").view(kind)[:n]
+        observation.drawn(words)
+        return words
 
     def residues(self, shape: tuple[int, ...], modulus: int) -> np.ndarray:
         """uint8 `shape`: exactly uniform below `modulus`, which is at most 256.

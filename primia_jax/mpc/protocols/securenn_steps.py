@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import ring
+from primia_jax.mpc import observation, ring
 from primia_jax.mpc.protocols.odd_ring import (
     checked,
     low,
@@ -114,11 +114,12 @@ def multiply(
         raise ProtocolError(f"shares of shapes {x_shape}, {y_shape} have {x.shape}, {y.shape}")
     a, b, *c = drawn(me.shared_with(2), *(shapes if me.index == 0 else shapes[:2]))
     e, f = low(x - a, n_bits), low(y - b, n_bits)
-    yield Send(me.peer, (e, f), "factors | masked by the dealer")
+    yield Send(me.peer, (e, f), "factors | masked by the triple, shared")
     zero = _zero(me, z_shape, n_bits)
     c_share = c[0] if me.index == 0 else (yield Receive(me.assistant))
     their_e, their_f = yield Receive(me.peer)
     e, f = low(e + their_e, n_bits), low(f + their_f, n_bits)
+    observation.opened("masked factors", lambda: (e, f))
     left = x if me.index == 0 else low(x - e, n_bits)  # server 1 takes e·f off
     return low(applied(left, f) + applied(e, y) + c_share + zero, n_bits)
 

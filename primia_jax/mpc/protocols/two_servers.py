@@ -295,7 +295,7 @@ class TwoServers(Protocol):
         me = state.party(number)
         share = _share(me.shared_with(0), state.circuit.plan.image.shape, None)
         outputs = yield from self._serve(state, me, share, key)
-        yield Send(DATA_OWNER, tuple(outputs), "outputs | share for its reader")
+        yield Send(DATA_OWNER, tuple(outputs), "outputs | opened by its reader")
         return state, None
 
     @ring.x64_steps
