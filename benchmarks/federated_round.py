@@ -197,7 +197,7 @@ def start(config: ExperimentConfig, workdir: pathlib.Path) -> Federation:
     placements = {
         site.site: ray_driver.Placement(threads=config.runtime.threads) for site in plan.sites
     }
-    driver = ray_driver.RayDriver(party_makers(config, plan), placements=placements)
+    driver = ray_driver.RayDriver(party_makers(config, plan), placements=placements, sealed=True)
     federation = Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
     federation.set_up()
     return federation

@@ -289,7 +289,14 @@ def training_driver(
     own_machines = "{site}" in run.hospital_resource
     later = sites if some_later and own_machines and config.privacy.mode == "none" else ()
     with open_driver(
-        config, makers, placements, ray_address, together=together, later=later, tell=tell
+        config,
+        makers,
+        placements,
+        ray_address,
+        sealed=True,
+        together=together,
+        later=later,
+        tell=tell,
     ) as driver:
         yield driver
 

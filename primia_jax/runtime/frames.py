@@ -5,6 +5,9 @@ direction of each link has a key of its own, which HKDF derives from an X25519 a
 session's transcript and both names. The nonce counts the frames of a direction over the whole
 session, so it never repeats under its key; the message's place in its run is authenticated with it.
 
+A message for several parties is sealed once, under a fresh key; each receiver is sent that key and
+the digest of the sealed bytes, so that another receiver, who has the key too, cannot change them.
+
 What this protects against: whoever sees or changes frames on their way, and other parties of the
 run. The agreement is signed by every party's long-lived key (`core.identity`), so whoever carries
 it, the driver for instance, cannot put its own keys in. It could only where a party meets a peer
@@ -19,6 +22,8 @@ NamedTuple is rebuilt by a class of its name that the receiver has imported alre
               multiple of 64 bytes on
 """
 
+import hashlib
+import hmac
 import json
 import struct
 import sys
@@ -41,6 +46,7 @@ _MALFORMED = (
     *(RecursionError, StopIteration, struct.error),
 )
 _TAG_BYTES = 16
+_KEY_BYTES = 32
 _PURPOSE = "sealed frames"
 _LONGEST = 2**31 - 1  # bytes that the cipher takes at once
 
@@ -123,6 +129,46 @@ class Seals:
             ) from None
         self._opened[sender] = number
         return payload
+
+
+def seal_for_several(payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Seals uint8 [n] under a fresh key.
+
+    Returns:
+      opener: uint8 [64], to be sealed for each receiver.
+      content: uint8 [n + 16], which anyone may carry.
+
+    Raises:
+      ProtocolError: for more than 2 GiB.
+    """
+    if payload.size > _LONGEST - _TAG_BYTES:
+        raise ProtocolError(
+            f"a message of {payload.size} bytes; send it in parts of less than 2 GiB"
+        )
+    key, content = ChaCha20Poly1305.generate_key(), _aligned(payload.size + _TAG_BYTES)
+    ChaCha20Poly1305(key).encrypt_into(_NONCE.pack(0, 0), payload.data, b"", content.data)
+    opener = key + hashlib.sha256(content.data).digest()
+    return np.frombuffer(opener, np.uint8), content
+
+
+def open_for_several(opener: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The payload of `seal_for_several`, uint8 [n].
+
+    Raises:
+      ProtocolError: if `content` is not what the sender of `opener` sealed.
+    """
+    key, digest = opener[:_KEY_BYTES].tobytes(), opener[_KEY_BYTES:].tobytes()
+    try:
+        content = np.ascontiguousarray(content, np.uint8)
+        payload = _aligned(max(0, content.size - _TAG_BYTES))
+        if not hmac.compare_digest(hashlib.sha256(content.data).digest(), digest):
+            raise ValueError("other bytes were sealed")
+        ChaCha20Poly1305(key).decrypt_into(_NONCE.pack(0, 0), content.data, b"", payload.data)
+    except (InvalidTag, ValueError, TypeError):
+        raise ProtocolError(
+            "a message for several parties is not authentic, or not the one due here"
+        ) from None
+    return payload
 
 
 def pack(message: Any) -> np.ndarray:

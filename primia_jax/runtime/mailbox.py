@@ -32,6 +32,7 @@ class Delivery(NamedTuple):
     number: int  # of the sealed frame
     body: Any  # the frame, or the message itself
     arrived_s: float  # by this machine's monotonic clock
+    content: Any = None  # of a sealed message for several, which the frame opens
 
 
 class Aborted(ProtocolError):

@@ -4,18 +4,20 @@ An actor keeps its parties' states between runs. Messages go from actor to actor
 out programs, watches that every party lives, and ends the others when one fails.
 """
 
-import collections
 import contextlib
 import copy
 import dataclasses
+import hashlib
+import hmac
 import itertools
+import json
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from primia_jax.core.identity import Credentials
 from primia_jax.environment import thread_variables
@@ -23,7 +25,8 @@ from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
 from primia_jax.runtime.ray_cluster import cluster
-from primia_jax.runtime.ray_party import PartyRun, RemoteHost
+from primia_jax.runtime.ray_party import Mail, PartyRun, RemoteHost
+from primia_jax.runtime.ray_placement import Placement, check_resources, here, nowhere
 from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import Trace
 
@@ -32,18 +35,8 @@ __all__ = ["Placement", "RayDriver", "check_resources", "cluster"]
 _ANSWER_S = 10.0  # in which an actor must tell what it waits for
 _NOW_S = 0.01
 _AGAIN_S = 1.0
+_KEY_BYTES = 32
 _NOT_STARTED = "its machine is there, its process starts still or waits for CPUs or GPUs"
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """What an actor asks of the cluster, and how many threads its computing may use."""
-
-    num_cpus: float = 0.0
-    num_gpus: float = 0.0
-    resources: tuple[tuple[str, float], ...] = ()  # custom ones, by name
-    threads: int = 1
-    with_driver: bool = False  # on the node of the program that starts the run, to share its disk
 
 
 class RayDriver:
@@ -91,6 +84,8 @@ class RayDriver:
           ClusterError: if the cluster is too small for the placements, or an actor does not start.
         """
         self._makers, self._timeout_s, self._sealed = dict(parties), timeout_s, sealed
+        self._key = secrets.token_bytes(_KEY_BYTES)  # by which the actors know this driver
+        self._session: frozenset[str] = frozenset()  # parties that have agreed on keys
         self._credentials, self._check_report = dict(credentials or {}), check_report
         self._group: dict[str, tuple[str, ...]] = {name: (name,) for name in parties}
         for group in together:
@@ -109,29 +104,74 @@ class RayDriver:
         for group in there:
             self.actors |= dict.fromkeys(group, self._actor(group))
         try:
-            signatures = self._signatures(there) if sealed else None
             self._gather(
                 {
-                    group[0]: self.actors[group[0]].start.remote(
-                        {name: parties[name] for name in group}, self.actors, signatures
-                    )
+                    group[0]: self._start(group, self.actors[group[0]], self.actors, group)
                     for group in there
                 },
                 optional=later,
                 lost=self.missing,
             )
             self.actors = {n: actor for n, actor in self.actors.items() if n not in self.missing}
+            if sealed:
+                self._agree(self.actors)
         except BaseException:
             self.close()
             raise
 
-    def _signatures(self, groups: Sequence[tuple[str, ...]]) -> dict[str, bytes]:
-        """Carries the parties' public keys to all of them, and gathers what they sign of these."""
-        first = {group[0]: self.actors[group[0]] for group in groups}
-        shown = self._gather({name: actor.hellos.remote() for name, actor in first.items()})
-        hellos = {name: hello for part in shown.values() for name, hello in part.items()}
-        signed = self._gather({name: actor.sign.remote(hellos) for name, actor in first.items()})
-        return {name: signature for part in signed.values() for name, signature in part.items()}
+    def _call(self, actor: Any, method: str, *arguments: Any) -> Any:
+        """Calls a method of an actor that only this driver may call; returns its future."""
+        return getattr(actor, method).remote(self._key, *arguments)
+
+    def _start(
+        self,
+        group: tuple[str, ...],
+        actor: Any,
+        actors: Mapping[str, Any],
+        made: Collection[str],
+    ) -> Any:
+        """Tells the parties of `actor` where their peers are, and has the states of `made` made."""
+        makers = {name: self._makers[name] for name in made}
+        stamps = {(sender, to): self._stamp(sender, to) for sender in self._group for to in group}
+        return self._call(actor, "start", makers, self._mail(group, actors), stamps)
+
+    def _mail(self, group: tuple[str, ...], actors: Mapping[str, Any]) -> dict[str, Mail]:
+        """Where the parties of `group` send messages for those in `actors`."""
+        return {
+            to: Mail(actor, {sender: self._stamp(sender, to) for sender in group})
+            for to, actor in actors.items()
+        }
+
+    def _stamp(self, sender: str, receiver: str) -> bytes:
+        """What mail from one party to another is known by; the two hosts have it, nobody else."""
+        ends = json.dumps([sender, receiver]).encode()
+        return hmac.digest(self._key, b"primia_jax mail v1 " + ends, "sha256")
+
+    def _agree(self, needed: Collection[str]) -> None:
+        """Has all living parties agree on fresh keys; carries what they show and sign.
+
+        Raises:
+          PartyLost: if one of the parties in `needed` is dead.
+          ProtocolError: if a party refuses another.
+        """
+        lost: dict[str, str] = {}
+        groups = [group for group in self._groups if group[0] in self.actors]
+        spare = {group[0] for group in groups if not set(group) & set(needed)}
+
+        def everybody(method: str, *arguments: Any) -> dict[str, Any]:
+            tasks = {
+                group[0]: self._call(self.actors[group[0]], method, *arguments)
+                for group in groups
+                if group[0] not in lost
+            }
+            answers = self._gather(tasks, optional=spare, lost=lost)
+            return {name: part for each in answers.values() if each for name, part in each.items()}
+
+        hellos = everybody("hellos")
+        while (signatures := everybody("sign", hellos)).keys() != hellos.keys():
+            hellos = everybody("hellos")  # somebody died meanwhile
+        everybody("agree", signatures)
+        self._session = frozenset(hellos) - lost.keys()
 
     def _without_node(
         self, later: Collection[str], patience_s: float, tell: Callable[[str], None]
@@ -143,7 +183,7 @@ class RayDriver:
         while True:
             missing: dict[str, str] = {}
             for group in waited_for:
-                if reason := _nowhere(self._placements[group]):
+                if reason := nowhere(self._placements[group]):
                     missing |= dict.fromkeys(group, reason)
             if len(missing) == len(later):  # a mistake rather: it is refused
                 return {}
@@ -161,12 +201,13 @@ class RayDriver:
             num_gpus=place.num_gpus,
             resources=dict(place.resources),
             max_concurrency=len(group),
-            scheduling_strategy=_here() if place.with_driver else "SPREAD",
+            scheduling_strategy=here() if place.with_driver else "SPREAD",
             runtime_env={"env_vars": thread_variables(place.threads)},
         ).remote(
             group,
             self._timeout_s,
             self._sealed,
+            hashlib.sha256(self._key).digest(),
             {name: make for name, make in self._credentials.items() if name in group},
             self._check_report,
         )
@@ -192,9 +233,11 @@ class RayDriver:
         """
         run, names = next(self._runs), tuple(programs)
         lost: dict[str, str] = {}
+        if self._sealed and not set(names) <= self._session:
+            self._agree(names)
         results = self._gather(
             {
-                name: self.actors[name].run.remote(name, run, program, names, self._link)
+                name: self._call(self.actors[name], "run", name, run, program, names, self._link)
                 for name, program in programs.items()
             },
             run,
@@ -202,7 +245,7 @@ class RayDriver:
             optional,
             lost,
         )
-        commits = {name: self.actors[name].commit.remote(name, run) for name in results}
+        commits = {name: self._call(self.actors[name], "commit", name, run) for name in results}
         committed = self._gather(commits, None, deadline_s, optional, lost)
         results = {name: result for name, result in results.items() if name in committed}
         trace = dataclasses.replace(_joined(results), lost=lost)
@@ -221,8 +264,6 @@ class RayDriver:
         Raises:
           UserError: what making its state raised; the next call begins anew.
         """
-        if self._sealed:
-            raise ClusterError(f"{name} was lost, and its keys with it: begin anew")
         group, end_s = self._group[name], time.monotonic() + timeout_s
         alone = len(group) == 1
         while not (made := None if alone else self._made_anew(name, end_s)):
@@ -241,7 +282,7 @@ class RayDriver:
         if self._group[name] in self._returning or name not in self.actors:
             return None
         if name not in self._making:
-            self._making[name] = self.actors[name].make.remote(name, self._makers[name])
+            self._making[name] = self._call(self.actors[name], "make", name, self._makers[name])
         done, _ = ray.wait([self._making[name]], timeout=max(end_s - time.monotonic(), _NOW_S))
         if not done:
             return False
@@ -265,13 +306,13 @@ class RayDriver:
                     ray.kill(self.actors[group[0]])
             actor = self._actor(group)
             peers = {**self.actors, **dict.fromkeys(group, actor)}
-            makers = {name: self._makers[name] for name in group if len(group) == 1}
-            self._returning[group] = actor, actor.start.remote(makers, peers, None)
+            made = group if len(group) == 1 else ()
+            self._returning[group] = actor, self._start(group, actor, peers, made)
         actor, started = self._returning[group]
         done, _ = ray.wait([started], timeout=max(end_s - time.monotonic(), _NOW_S))
         if not done:
             if group[0] in self.missing:
-                why = _nowhere(self._placements[group]) or _NOT_STARTED
+                why = nowhere(self._placements[group]) or _NOT_STARTED
                 self.missing |= dict.fromkeys(group, why)
             return False
         del self._returning[group]
@@ -285,11 +326,13 @@ class RayDriver:
         self.missing = {name: why for name, why in self.missing.items() if name not in group}
         others = {peer: other for peer, other in self.actors.items() if peer not in group}
         self.actors |= dict.fromkeys(group, actor)
-        told = [actor.replace_peers.remote(others)]
+        self._session -= set(group)  # its keys are lost: the next run agrees on new ones
+        told = [self._call(actor, "replace_peers", self._mail(group, others))]
         for other in self._groups:
             if other != group and other[0] in self.actors:
                 new = dict.fromkeys(group, actor)
-                told.append(self.actors[other[0]].replace_peers.remote(new))
+                mail = self._mail(other, new)
+                told.append(self._call(self.actors[other[0]], "replace_peers", mail))
         # The next run must find the new actor everywhere; a peer that is lost too is told later.
         ray.wait(told, num_returns=len(told), timeout=_ANSWER_S)
         return True
@@ -306,7 +349,7 @@ class RayDriver:
         """Largest resident memory of each party's actor so far, in bytes."""
         there = [group for group in self._groups if group[0] in self.actors]
         by_group = self._gather(
-            {group[0]: self.actors[group[0]].peak_bytes.remote() for group in there}
+            {group[0]: self._call(self.actors[group[0]], "peak_bytes") for group in there}
         )
         return {name: by_group[group[0]] for group in there for name in group}
 
@@ -378,11 +421,11 @@ class RayDriver:
     def _tell(self, parties: Collection[str], run: int | None, what: str, *words: str) -> None:
         """Calls `abort` or `lose` of the parties' actors, if a run goes on."""
         for name in parties if run is not None else ():
-            getattr(self.actors[name], what).remote(name, run, *words)
+            self._call(self.actors[name], what, name, run, *words)
 
     def _computing(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the parties that wait for nobody, or do not answer."""
-        asked = {self.actors[name].waits_for.remote(name): name for name in names}
+        asked = {self._call(self.actors[name], "waits_for", name): name for name in names}
         done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
         late = [asked[task] for task in silent]
         for task in done:
@@ -412,47 +455,6 @@ def _joined(results: Mapping[str, PartyRun]) -> Trace:
     messages.sort(key=lambda message: message.sent_s)
     parties = {name: result.trace for name, result in results.items()}
     return Trace(parties, tuple(messages), tuple(spans))
-
-
-def _here() -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def _nowhere(place: Placement) -> str:
-    """Which custom resource of `place` no node has; empty if there is none such."""
-    offered = ray.cluster_resources()
-    for resource, amount in place.resources:
-        if offered.get(resource, 0.0) < amount:
-            return f"no node has the resource {resource}; {_offering(resource)}"
-    return ""
-
-
-def check_resources(
-    placements: Collection[Placement], who: str = "the parties", also: str = ""
-) -> None:
-    """That the cluster has what `placements` ask for; Ray would wait for it for ever.
-
-    Raises:
-      ClusterError: which says that `who` asks for too much; the remedy ends with `also`.
-    """
-    there = ray.cluster_resources()
-    wanted: collections.Counter[str] = collections.Counter()
-    for place in placements:
-        wanted.update({"CPU": place.num_cpus, "GPU": place.num_gpus, **dict(place.resources)})
-    remedies = {
-        "CPU": "lower config.runtime.cpus_per_hospital",
-        "GPU": "lower config.runtime.gpus_per_hospital",
-    }
-    for resource, amount in wanted.items():
-        if amount > there.get(resource, 0.0):
-            raise ClusterError(
-                f"{who} ask for {amount:g} of the resource {resource}, the cluster has "
-                f"{there.get(resource, 0.0):g}; {remedies.get(resource, _offering(resource))}{also}"
-            )
-
-
-def _offering(resource: str) -> str:
-    return f"start a node with --resources='{{\"{resource}\": 1}}'"
 
 
 def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) -> Exception:

@@ -4,6 +4,8 @@ Usually there is one party in an actor; where several share it (simulated hospit
 own state, mailbox and keys, and they compute by turns.
 """
 
+import hashlib
+import hmac
 import json
 import platform
 import time
@@ -51,6 +53,18 @@ class PartyRun(NamedTuple):
     missed: tuple[str, ...] = ()  # whom it missed
 
 
+class Mail(NamedTuple):
+    """Where a party sends messages for one peer.
+
+    Attributes:
+      actor: that hosts the peer.
+      stamps: by sender, of those in this actor: what the peer's host takes mail from it by.
+    """
+
+    actor: Any
+    stamps: Mapping[str, bytes]
+
+
 class PartyShell:
     """One party: its state, its mailbox, its seals."""
 
@@ -68,9 +82,9 @@ class PartyShell:
         self.name, self.timeout_s = name, timeout_s
         self.turns, self.place = turns or Turns(), place
         self.mailbox = Mailbox()
-        self._credentials, self._sealed = credentials, sealed
+        self._credentials, self.sealed = credentials, sealed
         self.seals: frames.Seals | None = None
-        self.peers: dict[str, Any] = {}
+        self.peers: dict[str, Mail] = {}
         self.clock = _clock_name()
         self._state: Any = None
         self._newest = 0  # run
@@ -87,24 +101,18 @@ class PartyShell:
         assert self.seals is not None, "no session was begun"
         return self.seals.sign(hellos)
 
-    def start(
-        self,
-        peers: dict[str, Any],
-        signatures: Mapping[str, bytes] | None,
-    ) -> None:
-        """Takes in whom messages go to."""
-        self.peers = peers
-        if self._sealed:
-            assert self.seals is not None, "no session was begun"
-            self.seals.agree(signatures or {})
+    def agree(self, signatures: Mapping[str, bytes]) -> None:
+        """Ends the key agreement of a session; `signatures` are everybody's."""
+        assert self.seals is not None, "no session was begun"
+        self.seals.agree(signatures)
 
     def make(self, make_state: Callable[[], Any]) -> None:
         """Makes the state."""
         self._pending, self._state = None, make_state()
 
-    def deliver(self, envelope: Envelope, number: int, body: Any) -> None:
+    def deliver(self, envelope: Envelope, number: int, body: Any, content: Any = None) -> None:
         """Takes in a message."""
-        self.mailbox.put(Delivery(envelope, number, body, time.monotonic()))
+        self.mailbox.put(Delivery(envelope, number, body, time.monotonic(), content))
 
     def run(self, run: int, program: Program, parties: tuple[str, ...], link: Link) -> PartyRun:
         """Runs `program` to its end; `commit` then makes the new state count."""
@@ -137,18 +145,27 @@ class PartyShell:
 
 
 class _Host:
-    """The actor. Every call names the party that it is for."""
+    """The actor. Every call names the party that it is for.
+
+    Two kinds of callers are told apart. The driver shows its key with every call. Peers hold this
+    actor's handle too, and may deliver mail, each under its own name, and nothing else. That
+    keeps parties to their programs; it is no wall, since Ray unpickles the arguments of any call
+    before they are looked at here (see `ray_cluster`).
+    """
 
     def __init__(
         self,
         names: Sequence[str],
         timeout_s: float,
         sealed: bool,
+        key_digest: bytes,
         credentials: Mapping[str, Callable[[], identity.Credentials]] | None = None,
         check_report: Check | None = None,
     ):
         jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
         turns, makers = Turns(), credentials or {}
+        self._key_digest = key_digest
+        self._stamps: Mapping[tuple[str, str], bytes] = {}  # (sender, receiver)
         self._parties = {
             name: PartyShell(
                 name,
@@ -162,27 +179,50 @@ class _Host:
             for place, name in enumerate(names)
         }
 
-    def hellos(self) -> dict[str, bytes]:
+    def _admit(self, key: bytes) -> None:
+        """Refuses whoever is not the driver that started this actor."""
+        digest = hashlib.sha256(key if isinstance(key, bytes) else b"").digest()
+        if not hmac.compare_digest(digest, self._key_digest):
+            raise ProtocolError(
+                f"{', '.join(self._parties)}: only the driver that started a party may call it; "
+                "others may deliver mail"
+            )
+
+    def hellos(self, key: bytes) -> dict[str, bytes]:
         """Begins a session of sealed frames."""
+        self._admit(key)
         return {name: party.hello() for name, party in self._parties.items()}
 
-    def sign(self, hellos: Mapping[str, bytes]) -> dict[str, bytes]:
+    def sign(self, key: bytes, hellos: Mapping[str, bytes]) -> dict[str, bytes]:
+        self._admit(key)
         return {name: party.sign(hellos) for name, party in self._parties.items()}
+
+    def agree(self, key: bytes, signatures: Mapping[str, bytes]) -> None:
+        self._admit(key)
+        for party in self._parties.values():
+            party.agree(signatures)
 
     def start(
         self,
+        key: bytes,
         makers: Mapping[str, Callable[[], Any]],
-        peers: dict[str, Any],
-        signatures: dict[str, bytes] | None,
+        peers: dict[str, Mail],
+        stamps: Mapping[tuple[str, str], bytes],
     ) -> None:
-        """Tells all parties of their peers, and makes the states of those in `makers`."""
-        for party in self._parties.values():
-            party.start(peers, signatures)
-        for name, make_state in makers.items():
-            self.make(name, make_state)
+        """Tells all parties of their peers, and makes the states of those in `makers`.
 
-    def make(self, name: str, make_state: Callable[[], Any]) -> None:
+        `stamps` are those by which mail for these parties is known, by (sender, receiver).
+        """
+        self._admit(key)
+        self._stamps = stamps
+        for party in self._parties.values():
+            party.peers = peers
+        for name, make_state in makers.items():
+            self.make(key, name, make_state)
+
+    def make(self, key: bytes, name: str, make_state: Callable[[], Any]) -> None:
         """Makes one party's state, at first or anew."""
+        self._admit(key)
         try:
             self._parties[name].make(make_state)
         except UserError as error:
@@ -190,40 +230,64 @@ class _Host:
             raise
 
     def run(
-        self, name: str, run: int, program: Program, parties: tuple[str, ...], link: Link
+        self,
+        key: bytes,
+        name: str,
+        run: int,
+        program: Program,
+        parties: tuple[str, ...],
+        link: Link,
     ) -> PartyRun:
+        self._admit(key)
         return self._parties[name].run(run, program, parties, link)
 
-    def commit(self, name: str, run: int) -> None:
+    def commit(self, key: bytes, name: str, run: int) -> None:
+        self._admit(key)
         self._parties[name].commit(run)
 
     @ray.method(concurrency_group="mail")
-    def deliver(self, envelope: Envelope, number: int, body: Any) -> None:
-        self._parties[envelope.receiver].deliver(envelope, number, body)
+    def deliver(
+        self, stamp: bytes, envelope: Envelope, number: int, body: Any, content: Any = None
+    ) -> None:
+        """Takes in mail that has the stamp of its sender and receiver; drops all other."""
+        expected = self._stamps.get((envelope.sender, envelope.receiver))
+        if expected is None or not hmac.compare_digest(stamp, expected):
+            raise ProtocolError(f"mail for {envelope.receiver} without {envelope.sender}'s stamp")
+        self._parties[envelope.receiver].deliver(envelope, number, body, content)
 
     @ray.method(concurrency_group="control")
-    def abort(self, name: str, run: int, reason: str) -> None:
+    def abort(self, key: bytes, name: str, run: int, reason: str) -> None:
+        self._admit(key)
         self._parties[name].mailbox.abort(run, reason)
 
     @ray.method(concurrency_group="control")
-    def lose(self, name: str, run: int, sender: str, reason: str) -> None:
+    def lose(self, key: bytes, name: str, run: int, sender: str, reason: str) -> None:
+        self._admit(key)
         self._parties[name].mailbox.lose(run, sender, reason)
 
     @ray.method(concurrency_group="control")
-    def waits_for(self, name: str) -> str:
+    def waits_for(self, key: bytes, name: str) -> str:
         """The party whose message is waited for now; empty while this one computes."""
+        self._admit(key)
         return self._parties[name].mailbox.waits_for
 
     @ray.method(concurrency_group="control")
-    def replace_peers(self, peers: dict[str, Any]) -> None:
+    def replace_peers(self, key: bytes, peers: dict[str, Mail]) -> None:
+        self._admit(key)
         for party in self._parties.values():
             party.peers = {**party.peers, **peers}
 
     @ray.method(concurrency_group="control")
-    def peak_bytes(self) -> int:
+    def peak_bytes(self, key: bytes) -> int:
+        self._admit(key)
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+
+
+def _refused(self: Any, fn: Any, *args: Any, **kwargs: Any) -> None:
+    """Stands where Ray lets whoever holds an actor's handle run any function in its process."""
+    raise ProtocolError("a party's process runs its own programs alone")
 
 
 _ACTOR_OPTIONS: dict[str, Any] = {
@@ -231,6 +295,7 @@ _ACTOR_OPTIONS: dict[str, Any] = {
     "concurrency_groups": {"mail": 4, "control": 2},
 }
 RemoteHost: Any = ray.remote(**_ACTOR_OPTIONS)(_Host)
+RemoteHost.__ray_metadata__.modified_class.__ray_call__ = _refused
 
 
 def _clock_name() -> str:
@@ -263,9 +328,12 @@ class _Transport:
 
     def send(self, event: Send, stage: str, depth: int) -> None:
         """Hands a message over to every receiver's actor; does not wait for it to arrive."""
-        to, n_bytes = receivers(event), message_bytes(event.message)
+        to, n_bytes, content = receivers(event), message_bytes(event.message), None
         if self._seals is not None:
             body: Any = frames.pack(event.message)
+            if len(to) > 1:
+                body, sealed_once = frames.seal_for_several(body)
+                content = ray.put(sealed_once)
         else:
             body = jax.tree.map(np.asarray, event.message)
             if len(to) > 1:
@@ -281,7 +349,8 @@ class _Transport:
             if self._seals is not None:
                 number, carried = self._seals.seal(name, body, _associated(envelope))
             envelope = envelope._replace(sent_s=time.monotonic())
-            self._shell.peers[name].deliver.remote(envelope, number, carried)
+            mail = self._shell.peers[name]
+            mail.actor.deliver.remote(mail.stamps[self._me], envelope, number, carried, content)
 
     def wait(
         self, sender: str, optional: bool = False, until_s: float = float("inf")
@@ -357,6 +426,8 @@ class _Transport:
             envelope.sender, delivery.number, delivery.body, _associated(envelope)
         )
         try:
+            if delivery.content is not None:
+                payload = frames.open_for_several(payload, delivery.content)
             return frames.unpack(payload)
         except ProtocolError as error:
             raise ProtocolError(f"{envelope.sender} to {self._me}: {error}") from None

@@ -34,6 +34,42 @@ def _alice(state, n):
     return state + 1, int(total)
 
 
+def _asks(state):
+    yield from _ask_carol(1)
+    return state, 2
+
+
+def _refusal(act, actor):
+    try:
+        return ray.get(act(actor))
+    except Exception as error:
+        cause = getattr(error, "cause", error)
+        return f"{type(cause).__name__}: {cause}"
+
+
+_FORGED = Envelope(1, "alice", "bob", 0, 1, "numbers", "", 28, 0.0, "")
+_ATTACKS = {
+    "run": lambda bob: bob.run.remote(b"", "bob", 10**6, Locally(_read), ("bob",), Link()),
+    "make": lambda bob: bob.make.remote(bytes(32), "bob", dict),
+    "hello": lambda bob: bob.hellos.remote(b""),
+    "peers": lambda bob: bob.replace_peers.remote(b"", {}),
+    "abort": lambda bob: bob.abort.remote(b"", "bob", 1, "no more"),
+    "any function": lambda bob: bob.__ray_call__.remote(lambda host: host._parties["bob"]._state),
+    "mail by another name": lambda bob: bob.deliver.remote(bytes(32), _FORGED, 1, np.zeros(9)),
+}
+
+
+def _attacks_bob(state):
+    """What carol's own process can do with the handles that it was given."""
+    import gc
+
+    from primia_jax.runtime.ray_party import PartyShell
+
+    shell = next(o for o in gc.get_objects() if isinstance(o, PartyShell))
+    bob = shell.peers["bob"].actor
+    return state, {name: _refusal(act, bob) for name, act in _ATTACKS.items()}
+
+
 def _announce(state):
     yield Send(("bob", "carol"), {"x": np.arange(5)})
     return state, None
@@ -340,13 +376,47 @@ class TestSealedRayDriver(DriverContract):
         return RayDriver(MAKERS, timeout_s=60, sealed=True)
 
     def test_an_injected_frame_is_refused(self, driver):
-        """A frame from outside claims to be alice's first of the next run."""
+        """One claims to be alice's first of the next run; by her stamp it gets into the mailbox."""
         run = next(driver._runs) + 1
         envelope = Envelope(run, "alice", "bob", 0, 1, "numbers", "", 28, 0.0, "")
-        ray.get(driver.actors["bob"].deliver.remote(envelope, 1000, np.zeros(100, np.uint8)))
+        stamp = driver._stamp("alice", "bob")
+        ray.get(driver.actors["bob"].deliver.remote(stamp, envelope, 1000, np.zeros(100, np.uint8)))
         with pytest.raises(ProtocolError, match=r"alice"):
             driver.run({"alice": _announce, "bob": _hear, "carol": _hear})
         self.test_messages_keep_their_order_and_states_go_on(driver)
+
+    @pytest.mark.parametrize("caller", ("operator", "peer"))
+    def test_a_handle_delivers_mail_and_nothing_else(self, driver, caller):
+        """Old code ran the programs of whoever held a handle, and gave out the state by them."""
+        attacks = dict(_ATTACKS)
+        if caller == "operator":
+            refusals = {name: _refusal(act, driver.actors["bob"]) for name, act in attacks.items()}
+        else:
+            refusals = driver.run({"carol": Locally(_attacks_bob)})[0]["carol"]
+        assert refusals.keys() == attacks.keys()
+        for name, text in refusals.items():
+            assert text.startswith("ProtocolError: "), (name, text)
+        self.test_messages_keep_their_order_and_states_go_on(driver)
+
+    def test_a_party_that_died_agrees_on_new_keys(self):
+        """Old code could not start a party again whose messages were sealed."""
+        driver = RayDriver(MAKERS, timeout_s=60, sealed=True)
+        try:
+            programs = {
+                "alice": functools.partial(_alice, n=1),
+                "bob": functools.partial(_bob, n=1),
+            }
+            driver.run({**programs, "carol": _carol})
+            ray.kill(driver.actors["bob"])
+            ray.kill(driver.actors["carol"])
+            with pytest.raises(PartyLost):
+                driver.run({**programs, "carol": _carol})
+            assert driver.revive("carol", 60.0)
+            assert driver.run({"alice": _asks, "carol": _carol})[0]["alice"] == 2  # without bob
+            assert driver.revive("bob", 60.0)
+            assert driver.run({**programs, "carol": _carol})[0]["alice"] == 0
+        finally:
+            driver.close()
 
 
 def test_a_driver_carries_the_agreement_of_parties_that_know_each_other(ray_cluster, tmp_path):
@@ -404,7 +474,7 @@ def test_who_has_no_node_yet_is_not_waited_for(ray_cluster, monkeypatch):
         assert reports == {"alice": 0, "carol": 2}
         assert not driver.revive("bob") and set(driver.peak_bytes()) == {"alice", "carol"}
         assert driver.missing == {"bob": f"no node has the resource bob; {remedy}"}
-        monkeypatch.setattr(ray_driver, "_nowhere", lambda place: "")  # as if a full node had come
+        monkeypatch.setattr(ray_driver, "nowhere", lambda place: "")  # as if a full node had come
         assert not driver.revive("bob")
         assert "waits for CPUs or GPUs" in driver.missing["bob"]
     finally:

@@ -157,6 +157,29 @@ def _open(seals, receiver, sender, frame, associated=b""):
     return seals[receiver].open(sender, *frame, associated).tobytes()
 
 
+def test_a_message_for_several_opens_with_what_each_was_sent():
+    payload = np.arange(1000, dtype=np.uint8)
+    opener, content = frames.seal_for_several(payload)
+    assert payload.tobytes() not in content.tobytes() and opener.shape == (64,)
+    np.testing.assert_array_equal(frames.open_for_several(opener, content), payload)
+    other, _ = frames.seal_for_several(payload)
+    assert other.tobytes() != opener.tobytes()
+
+
+def test_a_receiver_cannot_change_a_message_for_several():
+    """It knows the key, so it can seal other bytes under it; the digest gives that away."""
+    opener, content = frames.seal_for_several(np.zeros(100, np.uint8))
+    forged = ChaCha20Poly1305(opener[:32].tobytes()).encrypt(bytes(12), bytes(range(100)), b"")
+    for wrong in (
+        np.frombuffer(forged, np.uint8),
+        content[:-1],
+        np.zeros(5, np.uint8),
+        np.zeros(3),
+    ):
+        with pytest.raises(ProtocolError, match="a message for several parties is not authentic"):
+            frames.open_for_several(opener, wrong)
+
+
 def _links(names=("alice", "bob", "carol"), credentials=None, carry=dict):
     """Seals of parties that agreed on keys; `carry` may change what everybody is shown."""
     seals = {name: frames.Seals(name, (credentials or {}).get(name)) for name in names}

@@ -8,7 +8,7 @@ import pytest
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime import Link, Receive, Send, Stage
 from primia_jax.runtime.link import Line
-from primia_jax.runtime.ray_party import PartyShell
+from primia_jax.runtime.ray_party import Mail, PartyShell
 
 NAMES = ("alice", "bob")
 
@@ -19,15 +19,16 @@ class Wire:
     def __init__(self, sealed=True):
         self.actors = {name: PartyShell(name, 5.0, sealed) for name in NAMES}
         self.caught = []
-        peers, signatures = {name: self._handle() for name in NAMES}, None
+        for actor in self.actors.values():
+            actor.peers = {name: Mail(self._handle(), {actor.name: b""}) for name in NAMES}
         if sealed:
             hellos = {name: actor.hello() for name, actor in self.actors.items()}
             signatures = {name: actor.sign(hellos) for name, actor in self.actors.items()}
-        for actor in self.actors.values():
-            actor.start(peers, signatures)
+            for actor in self.actors.values():
+                actor.agree(signatures)
 
     def _handle(self):
-        catch = types.SimpleNamespace(remote=lambda *message: self.caught.append(message))
+        catch = types.SimpleNamespace(remote=lambda _, *message: self.caught.append(message[:3]))
         return types.SimpleNamespace(deliver=catch)
 
     def deliver(self, *messages):
