@@ -1,6 +1,8 @@
 """The smoke configuration from end to end: real Ray actors, the files they leave, and resuming."""
 
+import contextlib
 import csv
+import inspect
 import json
 import pathlib
 import signal
@@ -15,7 +17,8 @@ from PIL import Image
 
 import primia_jax
 from primia_jax import experiment
-from primia_jax.errors import CheckpointError, ConfigError, DataError
+from primia_jax.errors import CheckpointError, ClusterError, ConfigError, DataError
+from primia_jax.runtime import ray_driver
 from primia_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -286,3 +289,20 @@ def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
     first = primia_jax.train(config, tmp_path).metrics
     assert first["rounds"] < config.federated.rounds
     assert primia_jax.train(config, tmp_path, resume=True).metrics == first
+
+
+@pytest.mark.parametrize("mode", ("federated", "federated_secure"))
+def test_messages_of_a_training_are_sealed_between_actors(mode, monkeypatch, tmp_path):
+    """Old code sent models, and in mode `federated` every hospital's update, in the open."""
+    given = {}
+
+    def driver(*arguments, **options):
+        given.update(inspect.signature(RayDriver).bind(*arguments, **options).arguments)
+        raise ClusterError("no party is there")
+
+    RayDriver = ray_driver.RayDriver
+    monkeypatch.setattr(ray_driver, "cluster", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_driver, "RayDriver", driver)
+    with pytest.raises(ClusterError):
+        primia_jax.train(smoke_config(mode, "ray"), tmp_path)
+    assert given["sealed"] is True
