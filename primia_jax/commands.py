@@ -20,7 +20,7 @@ from primia_jax import (
     tuning,
 )
 from primia_jax.config import ExperimentConfig
-from primia_jax.core import names
+from primia_jax.core import names, storage
 from primia_jax.data import make_test_plan
 from primia_jax.evaluation.console import format_bytes
 from primia_jax.federated import privacy_statement
@@ -138,11 +138,11 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     plan = make_test_plan(config)
     test = plan.load_test(config.data.image_size)
     folder = result.workdir / "films"
-    folder.mkdir(exist_ok=True)
     chosen = range(0, len(test), max(1, len(test) // _DEMO_IMAGES))[:_DEMO_IMAGES]
     for i in chosen:
-        name = f"{test.class_names[test.labels[i]]}_{i}.png"
-        Image.fromarray(test.images[i, :, :, 0]).save(folder / name)
+        name = names.safe_file_name(f"{test.class_names[test.labels[i]]}_{i}.png")
+        with storage.replacing(folder / name) as partial:
+            Image.fromarray(test.images[i, :, :, 0]).save(partial, "PNG")
     print(f"\ndiagnosing {len(chosen)} test films (each file is named after its true class):")
     clear = predict(config, workdir, str(folder))
     print("\nthe same films encrypted: their model does not see them, their owner not the model")

@@ -131,7 +131,12 @@ def _train(
             with clock("starting the parties"):
                 driver = stack.enter_context(
                     training_driver(
-                        config, plan, ray_address, some_later=True, tell=console.message
+                        config,
+                        plan,
+                        ray_address,
+                        some_later=True,
+                        tell=console.message,
+                        workdir=directory.path,
                     )
                 )
             federation = Federation(driver, config, hospitals, directory.path)
@@ -264,12 +269,14 @@ def training_driver(
     ray_address: str | None,
     some_later: bool = False,
     tell: Callable[[str], None] = lambda text: None,
+    workdir: pathlib.Path | None = None,
 ) -> Iterator[Driver]:
     """The driver that the configuration asks for, with all parties of a training started.
 
     With `some_later` hospitals that have machines of their own may come later than the others; not
     where privacy is asked for, since each adds noise to the sum or keeps a ledger from round 1 on.
-    `tell` is given a line that says for whom it waits.
+    `tell` is given a line that says for whom it waits. Below `workdir` a hospital writes why its
+    images cannot be used.
     """
     run, sites = config.runtime, [site.site for site in plan.sites]
     placements: dict[str, dict[str, Any]] = {
@@ -285,7 +292,7 @@ def training_driver(
     together = [
         sites[i :: run.hospital_actors] for i in range(min(run.hospital_actors, len(sites)))
     ]
-    makers = functools.partial(party_makers, config, plan)
+    makers = functools.partial(party_makers, config, plan, workdir)
     own_machines = "{site}" in run.hospital_resource
     later = sites if some_later and own_machines and config.privacy.mode == "none" else ()
     with open_driver(

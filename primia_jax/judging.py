@@ -71,7 +71,7 @@ def evaluate_federated(
     folder = user_path(workdir)
     with (
         only_writer(folder, "an evaluation"),
-        experiment.training_driver(config, plan, ray_address) as driver,
+        experiment.training_driver(config, plan, ray_address, workdir=folder) as driver,
     ):
         every = config.evaluation.images == "all"
         if run is not None:

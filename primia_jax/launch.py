@@ -9,6 +9,7 @@ python -m primia_jax.launch --mode=status [--workdir=DIR]
 
 import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -22,6 +23,7 @@ from ml_collections import config_flags
 
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
+from primia_jax.core.names import printable, user_path
 from primia_jax.errors import ConfigError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
@@ -55,6 +57,7 @@ _RAY = flags.DEFINE_string(
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 _PIPE_CLOSED = 128 + signal.SIGPIPE
+_HOME = re.compile(r"^(--?(?:config|workdir|input|checkpoint)=)(~.*)$")
 _PIPE_WIDTH = 160
 
 
@@ -143,15 +146,20 @@ def _show_status(workdir: str) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, with every mistake in the flags as one line."""
+    """absl's parsing, with every mistake in the flags as one line, and `~` in paths expanded."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_HOME.sub(_expanded, argument) for argument in argv])
     except UserError:
         raise
     except FileNotFoundError as error:
         raise ConfigError(f"--config: no such file: {error.filename or error}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def _expanded(flag: re.Match[str]) -> str:
+    """A flag whose value begins with `~`, which a shell expands only where a word begins."""
+    return flag[1] + str(user_path(flag[2]))
 
 
 def _one_line(error: Exception) -> str:
@@ -180,7 +188,8 @@ def run() -> None:
         finally:
             sys.stdout.flush()  # a closed pipe shows here at the latest
     except UserError as error:
-        print(f"primia_jax: {error}", file=sys.stderr)
+        text = "\n".join(map(printable, str(error).splitlines()))
+        print(f"primia_jax: {text}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if terminated.is_set():

@@ -4,7 +4,9 @@ import contextlib
 import csv
 import inspect
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import primia_jax
 from primia_jax import experiment
@@ -152,6 +155,54 @@ def test_resume_with_other_settings_is_refused(local_run):
 def test_resuming_a_finished_run_judges_it_again(local_run):
     again = primia_jax.train(smoke_config(), local_run.workdir, resume=True)
     assert again.metrics == local_run.metrics
+
+
+def _damaged(weights):
+    """A weight that is not a number."""
+    tensors = load_file(weights)
+    name = next(name for name in sorted(tensors) if "kernel" in name)
+    tensors[name] = np.where(np.arange(tensors[name].size) == 3, np.nan, tensors[name].ravel())
+    tensors[name] = tensors[name].astype(np.float32).reshape(load_file(weights)[name].shape)
+    save_file(tensors, weights)
+
+
+def _of_another_version(weights):
+    path = weights.parent / "about.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+
+
+@pytest.mark.parametrize("change", [_damaged, _of_another_version])
+def test_a_checkpoint_that_cannot_be_trusted_is_refused_in_one_line(local_run, tmp_path, change):
+    shutil.copytree(local_run.workdir, tmp_path / "run")
+    run, config = tmp_path / "run", smoke_config()
+    for weights in (run / "checkpoints").glob("round_*/model.safetensors"):
+        change(weights)
+    Image.new("L", (40, 40), 7).save(tmp_path / "film.png")
+    verbs = {
+        "evaluate": lambda: primia_jax.evaluate(config, run),
+        "predict": lambda: primia_jax.predict(config, run, tmp_path / "film.png"),
+        "encrypted": lambda: primia_jax.predict_encrypted(config, run, tmp_path / "film.png"),
+        "finished": lambda: primia_jax.train(config, run, resume=True),
+        "resumed": lambda: primia_jax.train(config, run, resume=True),
+    }
+    for name, verb in verbs.items():
+        if name == "resumed":
+            latest = run / "checkpoints" / "latest.json"
+            latest.write_text('{"round": 5, "best_round": 5}')
+        with pytest.raises(CheckpointError, match=r"not finite|another version") as error:
+            verb()
+        assert "\n" not in str(error.value), name
+    assert not (run / "predictions.csv").exists()
+
+
+def test_a_file_name_that_is_not_utf8_is_diagnosed_too(local_run, tmp_path):
+    for name in (b"a.png", b"M\xfcller.png", b"=1+1.png", b"line\nbreak.png"):
+        Image.new("L", (40, 40), len(name)).save(tmp_path / os.fsdecode(name), "PNG")
+    shutil.copytree(local_run.workdir, tmp_path / "run")
+    primia_jax.predict(smoke_config(), tmp_path / "run", tmp_path)
+    with open(tmp_path / "run" / "predictions.csv", encoding="utf-8", newline="") as file:
+        names = {row["file"] for row in csv.DictReader(file)}
+    assert {"a.png", "M\\xfcller.png", "'=1+1.png", "line\\nbreak.png"} <= names
 
 
 def test_evaluate_agrees_with_the_training(local_run):

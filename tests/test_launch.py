@@ -99,6 +99,21 @@ def test_missing_flags_are_named(arguments, words):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config=configs/smoke.py", "--workdir=~/nothing", "--resume"),
+        ("--config=~/smoke.py", "--workdir=~/nothing", "--resume"),
+    ],
+)
+def test_a_run_that_was_not_begun_cannot_be_resumed(arguments, tmp_path):
+    (tmp_path / "smoke.py").write_text((ROOT / "configs" / "smoke.py").read_text())
+    result = launch(*arguments, env=os.environ | {"HOME": str(tmp_path)})
+    assert result.returncode == 4 and len(result.stderr.strip().splitlines()) == 1
+    assert f"there is no run to resume in {tmp_path / 'nothing'}" in result.stderr
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         ((), 5, "'127.0.0.1:1' (RAY_ADDRESS in the environment)"),

@@ -10,6 +10,7 @@ import pathlib
 import re
 
 from primia_jax.config.sections import DataConfig
+from primia_jax.core.storage import check_regular
 from primia_jax.data import file_catalogue, spelling
 from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.file_catalogue import Entry
@@ -17,6 +18,7 @@ from primia_jax.data.folders import SPLIT_NAMES
 from primia_jax.errors import DataError
 
 _REQUIRED = ("path", "label")
+_MAX_BYTES = 1 << 30  # of a table
 _OPTIONAL = ("patient", "site", "split")
 
 Row = tuple[int, dict[str, str]]  # (line number in the file, column -> stripped value)
@@ -74,6 +76,8 @@ def open_csv(
 
 def _rows(path: str, where: str) -> list[Row]:
     """The rows below the header that are not blank."""
+    if os.path.exists(path):
+        check_regular(pathlib.Path(path), _MAX_BYTES)
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the header.
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -122,7 +122,7 @@ def assemble(
     bad = [(e.name, c) for e, c in zip(entries, checks) if isinstance(c, str)]
     bad = sorted([*skipped, *bad])
     if bad and data.on_error == "fail":
-        raise DataError(unreadable(bad, len(entries) + len(skipped), where))
+        raise UnusableImages(bad, len(entries) + len(skipped), where)
     good = [i for i, check in enumerate(checks) if isinstance(check, _Verified)]
     check_classes([entries[i] for i in good], class_names, where, len(bad), declared=declared)
     usable = [(entries[i], check) for i, check in enumerate(checks) if isinstance(check, _Verified)]
@@ -188,6 +188,17 @@ def unreadable(bad: Sequence[tuple[str, str]], total: int, where: str) -> str:
     if len(bad) > _LISTED_FILES:
         lines.append(f"  and {len(bad) - _LISTED_FILES} more")
     return "\n".join(lines)
+
+
+class UnusableImages(DataError):
+    """Images that cannot be used, listed by name; only `count` and `total` may leave a hospital."""
+
+    def __init__(self, bad: Sequence[tuple[str, str]], total: int, where: str):
+        super().__init__(unreadable(bad, total, where))
+        self.count, self.total = len(bad), total
+
+    def __reduce__(self) -> tuple:
+        return DataError, self.args
 
 
 class _Verified(NamedTuple):

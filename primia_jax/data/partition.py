@@ -15,6 +15,7 @@ import re
 import numpy as np
 
 from primia_jax.config.sections import DataConfig
+from primia_jax.core.names import check_site_name
 from primia_jax.data.catalogue import Catalogue
 from primia_jax.data.splits import group_classes, group_ids
 from primia_jax.errors import DataError
@@ -28,9 +29,14 @@ def hospital_names(catalogue: Catalogue, hospitals: int, rule: str = "given") ->
 
     They are the source's sites if `rule` (`data.partition`) is "given" and there are so many;
     otherwise hospital_0, hospital_1, …
+
+    Raises:
+      DataError: if a hospital cannot be called as its site is, see `check_site_name`.
     """
     sites = _site_names(catalogue.sites) if rule == "given" else ()
-    return sites if len(sites) == hospitals else tuple(f"hospital_{i}" for i in range(hospitals))
+    if len(sites) != hospitals:
+        return tuple(f"hospital_{i}" for i in range(hospitals))
+    return tuple(check_site_name(site, "a site of the images") for site in sites)
 
 
 def partition(

@@ -15,6 +15,7 @@ from primia_jax.experiment import checked, open_driver
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.runtime import Locally, Trace
 from primia_jax.runtime.reports import check_record
+from primia_jax.watch.heartbeat import only_writer
 
 DATA_OWNER_FOLDER = "data_owner"  # in the workdir, unless the configuration names another
 
@@ -64,7 +65,7 @@ def predict_encrypted(
       ClusterError: if a party is lost; it is named.
     """
     config = checked(config)
-    directory = pathlib.Path(workdir).absolute()
+    directory = names.user_path(workdir)
     own = config.runtime.data_owner_folder
     folder = names.user_path(own) if own else directory / DATA_OWNER_FOLDER
     placements = {
@@ -73,14 +74,18 @@ def predict_encrypted(
         CRYPTO_PROVIDER: {},
     }
     traces = []
-    with open_driver(
-        config,
-        lambda: parties.party_makers(config, directory, str(input_path), folder),
-        placements,
-        ray_address,
-        sealed=True,
-        check_report=check_record,
-    ) as driver:
+    source = str(names.user_path(input_path))
+    with (
+        only_writer(directory, "an encrypted diagnosis"),
+        open_driver(
+            config,
+            lambda: parties.party_makers(config, directory, source, folder),
+            placements,
+            ray_address,
+            sealed=True,
+            check_report=check_record,
+        ) as driver,
+    ):
         reports, _ = driver.run(parties.introduction())
         count = reports[DATA_OWNER].images
         progress(0, count, None)

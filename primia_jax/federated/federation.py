@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from primia_jax.config import ExperimentConfig
-from primia_jax.data import DataPlan, SiteData
+from primia_jax.core.storage import private_folder, write_text
+from primia_jax.data import DataPlan, Dataset, SiteData
+from primia_jax.data.file_catalogue import UnusableImages
 from primia_jax.errors import ClusterError, DataError, PartyLost, TrainingError, UserError
 from primia_jax.federated import (
     aggregation,
@@ -31,15 +33,26 @@ from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.federated.sum_journal import DUE, UPDATE
 from primia_jax.runtime import Driver, Locally, Trace
 
+ERRORS = "errors.txt"  # in a hospital's own folder: why its images cannot be used
 _PARTICIPATION = 0x70617274  # separates this use of the seed from others
 _REFUSALS = 3  # after so many useless updates, or failed starts, a hospital is left out for good
 
 
-def party_makers(config: ExperimentConfig, plan: DataPlan) -> dict[str, Callable[[], Any]]:
-    """What makes each party's state, in that party's own process; it can be pickled."""
+def party_makers(
+    config: ExperimentConfig, plan: DataPlan, workdir: pathlib.Path | None = None
+) -> dict[str, Callable[[], Any]]:
+    """What makes each party's state, in that party's own process; it can be pickled.
+
+    Args:
+      config: of the experiment.
+      plan: who holds which images.
+      workdir: where a hospital whose own images cannot be used writes why, below its own folder.
+    """
     names = tuple(site.site for site in plan.sites)
     makers: dict[str, Callable[[], Any]] = {
-        site.site: functools.partial(_make_hospital, config, names, i, site, plan.class_names)
+        site.site: functools.partial(
+            _make_hospital, config, names, i, site, plan.class_names, workdir
+        )
         for i, site in enumerate(plan.sites)
     }
     makers[OWNER] = functools.partial(model_owner.make_owner, config, names, plan.class_names)
@@ -54,7 +67,25 @@ def _make_hospital(
     index: int,
     site: SiteData,
     class_names: tuple[str, ...],
+    workdir: pathlib.Path | None,
 ) -> hospital.Hospital:
+    """Reads a hospital's images.
+
+    Raises:
+      DataError: if they cannot be used. Where the hospital reads its own path, the error has no
+        names of files: they stand in `ERRORS` in the hospital's own folder.
+    """
+    try:
+        train, validation = _load(site, class_names)
+    except (DataError, OSError) as error:
+        if site.catalogue is not None:  # the operator has read the same files
+            raise
+        raise _kept_here(site.site, error, workdir) from None
+    return hospital.make_hospital(config, names, index, train, validation)
+
+
+def _load(site: SiteData, class_names: tuple[str, ...]) -> tuple[Dataset, Dataset]:
+    """Training and validation images, if their classes are those of the run."""
     train, validation = site.load()
     for data in (train, validation):
         if data.class_names != class_names:
@@ -67,7 +98,20 @@ def _make_hospital(
                 f"{site.site} has a label outside 0…{len(class_names) - 1}: "
                 f"{data.names[int(data.labels.argmax())]}"
             )
-    return hospital.make_hospital(config, names, index, train, validation)
+    return train, validation
+
+
+def _kept_here(name: str, error: Exception, workdir: pathlib.Path | None) -> DataError:
+    """Writes `error` into the hospital's own folder; returns what others may know of it."""
+    counts = ""
+    if isinstance(error, UnusableImages):
+        counts = f" ({error.count} of {error.total})"
+    where = ""
+    if workdir is not None:
+        path = private_folder(checkpoints.site_folder(workdir, name)) / ERRORS
+        write_text(path, f"{error}\n")
+        where = f"; the reason and the files stand in {path} on its machine"
+    return DataError(f"{name}: its images cannot be used{counts}{where}")
 
 
 class Federation:

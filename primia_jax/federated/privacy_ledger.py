@@ -19,6 +19,8 @@ from io import FileIO
 from typing import Any
 
 from primia_jax.config import PrivacyConfig
+from primia_jax.core.names import safe_file_name
+from primia_jax.core.storage import private_file, private_folder
 from primia_jax.errors import BudgetError, CheckpointError, StorageError
 from primia_jax.federated import accounting
 from primia_jax.federated.accounting import Epsilon, Release
@@ -29,7 +31,8 @@ TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospit
 
 def path_of(config: PrivacyConfig, hospital: str, folder: pathlib.Path) -> pathlib.Path:
     """Where the ledger of `hospital` is kept, whose own folder in the run is `folder`."""
-    return (pathlib.Path(config.ledger).absolute() / hospital if config.ledger else folder) / FILE
+    shared = pathlib.Path(config.ledger).absolute() / safe_file_name(hospital)
+    return (shared if config.ledger else folder) / FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +72,8 @@ class Ledger:
         Raises:
           StorageError: if it cannot be made.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            _sync_folder(self.path.parent)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        private_folder(self.path.parent)
+        private_file(self.path)
 
     def check_kept(self, number: int) -> None:
         """That the ledger is there, and holds what round `number` cost, if the hospital trained it.
@@ -225,15 +224,6 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
                 "cannot be told; restore the file"
             ) from error
     return entries
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes the name of a new file in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> StorageError:

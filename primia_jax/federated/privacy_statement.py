@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from primia_jax.config import ExperimentConfig, PrivacyConfig
+from primia_jax.core.names import safe_file_name
+from primia_jax.federated import checkpoints
 from primia_jax.federated.accounting import Epsilon
-from primia_jax.federated.privacy_ledger import Ledger, path_of
+from primia_jax.federated.privacy_ledger import FILE, Ledger
 
 _RELATION = {
     "record": "one image of one hospital is replaced by a blank that contributes nothing "
@@ -60,20 +62,23 @@ def statement(
 def _spent(
     own: PrivacyConfig, lines: Sequence[Mapping[str, Any]], workdir: pathlib.Path
 ) -> dict[str, Epsilon]:
-    """Of each hospital the largest ε that it told of or that its ledger, if in reach, holds."""
+    """Largest ε of each hospital: as it reported, or as its ledger, if in reach, holds."""
     found: dict[str, Epsilon] = {}
 
     def told(name: str, cost: Epsilon) -> None:
         found[name] = Epsilon(*map(max, cost, found.get(name, cost)))
 
-    folders = workdir / "sites"
-    names = {folder.name for folder in folders.glob("*")}
+    names: set[str] = set()
     for line in lines:
         names.update(line.get("absent", {}), {line["site"]} - {"all"})
         if line.get("epsilon") is not None:
             told(line["site"], Epsilon(line["epsilon"], line["epsilon_rdp"]))
-    for name in sorted(names):
-        path = path_of(own, name, folders / name)
+    folders = checkpoints.site_folder(workdir, "").parent
+    of_folder = {folder.name: folder.name for folder in folders.glob("*")}
+    of_folder |= {safe_file_name(name): name for name in names}
+    for folder_name, name in sorted(of_folder.items()):
+        base = pathlib.Path(own.ledger).absolute() if own.ledger else folders
+        path = base / folder_name / FILE
         if path.is_file():
             told(name, Ledger(path, own.budget or own.epsilon, own.delta, name).spent())
     return found

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from primia_jax.core.storage import check_regular
 from primia_jax.errors import DataError
 
 COLUMNS = ("image", "reader", "label")
+_MAX_BYTES = 1 << 28  # of a table of readings
 _LISTED = 5  # of what is wrong
 UNREAD = -1
 
@@ -107,7 +109,9 @@ def read_readings(
 def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
     """The three columns of each line with its number; blank lines are left out."""
     try:
-        text = pathlib.Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        if os.path.exists(path):
+            check_regular(pathlib.Path(path), _MAX_BYTES)
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         reason = (error.strerror if isinstance(error, OSError) else "") or "it is not a UTF-8 text"
         raise DataError(

@@ -1,11 +1,13 @@
 """Tables of images: every column is understood, and every mistake is named by row and column."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 from image_sets import grey, save, save_dicom, write_csv
 
+from primia_jax.config import DataConfig
 from primia_jax.data import open_catalogue
 from primia_jax.errors import DataError
 
@@ -174,7 +176,7 @@ def test_unreadable_tables(tmp_path, folder_config):
         return str(caught.value)
 
     assert "no such file" in error(tmp_path / "none.csv")
-    assert "directory" in error(tmp_path)
+    assert "folder" in error(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"path,label\n\xff\xfe,1\n")
     assert "UTF-8" in error(tmp_path / "bytes.csv")
     (tmp_path / "quote.csv").write_text('path,label\n"a.png,1\n')
@@ -199,3 +201,11 @@ def test_table_beside_dicom_files(tmp_path, folder_config):
         open_catalogue(config, 1, 0)
     config = dataclasses.replace(config, path=str(tmp_path / "sites.csv"))
     assert open_catalogue(config, 1, 0).sites.tolist() == ["north"] * 4
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_table_is_a_regular_file(tmp_path, kind):
+    path = tmp_path / "t.csv"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(DataError, match=kind):
+        open_catalogue(DataConfig(source="csv", path=str(path)), 1, 0)

@@ -179,3 +179,11 @@ def test_dirichlet_that_leaves_hospitals_empty():
     config = with_rule("dirichlet", dirichlet_alpha=0.01)
     with pytest.raises(DataError, match=r"20 hospitals .*alpha = 0.01 .*\d+ hospitals empty"):
         partition(c, np.arange(len(c)), 20, config, 0)
+
+
+@pytest.mark.parametrize("site", ["all", "Model_Owner", "crypto_provider", "north\n", "x" * 300])
+def test_a_hospital_cannot_be_called_like_a_party(site):
+    c = catalogue([0, 1] * 3, np.arange(6), sites=["south", site] * 3)
+    with pytest.raises(DataError, match=r"reserved|control characters|bytes"):
+        hospital_names(c, 2)
+    assert hospital_names(c, 2, "iid") == ("hospital_0", "hospital_1")

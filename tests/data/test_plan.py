@@ -1,6 +1,7 @@
 """Who holds what: the same split in all settings, patients apart, the test set for the owner."""
 
 import dataclasses
+import traceback
 
 import numpy as np
 import pytest
@@ -171,3 +172,21 @@ def test_a_hospital_with_labels_out_of_range_is_named():
     makers = party_makers(experiment, dataclasses.replace(everybody, sites=sites))
     with pytest.raises(DataError, match=r"hospital_1 has a label outside 0…2"):
         makers["hospital_1"]()
+
+
+def test_why_a_hospitals_images_cannot_be_used_stays_with_it(tmp_path):
+    """Names of files often hold a patient's name: others learn counts, and where to look."""
+    for seed, name in enumerate(("hospital_0", "hospital_1", "test")):
+        pictures(tmp_path / name, THREE, seed)
+    broken = next((tmp_path / "hospital_1").rglob("*.png"))
+    broken = broken.rename(broken.with_name("Mueller_Hans.png"))
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    experiment = config(source="folder", path=f"{tmp_path}/{{site}}", test_path=f"{tmp_path}/test")
+    everybody = make_plan(experiment)
+    makers = party_makers(experiment, everybody, tmp_path / "run")
+    with pytest.raises(DataError, match=r"hospital_1: .* cannot be used \(1 of 24\)") as caught:
+        makers["hospital_1"]()
+    report = tmp_path / "run" / "sites" / "hospital_1" / "errors.txt"
+    assert "Mueller" not in "".join(traceback.format_exception(caught.value))
+    assert str(report) in str(caught.value) and "Mueller_Hans.png" in report.read_text()
+    assert report.stat().st_mode & 0o077 == 0
