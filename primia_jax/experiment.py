@@ -35,7 +35,7 @@ from primia_jax.federated.trained_model import load_trained
 from primia_jax.predictions import Predictions
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
-from primia_jax.runtime.reports import Check
+from primia_jax.runtime.reports import Check, check_plain
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import CONFIG, Workdir, check_begun
@@ -304,6 +304,7 @@ def training_driver(
         together=together,
         later=later,
         tell=tell,
+        check_report=check_plain,
     ) as driver:
         yield driver
 

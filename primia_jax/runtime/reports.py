@@ -14,10 +14,14 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from primia_jax.errors import ProtocolError
 
 Check = Callable[[str, Any], None]  # (party, report); raises ProtocolError
 _KINDS = (bool, int, float, str)
+_MOST_VALUES = 10_000  # of a plain report: a few metrics of each class and confusion matrices
+_MOST_LETTERS = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +55,33 @@ def check_record(party: str, report: Any) -> None:
                 f"{party} may not report {name} of {kind.__name__} as a {type(value).__name__}: "
                 "it is not declared so"
             )
+
+
+def check_plain(party: str, report: Any) -> None:
+    """Accepts None and small trees of numbers and short texts: figures of a training.
+
+    Arrays, states and anything as large as images or a model are refused. Which figures are
+    reported is documented, not checked: see `federated.hospital`.
+
+    Raises:
+      ProtocolError: for anything else; it does not show what the report holds.
+    """
+    left, values = [report], 0
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            left += [*node.keys(), *node.values()]
+        elif isinstance(node, (list, tuple)):
+            left += node
+        elif not (
+            node is None
+            or isinstance(node, (bool, int, float, np.number, np.bool_))
+            or (isinstance(node, str) and len(node) <= _MOST_LETTERS)
+        ):
+            raise ProtocolError(
+                f"{party} may not report a {type(node).__name__}: only numbers and short texts "
+                "leave a party (runtime.reports)"
+            )
+        values += 1
+        if values > _MOST_VALUES:
+            raise ProtocolError(f"{party} may not report more than {_MOST_VALUES} values")

@@ -7,7 +7,7 @@ import pytest
 
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime import LocalDriver, Locally
-from primia_jax.runtime.reports import Report, check_record
+from primia_jax.runtime.reports import Report, check_plain, check_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +52,23 @@ def test_a_refused_report_changes_no_state():
     assert driver.states == {"alice": 1}
     driver.run({"alice": Locally(lambda state: (state + 1, Counted(state)))})
     assert driver.states == {"alice": 2}
+
+
+@pytest.mark.parametrize(
+    "report", (None, True, {"loss": 0.5, "validation": {"confusion": [[1, 2], [3, 4]]}}, ("a", 1))
+)
+def test_figures_of_a_training_may_leave(report):
+    check_plain("hospital_0", report)
+
+
+@pytest.mark.parametrize(
+    "report",
+    (
+        np.zeros(3), {"model": [np.zeros(3)]}, b"bytes", Undeclared(3), "x" * 501,
+        {"pixels": [0] * 10_000}, [[{"state": object()}]],
+    ),
+)  # fmt: skip
+def test_states_and_anything_large_stay_at_the_hospital(report):
+    """Old code gave whoever operates a run any report, a hospital's whole state too."""
+    with pytest.raises(ProtocolError, match="hospital_0 may not report"):
+        check_plain("hospital_0", report)
