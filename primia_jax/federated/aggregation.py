@@ -70,7 +70,8 @@ class Contribution(NamedTuple):
     counts: Any  # int64 [c], summed unweighted
 
 
-# Called with the hospitals in a sum, before the model owner reconstructs it from what it received.
+# Called with the hospitals in a sum: by the model owner before it reconstructs the sum, and by a
+# hospital before it unmasks one from which some have dropped out.
 BeforeReveal = Callable[[Sequence[str]], None]
 
 # What makes a contribution, called once what comes before it has been agreed with the others: so
@@ -81,8 +82,8 @@ Making = Callable[[], Contribution]
 class Aggregation(NamedTuple):
     """A way to sum: the hospital's half and the owner's half of one party program."""
 
-    # contribute(me, keys, make): the part of hospital `me`; `additive` needs its keys
-    contribute: Callable[[str, KeyRing | None, Making], Steps]
+    # contribute(me, keys, make, before_unmask=…): the part of hospital `me`; secure sums need keys
+    contribute: Callable[..., Steps]
     # collect(sizes, n_counts, before_reveal=…): the owner's part, returns a Total; sizes are the
     # lengths p_j
     collect: Callable[..., Steps]
@@ -158,7 +159,12 @@ def plain(
     `combine` makes of the values of those hospitals that have any weight, and not by samples.
     """
 
-    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
+    def contribute(
+        me: str,
+        keys: KeyRing | None,
+        make: Making,
+        before_unmask: BeforeReveal = _note_nothing,
+    ) -> Steps:
         own = make()
         message = {
             "values": own.values,
@@ -207,7 +213,12 @@ def additive(
     """
     _prove_no_overflow(len(hospitals), settings)
 
-    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
+    def contribute(
+        me: str,
+        keys: KeyRing | None,
+        make: Making,
+        before_unmask: BeforeReveal = _note_nothing,
+    ) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
         seeds = {peer: prg.new_seed() for peer in hospitals if peer != me}
         for peer, seed in seeds.items():
@@ -286,9 +297,16 @@ def masked(
         settings.word_bits,
     )
 
-    def contribute(me: str, keys: KeyRing | None, make: Making) -> Steps:
+    def contribute(
+        me: str,
+        keys: KeyRing | None,
+        make: Making,
+        before_unmask: BeforeReveal = _note_nothing,
+    ) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
-        yield from secagg.contribute(plan, me, keys, lambda: _encoded(me, make(), settings))
+        yield from secagg.contribute(
+            plan, me, keys, lambda: _encoded(me, make(), settings), before_unmask
+        )
 
     def collect(
         sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing

@@ -100,7 +100,13 @@ class Sum(NamedTuple):
     missing: dict[str, str]  # the others -> the stage in which they were missed
 
 
-def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any]) -> Steps:
+def contribute(
+    plan: Plan,
+    me: str,
+    keys: KeyRing,
+    words: Any | Callable[[], Any],
+    before_unmask: Callable[[Sequence[str]], None] = lambda hospitals: None,
+) -> Steps:
     """The part of hospital `me`.
 
     Args:
@@ -108,6 +114,7 @@ def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any
       me: its name.
       keys: of this session, with a key for each of its neighbours.
       words: [n] of the plan's width, consumed; or what makes them, called when they are due.
+      before_unmask: called with the hospitals in the sum, before any share of their keys leaves.
 
     Raises:
       ProtocolError: if too few neighbours are left, a share does not open, or the owner's lists
@@ -164,6 +171,7 @@ def contribute(plan: Plan, me: str, keys: KeyRing, words: Any | Callable[[], Any
     message = yield Receive(plan.owner)
     yield Stage(UNMASK)
     view.check_signed(table_rows(plan.owner, message, SIGNATURE_BYTES, n))
+    before_unmask(_named(plan, view.survivors))
     alive, dropped = _split(held, view.survivors)
     answer = {
         "seeds": np.reshape([held[j][1] for j in alive], (-1, KEY_BYTES)),

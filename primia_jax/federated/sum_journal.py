@@ -23,7 +23,7 @@ over exactly the same hospitals alone, which gives the same sum.
 hospitals, number of the sum) before anything of its contribution leaves it. It refuses
 
 - another set for the same quantity, unless the model owner declares the earlier sum void, by its
-  number;
+  number; where hospitals drop out of a masked sum, what counts is the set that all agreed on;
 - a round before the last one that it contributed to, and another starting model for the same round;
 - a declaration about a sum whose result it was sent.
 
@@ -57,7 +57,7 @@ DUE = (UPDATE, VALIDATION)  # the sums of a round
 FILE = "sums.jsonl"
 _TOTALS = "sums"  # folder of the model owner's revealed totals
 _NUMBER = 16  # bytes of a sum's number
-_KINDS = {"roster", "begun", "void", "revealing", "contributed", "final"}
+_KINDS = {"roster", "begun", "void", "revealing", "contributed", "narrowed", "final"}
 
 
 class Quantity(NamedTuple):
@@ -308,6 +308,11 @@ class HospitalJournal:
         for entry in lines[1:]:
             if entry["kind"] == "contributed":
                 self._parts[entry["sum"]] = (_quantity(entry), tuple(entry["hospitals"]))
+            elif entry["kind"] == "narrowed":
+                self._parts[entry["sum"]] = (
+                    self._parts[entry["sum"]][0],
+                    tuple(entry["hospitals"]),
+                )
             elif entry["kind"] == "void":
                 self._void.add(entry["sum"])
             else:
@@ -368,6 +373,32 @@ class HospitalJournal:
         self._void = void
         self._parts[announced.number] = (quantity, tuple(hospitals))
         return uncertain
+
+    def narrow(self, number: str, hospitals: Sequence[str]) -> None:
+        """Notes which hospitals a sum is over after some have dropped out, or refuses.
+
+        Args:
+          number: of the sum that this hospital contributed to.
+          hospitals: in it, as all of them agreed.
+
+        Raises:
+          ProtocolError: if a sum over others from the same model may be known.
+          StorageError: if it cannot be noted; then nothing may be unmasked.
+        """
+        quantity, announced = self._parts[number]
+        for key, (other, others) in self._parts.items():
+            same_start = other[::2] == quantity[::2]  # purpose and model
+            if key == number or key in self._void or not same_start:
+                continue
+            if set(others) != set(hospitals):
+                raise ProtocolError(
+                    f"{self._me} refuses to unmask the {quantity} over {', '.join(hospitals)}: "
+                    f"from the same model it contributed to a sum over {', '.join(others)}"
+                )
+        if set(hospitals) != set(announced):
+            line = {"kind": "narrowed", "sum": number, "hospitals": list(hospitals)}
+            storage.append_line(self._path, json.dumps(line))
+            self._parts[number] = (quantity, tuple(hospitals))
 
     def note_final(self, quantity: Quantity) -> None:
         """Notes that the result of the last sum of `quantity` came back."""

@@ -7,6 +7,7 @@ the model owner's folder, and nobody contributes. In other modes there is nothin
 is made at once.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 from primia_jax.config import ExperimentConfig
@@ -51,15 +52,17 @@ def contribute(
     Raises:
       ProtocolError: if this hospital refuses.
     """
-    complete = False
-    if safety.is_secure(config):
-        if journal is None:
-            raise ProtocolError(f"{me} refuses to contribute: its record of sums is not open")
-        announced = Announcement.of((yield Receive(OWNER)))
-        safety.check_participants(me, participants, roster, config)
-        complete = journal.contribute(quantity, participants, announced)
+    if not safety.is_secure(config):
+        yield from aggregation.make(config, participants).contribute(me, keys, make)
+        return
+    if journal is None:
+        raise ProtocolError(f"{me} refuses to contribute: its record of sums is not open")
+    announced = Announcement.of((yield Receive(OWNER)))
+    safety.check_participants(me, participants, roster, config)
+    complete = journal.contribute(quantity, participants, announced)
     scheme = aggregation.make(config, participants, complete=complete)
-    yield from scheme.contribute(me, keys, make)
+    narrow = functools.partial(journal.narrow, announced.number)
+    yield from scheme.contribute(me, keys, make, narrow)
 
 
 def collecting(

@@ -119,6 +119,22 @@ def test_what_a_hospital_repeats(tmp_path):
         again.contribute(ROUND_1, NAMES, announced(NAMES, b"\5", [b"\4"]))
 
 
+def test_the_set_that_counts_is_the_one_after_dropouts(tmp_path):
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    journal.contribute(ROUND_1, NAMES, announced(NAMES))
+    journal.narrow((b"\1" * 16).hex(), NAMES[:3])
+    again = HospitalJournal(tmp_path, "a", NAMES)
+    with pytest.raises(
+        ProtocolError, match="update of round 1 over a, b, c; a sum over a, b, c, d"
+    ):
+        again.contribute(ROUND_1, NAMES, announced(NAMES, b"\2"))
+    assert again.contribute(ROUND_1, NAMES[:3], announced(NAMES[:3], b"\2"))
+    with pytest.raises(
+        ProtocolError, match=r"refuses to unmask .* over a, b: .* a sum over a, b, c"
+    ):
+        again.narrow((b"\2" * 16).hex(), NAMES[:2])
+
+
 def test_a_damaged_record_is_one_line(tmp_path):
     HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
     path = tmp_path / FILE
