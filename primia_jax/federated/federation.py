@@ -30,7 +30,7 @@ from primia_jax.federated import (
     safety,
 )
 from primia_jax.federated.aggregation import OWNER, PROVIDER
-from primia_jax.federated.sum_journal import DUE, UPDATE
+from primia_jax.federated.quantities import DUE, UPDATE
 from primia_jax.runtime import Driver, Locally, Trace
 
 ERRORS = "errors.txt"  # in a hospital's own folder: why its images cannot be used

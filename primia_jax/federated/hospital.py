@@ -27,6 +27,7 @@ from primia_jax.federated import (
     perturbation,
     privacy,
     private_training,
+    quantities,
     recording,
     rules,
     sealing,
@@ -38,14 +39,8 @@ from primia_jax.federated import (
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Contribution, Making
 from primia_jax.federated.early_stopping import RoundWatch, SiteWatch
 from primia_jax.federated.local_training import Learner, Statistics, Step
-from primia_jax.federated.sum_journal import (
-    DUE,
-    STATISTICS,
-    UPDATE,
-    VALIDATION,
-    HospitalJournal,
-    Quantity,
-)
+from primia_jax.federated.quantities import DUE, STATISTICS, UPDATE, VALIDATION, Quantity
+from primia_jax.federated.sum_journal import HospitalJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
 
@@ -92,7 +87,7 @@ class Hospital:
         """What is summed from `model`; its digest is needed where sums are secure."""
         if model is None or self.journal is None:
             return Quantity(purpose, number, "")
-        return Quantity(purpose, number, sum_journal.digest_of_model(model))
+        return Quantity(purpose, number, quantities.digest_of_model(model))
 
     def note_final(self, quantity: Quantity) -> None:
         """Notes that the result of a sum came back."""

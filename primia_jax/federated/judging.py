@@ -17,12 +17,12 @@ import numpy as np
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import local_training, sum_journal, sums, variables
+from primia_jax.federated import local_training, quantities, sums, variables
 from primia_jax.federated.aggregation import OWNER, Contribution
 from primia_jax.federated.hospital import Hospital, with_own_batch_norm
 from primia_jax.federated.local_training import Score, Statistics
 from primia_jax.federated.model_owner import ModelOwner
-from primia_jax.federated.sum_journal import VALIDATION, Quantity
+from primia_jax.federated.quantities import VALIDATION, Quantity
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Send, Steps
@@ -123,7 +123,7 @@ def have_judged(
     }
     yield Send(state.hospitals, message, "judged model")
     k, reports = len(state.class_names), []
-    start = "" if state.journal is None else sum_journal.digest_of_vectors(vectors)
+    start = "" if state.journal is None else quantities.digest_of_vectors(vectors)
     for kind in ("", ", with local batch norms")[: 1 + personalised]:
         quantity = Quantity(_purpose(every) + kind, None, start)
         collect = sums.collecting(

@@ -19,24 +19,18 @@ from primia_jax.federated import (
     checkpoints,
     local_training,
     privacy,
+    quantities,
     recording,
     rules,
     safety,
     statistics,
-    sum_journal,
     sums,
     variables,
 )
 from primia_jax.federated.aggregation import Total
 from primia_jax.federated.local_training import Statistics
-from primia_jax.federated.sum_journal import (
-    DUE,
-    STATISTICS,
-    UPDATE,
-    VALIDATION,
-    OwnerJournal,
-    Quantity,
-)
+from primia_jax.federated.quantities import DUE, STATISTICS, UPDATE, VALIDATION, Quantity
+from primia_jax.federated.sum_journal import OwnerJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
 
@@ -131,7 +125,7 @@ def _collecting(
     """The owner's part of one sum, from the present model."""
     model = ""
     if state.journal is not None and number is not None:
-        model = sum_journal.digest_of_vectors(state.vectors)
+        model = quantities.digest_of_vectors(state.vectors)
     return sums.collecting(
         state.journal,
         state.config,

@@ -35,14 +35,12 @@ A model owner that lies about void sums is not withstood. Nor are two *runs*: th
 journals, like two trainings at different times.
 """
 
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -50,82 +48,16 @@ from safetensors.numpy import save_file
 from primia_jax.core import storage
 from primia_jax.errors import CheckpointError, ProtocolError
 from primia_jax.federated.aggregation import Total
-from primia_jax.federated.variables import Vectors
+from primia_jax.federated.quantities import (
+    NUMBER_BYTES,
+    Announcement,
+    Quantity,
+    digest_of_names,
+)
 
-STATISTICS, UPDATE, VALIDATION = "statistics", "update", "validation"  # purposes
-DUE = (UPDATE, VALIDATION)  # the sums of a round
 FILE = "sums.jsonl"
 _TOTALS = "sums"  # folder of the model owner's revealed totals
-_NUMBER = 16  # bytes of a sum's number
 _KINDS = {"roster", "begun", "void", "revealing", "contributed", "narrowed", "final"}
-
-
-class Quantity(NamedTuple):
-    """What is summed: only one sum of it is ever revealed."""
-
-    purpose: str
-    round: int | None  # None: not part of a round
-    model: str  # digest of the model that contributions start from; empty for statistics
-
-    def __str__(self) -> str:
-        """For messages: "update of round 3"."""
-        return self.purpose if self.round is None else f"{self.purpose} of round {self.round}"
-
-
-class Announcement(NamedTuple):
-    """What the model owner tells the hospitals of a sum."""
-
-    number: str  # 32 hexadecimal digits
-    void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed
-    hospitals: str  # digest of their names
-
-    def message(self) -> dict[str, np.ndarray]:
-        """As it travels."""
-        voided = [np.frombuffer(bytes.fromhex(number), np.uint8) for number in self.void]
-        return {
-            "number": np.frombuffer(bytes.fromhex(self.number), np.uint8),
-            "void": np.reshape(np.asarray(voided, np.uint8), (-1, _NUMBER)),
-            "hospitals": np.frombuffer(bytes.fromhex(self.hospitals), np.uint8),
-        }
-
-    @classmethod
-    def of(cls, message: Any) -> "Announcement":
-        """The inverse of `message`.
-
-        Raises:
-          ProtocolError: if it is none.
-        """
-        try:
-            number, void, hospitals = (message[key] for key in ("number", "void", "hospitals"))
-            shapes = (number.shape, void.shape[1:], hospitals.shape)
-            types = {part.dtype for part in (number, void, hospitals)}
-        except (TypeError, KeyError, AttributeError):
-            shapes, types = ((), (), ()), set()
-        if shapes != ((_NUMBER,), (_NUMBER,), (32,)) or types != {np.dtype(np.uint8)}:
-            raise ProtocolError("the model owner announced no sum")
-        return cls(
-            number.tobytes().hex(), tuple(row.tobytes().hex() for row in void), _hex(hospitals)
-        )
-
-
-def digest_of_names(hospitals: Sequence[str]) -> str:
-    """Digest of a set of hospitals in its order."""
-    return hashlib.sha256(json.dumps(list(hospitals)).encode()).hexdigest()
-
-
-def digest_of_model(variables: Mapping[str, Any]) -> str:
-    """Digest of a network's variables: paths, shapes, types and values."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(dict(variables)):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def digest_of_vectors(vectors: Vectors) -> str:
-    """Digest of the model owner's present model."""
-    return digest_of_model(vectors._asdict())
 
 
 class OwnerJournal:
@@ -190,7 +122,7 @@ class OwnerJournal:
                     "all of these are available, or begin anew"
                 )
         fresh = [k for k in earlier if k not in self._void and k not in uncertain]
-        key = os.urandom(_NUMBER).hex()
+        key = os.urandom(NUMBER_BYTES).hex()
         lines = [{"kind": "void", "sum": old} for old in fresh]
         storage.append_lines(
             self._folder / FILE,
@@ -446,7 +378,3 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _round(number: int) -> str:
     return f"round_{number:06d}"
-
-
-def _hex(array: np.ndarray) -> str:
-    return array.tobytes().hex()

@@ -14,13 +14,9 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.errors import ProtocolError
 from primia_jax.federated import aggregation, safety
 from primia_jax.federated.aggregation import OWNER, Making, Total
+from primia_jax.federated.quantities import Announcement, Quantity
 from primia_jax.federated.sealing import KeyRing
-from primia_jax.federated.sum_journal import (
-    Announcement,
-    HospitalJournal,
-    OwnerJournal,
-    Quantity,
-)
+from primia_jax.federated.sum_journal import HospitalJournal, OwnerJournal
 from primia_jax.runtime import Receive, Send, Steps
 
 # collect(sizes, n_counts), as `aggregation.Aggregation` has it

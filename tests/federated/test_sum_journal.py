@@ -5,15 +5,14 @@ import pytest
 
 from primia_jax.errors import CheckpointError, ProtocolError
 from primia_jax.federated.aggregation import Total
-from primia_jax.federated.sum_journal import (
-    FILE,
+from primia_jax.federated.quantities import (
     UPDATE,
     VALIDATION,
     Announcement,
-    HospitalJournal,
-    OwnerJournal,
     Quantity,
+    digest_of_names,
 )
+from primia_jax.federated.sum_journal import FILE, HospitalJournal, OwnerJournal
 
 NAMES = ("a", "b", "c", "d")
 ROUND_1, ROUND_2 = Quantity(UPDATE, 1, "m1"), Quantity(UPDATE, 2, "m2")
@@ -75,8 +74,6 @@ def test_one_model_is_summed_over_one_set_in_all_rounds(tmp_path):
 
 
 def _for(names, number=b"\1" * 16, void=()):
-    from primia_jax.federated.sum_journal import digest_of_names
-
     return Announcement(
         number.hex(), tuple(v.hex() for v in void), digest_of_names(names)
     ).message()

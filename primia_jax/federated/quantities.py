@@ -1,0 +1,83 @@
+"""What a secure sum is of, and how the model owner announces it (see `sum_journal`)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from primia_jax.errors import ProtocolError
+from primia_jax.federated.variables import Vectors
+
+STATISTICS, UPDATE, VALIDATION = "statistics", "update", "validation"  # purposes
+DUE = (UPDATE, VALIDATION)  # the sums of a round
+NUMBER_BYTES = 16  # of a sum's number
+
+
+class Quantity(NamedTuple):
+    """What is summed: only one sum of it is ever revealed."""
+
+    purpose: str
+    round: int | None  # None: not part of a round
+    model: str  # digest of the model that contributions start from; empty for statistics
+
+    def __str__(self) -> str:
+        """For messages: "update of round 3"."""
+        return self.purpose if self.round is None else f"{self.purpose} of round {self.round}"
+
+
+class Announcement(NamedTuple):
+    """What the model owner tells the hospitals of a sum."""
+
+    number: str  # 32 hexadecimal digits
+    void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed
+    hospitals: str  # digest of their names
+
+    def message(self) -> dict[str, np.ndarray]:
+        """As it travels."""
+        voided = [np.frombuffer(bytes.fromhex(number), np.uint8) for number in self.void]
+        return {
+            "number": np.frombuffer(bytes.fromhex(self.number), np.uint8),
+            "void": np.reshape(np.asarray(voided, np.uint8), (-1, NUMBER_BYTES)),
+            "hospitals": np.frombuffer(bytes.fromhex(self.hospitals), np.uint8),
+        }
+
+    @classmethod
+    def of(cls, message: Any) -> "Announcement":
+        """The inverse of `message`.
+
+        Raises:
+          ProtocolError: if it is none.
+        """
+        try:
+            number, void, hospitals = (message[key] for key in ("number", "void", "hospitals"))
+            shapes = (number.shape, void.shape[1:], hospitals.shape)
+            types = {part.dtype for part in (number, void, hospitals)}
+        except (TypeError, KeyError, AttributeError):
+            shapes, types = ((), (), ()), set()
+        if shapes != ((NUMBER_BYTES,), (NUMBER_BYTES,), (32,)) or types != {np.dtype(np.uint8)}:
+            raise ProtocolError("the model owner announced no sum")
+        void_numbers = tuple(row.tobytes().hex() for row in void)
+        return cls(number.tobytes().hex(), void_numbers, hospitals.tobytes().hex())
+
+
+def digest_of_names(hospitals: Sequence[str]) -> str:
+    """Digest of a set of hospitals in its order."""
+    return hashlib.sha256(json.dumps(list(hospitals)).encode()).hexdigest()
+
+
+def digest_of_model(variables: Mapping[str, Any]) -> str:
+    """Digest of a network's variables: paths, shapes, types and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(dict(variables)):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def digest_of_vectors(vectors: Vectors) -> str:
+    """Digest of the model owner's present model."""
+    return digest_of_model(vectors._asdict())
