@@ -167,6 +167,20 @@ def test_a_run_does_not_go_on_without_a_ledger_it_has_charged(tmp_path):
         start(tmp_path, **changes).set_up(1)
 
 
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_a_revealed_round_is_charged_once(tmp_path, mode):
+    """Killed after its sums were revealed and before it was saved: it is completed, not trained."""
+    changes = {"federated": {"rounds": 3}, "privacy": {"mode": mode, "budget": 100.0}}
+    first = start(tmp_path, **changes)
+    train(first, rounds=1)
+    first.train_round(2)
+    charged = entries(tmp_path)
+    second = start(tmp_path, **changes)
+    reports = train(second, first=1, rounds=2)
+    assert entries(tmp_path) == charged and reports[0]["hospital_0"]["steps"] == 0
+    tiny.assert_same(tiny.model(second).params, tiny.model(first).params)
+
+
 def test_resuming_goes_on_with_the_ledger_and_the_statistics(tmp_path):
     """Nothing is forgotten, and what was released already is released again without a charge."""
     changes = {"federated": {"rounds": 3}, "privacy": {"budget": 100.0}}
