@@ -48,7 +48,7 @@ MASKS = {
     "masked by B, shared": True,
     "masked by α, shared": True,
     "masked by the triple, shared": True,
-    "masked by x": True,
+    "masked by x, shared": True,
     "masked by u, modulo 67": 67,
     "masked by the dealer, modulo 67": 67,
 }

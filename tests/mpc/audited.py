@@ -29,12 +29,16 @@ def network(params, x):
     return jax.nn.relu(second @ params["c"]) @ params["d"]
 
 
+def one_gate(params, x):
+    return jax.nn.relu(x @ params["a"]) @ params["d"]
+
+
 @functools.cache
-def make_program(copies, **settings):
+def make_program(copies, apply_fn=network, **settings):
     example = jax.ShapeDtypeStruct((copies, 1), jnp.float32)
     calibration = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
     config = MpcConfig(**settings)
-    return inference.encrypt(network, PARAMS, example, calibration=calibration, config=config)
+    return inference.encrypt(apply_fn, PARAMS, example, calibration=calibration, config=config)
 
 
 TABLE = {"effective_bits": 8, "sign_slack_bits": 0}

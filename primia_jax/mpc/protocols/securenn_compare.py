@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from primia_jax.errors import ProtocolError
+from primia_jax.mpc import observation
 from primia_jax.mpc.protocols.odd_ring import checked, low
 from primia_jax.mpc.protocols.parties import Cost, Party, SharedStream
 from primia_jax.runtime.party import Receive, Send, Steps
@@ -99,8 +100,10 @@ def private_compare(
     if me.is_assistant:
         first = yield Receive(me.names[0])
         second = yield Receive(me.names[1])
-        found = [_any_zero_block(d0, d1) for d0, d1 in zip(first, second)]
-        return np.concatenate(found).astype(np.uint64)
+        results = np.concatenate([_any_zero_block(d0, d1) for d0, d1 in zip(first, second)])
+        observation.opened("comparison's result", lambda: results)
+        observation.opened("comparison's residues", lambda: _upper_halves(first, second))
+        return results.astype(np.uint64)
     r = checked(r, n, n_bits)
     if [np.shape(part) for part in bits] != [(n_bits, b - a) for a, b in _blocks(n)]:
         raise ProtocolError(f"the {n_bits} bits of {n} elements are not shared in their blocks")
@@ -190,6 +193,12 @@ def _roll_where(bit: Any, d: Any, shift: int) -> Any:
     head = d[:shift] ^ ((d[:shift] ^ d[-shift:]) & mask)
     tail = d[shift:] ^ ((d[shift:] ^ d[:-shift]) & mask)
     return lax.optimization_barrier(jnp.concatenate(lax.optimization_barrier([head, tail])))
+
+
+def _upper_halves(first: Blocks, second: Blocks) -> list[np.ndarray]:
+    """uint8 [l, n_k] each: 1 where the assistant's residue is above 33 (half of all but 0 are)."""
+    totals = [(np.add(d0, d1, dtype=np.uint16)) % PRIME for d0, d1 in zip(first, second)]
+    return [(total > PRIME // 2).astype(np.uint8) for total in totals]
 
 
 def _any_zero_block(d0: np.ndarray, d1: np.ndarray) -> np.ndarray:

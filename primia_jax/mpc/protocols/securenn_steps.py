@@ -256,10 +256,11 @@ def _msb(me: Party, a: Any, message: Any, n: int, n_bits: int) -> Steps:
         return (yield from multiply(me, np.multiply, shapes, n_bits=n_bits))
     a, stream = checked(a, n, n_bits), me.shared_with(1 - me.index)
     mine = odd_sum(odd_sum(a, a, n_bits), message["x"], n_bits)
-    yield Send(me.peer, mine, "2a | masked by x")
+    yield Send(me.peer, mine, "2a | masked by x, shared")
     masks = compare_masks(me, n, n_bits)
     beta = stream.residues((n,), 2)
     r = odd_sum(mine, (yield Receive(me.peer)), n_bits)
+    observation.opened("masked double", lambda: r)
     yield from private_compare(me, message["bits"], r, beta, n, n_bits, masks)
     del masks
     delta = low(_xor(me, r & np.uint64(1), message["lowest"]), n_bits)
