@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from primia_jax.core import names
+
 MAX_PIXELS = 80_000_000  # five times the largest radiograph
 MAX_FILE_BYTES = 8 * MAX_PIXELS
 MAX_RATIO = 100  # decoded bytes over stored ones, for images of more than `_SMALL_BYTES`
@@ -14,7 +16,10 @@ _SMALL_BYTES = 1 << 26
 
 
 class ImageError(Exception):
-    """Why one image cannot be used; the text completes `NAME: …`."""
+    """Why one image cannot be used; the text, one line, completes `NAME: …`."""
+
+    def __init__(self, text: str):
+        super().__init__(names.printable(" ".join(text.split()))[:300])
 
 
 class Decoded(NamedTuple):

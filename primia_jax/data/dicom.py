@@ -6,6 +6,7 @@ interpretation), C.7.5.1.1.2 (pixel padding).
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,9 @@ from primia_jax.data.dicom_pixels import Stored, read_dataset, stored_range, sto
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _BLOCK = 1 << 20  # pixels that are computed at a time in floating point
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+# They quote values of headers, which are about patients, on consoles that others may see.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\..*)?$")
 
 
 def decode(content: bytes, data: DataConfig | None = None) -> Decoded:

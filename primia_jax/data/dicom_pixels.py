@@ -1,27 +1,23 @@
 """The stored values of a DICOM image: decompressed, and cut to the bits that are stored.
 
-JPEG, JPEG Lossless and JPEG 2000 are decoded by GDCM, JPEG-LS by CharLS, RLE and uncompressed
-values by pydicom. Sizes are checked before a decoder runs. Axis letters: h rows, w columns.
+JPEG, JPEG Lossless and JPEG 2000 are decoded by GDCM (in a process of its own), JPEG-LS by CharLS,
+RLE and uncompressed values by pydicom. Sizes are checked before a decoder runs. Axis letters: h
+rows, w columns.
 
 Source: DICOM PS3.5, 8.1.1 (pixel cells), 8.2 (compression); annex A.5 (deflated).
 """
 
-import contextlib
 import io
-import os
-import threading
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import gdcm
 import numpy as np
 import pydicom
 from pydicom import encaps, filereader, filewriter, pixels, uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 
-from primia_jax.data import codestream
+from primia_jax.data import codestream, gdcm_process
 from primia_jax.data.decoded import MAX_FILE_BYTES, MAX_RATIO, ImageError, check_size
 
 _SMALL_BYTES = 1 << 26
@@ -34,7 +30,6 @@ _NATIVE = (
 _JPEG = (*uid.JPEGTransferSyntaxes, uid.JPEG2000Lossless, uid.JPEG2000)
 _READ = (*_NATIVE, *_JPEG, *uid.JPEGLSTransferSyntaxes, uid.RLELossless)
 _FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
-_stderr_lock = threading.Lock()
 
 
 def read_dataset(content: bytes) -> pydicom.Dataset:
@@ -94,7 +89,7 @@ def stored_values(dataset: pydicom.Dataset) -> Stored:
         values = _by_pydicom(dataset, syntax, "")
         return Stored(values, _padding(dataset, values, keyword.removesuffix("Data")))
     if samples != 1:
-        return Stored(_colour(dataset, syntax))
+        return Stored(_colour(dataset, syntax, data))
     if syntax in _JPEG:
         values = _by_gdcm(dataset, syntax, encaps.get_frame(data, 0, number_of_frames=1))
         return Stored(values, _padding(dataset, values))
@@ -170,16 +165,61 @@ def _by_pydicom(dataset: pydicom.Dataset, syntax: uid.UID, plugin: str) -> np.nd
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _colour(dataset: pydicom.Dataset, syntax: uid.UID) -> np.ndarray:
+def _colour(dataset: pydicom.Dataset, syntax: uid.UID, data: bytes) -> np.ndarray:
     """[h, w, 3] red, green and blue, as stored: 0 to 2^BitsStored − 1."""
-    plugin = ""
+    plugin = "pydicom" if syntax == uid.RLELossless else ""
     if syntax in uid.JPEGLSTransferSyntaxes:
         plugin = "pyjpegls"
-    elif syntax.is_encapsulated:
-        plugin = "pydicom" if syntax == uid.RLELossless else "gdcm"
-        _check_codestream(dataset, encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
-    decoder = pixels.get_decoder(syntax)
-    return np.asarray(decoder.as_array(dataset, index=0, decoding_plugin=plugin)[0])
+    if syntax.is_encapsulated:
+        frame = encaps.get_frame(data, 0, number_of_frames=1)
+        header = _check_codestream(dataset, frame)
+        if syntax in _JPEG:
+            return _colour_by_gdcm(dataset, syntax, frame, header)
+    return np.asarray(
+        pixels.get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)[0]
+    )
+
+
+def _colour_by_gdcm(
+    dataset: pydicom.Dataset, syntax: uid.UID, frame: bytes, header: codestream.Header | None
+) -> np.ndarray:
+    """[h, w, 3] red, green and blue of one JPEG or JPEG 2000 frame with 8 bits a channel."""
+    if header is None or header.precision != 8 or header.components != 3:
+        raise ImageError("compressed colour that is not of 8 bits in 3 channels, which is not read")
+    photometric = str(dataset.PhotometricInterpretation)
+    planar = _integer(dataset, "PlanarConfiguration", 0)
+    decoded = _decoded_by_gdcm(header, syntax, frame, photometric, planar)
+    colours = np.frombuffer(decoded, np.uint8).reshape(header.height, header.width, 3)
+    # GDCM itself turns the colour spaces of JPEG 2000 to RGB.
+    if photometric in ("YBR_FULL", "YBR_FULL_422"):
+        return np.asarray(pixels.convert_color_space(colours, photometric, "RGB"))
+    return colours
+
+
+def _decoded_by_gdcm(
+    header: codestream.Header,
+    syntax: uid.UID,
+    frame: bytes,
+    photometric: str,
+    planar: int = 0,
+) -> bytes:
+    """The samples of a frame, as many as `header` promises."""
+    cell = 8 if header.precision <= 8 else 16
+    decoded = gdcm_process.decode(
+        codestream.repaired(frame),
+        width=header.width,
+        height=header.height,
+        samples=header.components,
+        bits=header.precision,
+        cell=cell,
+        signed=int(header.signed),
+        planar=planar,
+        photometric=photometric,
+        syntax=str(syntax),
+    )
+    if len(decoded) != header.height * header.width * header.components * cell // 8:
+        raise ImageError("damaged compressed data (too few pixels)")
+    return decoded
 
 
 def _check_codestream(dataset: pydicom.Dataset, frame: bytes) -> codestream.Header | None:
@@ -202,31 +242,11 @@ def _by_gdcm(dataset: pydicom.Dataset, syntax: uid.UID, frame: bytes) -> np.ndar
     allowed = (8, 12) if header.lossy_jpeg else range(2, 17)
     if header.precision not in allowed:
         raise ImageError(f"compressed with {header.precision} bits a pixel, which is not read")
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(codestream.repaired(frame))
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((header.width, header.height, 1))
-    image.SetDataElement(element)
-    kind = gdcm.PhotometricInterpretation.MONOCHROME2
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-    kind = gdcm.TransferSyntax.GetTSType(str(syntax))
-    image.SetTransferSyntax(gdcm.TransferSyntax(kind))
     # The precision of the codestream, not BitsStored: GDCM would cut excess bits off, so that a
     # lossy 1025 of 10 bits became 1 and not 1023.
     cell, bits = 8 if header.precision <= 8 else 16, header.precision
-    image.SetPixelFormat(gdcm.PixelFormat(1, cell, bits, bits - 1, int(header.signed)))
-    with _quiet_decoder():
-        text = image.GetBuffer()
-    if text is None:
-        raise ImageError("damaged compressed data (GDCM cannot decode it)")
-    values = np.frombuffer(text.encode("utf-8", "surrogateescape"), f"<u{cell // 8}")
-    if values.size != header.height * header.width:
-        raise ImageError("damaged compressed data (too few pixels)")
+    decoded = _decoded_by_gdcm(header, syntax, frame, "MONOCHROME2")
+    values = np.frombuffer(decoded, f"<u{cell // 8}")
     values = values.reshape(header.height, header.width)
     stored, signed = int(dataset.BitsStored), bool(_integer(dataset, "PixelRepresentation", 0))
     if header.signed or (signed and bits >= stored):
@@ -279,26 +299,3 @@ def _with_sign(values: np.ndarray, bits: int) -> np.ndarray:
     size = 8 * values.dtype.itemsize
     shifted = values << (size - bits)
     return shifted.view(f"i{size // 8}") >> (size - bits)
-
-
-@contextlib.contextmanager
-def _quiet_decoder() -> Iterator[None]:
-    """Keeps GDCM's decoders from writing a line for each image to standard error.
-
-    Its 12-bit decoder is tried after the 8-bit one has complained, from C. Lines that other threads
-    write meanwhile (some milliseconds) are lost too.
-    """
-    with _stderr_lock:
-        try:
-            kept = os.dup(2)
-        except OSError:  # no standard error at all
-            yield
-            return
-        sink = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(sink, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(sink)

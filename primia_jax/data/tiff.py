@@ -12,6 +12,7 @@ import numpy as np
 _WIDTH, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 258, 262, 274, 277
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _EXTRA, _FORMAT = 284, 317, 322, 338, 339
 _SHORT, _LONG = 3, 4
+_MAX_SIDE = 1 << 31  # so that twice a width can be written
 
 
 class Rewritten(NamedTuple):
@@ -53,7 +54,9 @@ def rewritten(content: bytes) -> Rewritten:
     removed = {_ORIENTATION}
     with_alpha = tags.get(_SAMPLES, 1) == 2
     if with_alpha:
-        if tags.get(_PLANAR, 1) != 1 or (_PREDICTOR in tags and _TILE_WIDTH in tags):
+        sides = [tags[tag] for tag in (_WIDTH, _TILE_WIDTH) if tag in tags]
+        odd_layout = tags.get(_PLANAR, 1) != 1 or (_PREDICTOR in tags and _TILE_WIDTH in tags)
+        if odd_layout or max(sides, default=0) >= _MAX_SIDE:
             return Rewritten(content)
         changes.update({_SAMPLES: 1, _BITS: 16, _PREDICTOR: 1})
         changes.update({tag: 2 * tags[tag] for tag in (_WIDTH, _TILE_WIDTH) if tag in tags})

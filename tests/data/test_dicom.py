@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pydicom
@@ -285,3 +287,16 @@ def test_no_transfer_syntax(tmp_path):
     content = io.BytesIO()
     dataset.save_as(content, implicit_vr=True, little_endian=True, enforce_file_format=False)
     np.testing.assert_array_equal(image_files.decode(content.getvalue()).pixels, shown(path))
+
+
+def test_the_library_does_not_warn_on_the_console(tmp_path):
+    """Its warnings may quote values of patients' headers; the file is read all the same."""
+    excess = RAMP.tobytes() + bytes(128)
+    save_dicom(tmp_path / "a", RAMP, PixelData=excess)
+    program = (
+        "import sys, pathlib; from primia_jax.data import image_files\n"
+        "print(image_files.decode(pathlib.Path(sys.argv[1]).read_bytes()).pixels.shape)"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "a")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.stdout.strip() == "(64, 64)" and done.stderr == ""

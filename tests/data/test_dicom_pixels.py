@@ -207,6 +207,32 @@ def test_codestreams_of_another_size_are_refused(tmp_path, syntax):
         dicom.decode(cut)
 
 
+def test_a_file_that_crashes_the_decoder_costs_itself_alone(tmp_path):
+    """GDCM aborts its process on this byte; the next image is decoded."""
+    path = save_dicom(tmp_path / "a", WAVES)
+    whole = changed(path, tmp_path / "b", "JPEGLosslessProcess14_1")
+    at = whole.index(b"\xff\xc3") + 13
+    with pytest.raises(ImageError, match="the decoder failed on it"):
+        dicom.decode(whole[:at] + b"\0" + whole[at + 1 :])
+    np.testing.assert_array_equal(values_of(whole), WAVES)
+
+
+def test_damaged_files_are_read_or_refused_in_a_line():
+    """Changed bytes and cut ends, in every compression; nothing else is ever raised."""
+    rng = np.random.Generator(np.random.Philox(3))
+    names = ("MR_small_RLE.dcm", "JPEG2000.dcm", "JPGExtended.dcm", "MR_small_jpeg_ls_lossless.dcm")
+    for name in (*names, "image_dfl.dcm", "SC_rgb_jpeg_gdcm.dcm", "examples_palette.dcm"):
+        content = shipped()[name].read_bytes()
+        for _ in range(25):
+            damaged = bytearray(content[: int(rng.integers(len(content) // 4, 2 * len(content)))])
+            damaged[int(rng.integers(132, 800))] = int(rng.integers(256))
+            damaged[int(rng.integers(len(damaged)))] = int(rng.integers(256))
+            try:
+                dicom.decode(bytes(damaged), OFF)
+            except ImageError as error:
+                assert len(str(error)) <= 300 and str(error).isprintable()
+
+
 def refused_cheaply(content: bytes, reason: str) -> None:
     tracemalloc.start()
     with pytest.raises(ImageError, match=reason):
