@@ -27,7 +27,7 @@ from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.evaluation.report import write_report
-from primia_jax.federated import aggregation, privacy_statement
+from primia_jax.federated import aggregation, credentials, privacy_statement
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -275,8 +275,8 @@ def training_driver(
 
     With `some_later` hospitals that have machines of their own may come later than the others; not
     where privacy is asked for, since each adds noise to the sum or keeps a ledger from round 1 on.
-    `tell` is given a line that says for whom it waits. Below `workdir` a hospital writes why its
-    images cannot be used.
+    `tell` is given a line that says for whom it waits. Below `workdir` lie the parties' identities,
+    and a hospital writes there why its images cannot be used.
     """
     run, sites = config.runtime, [site.site for site in plan.sites]
     placements: dict[str, dict[str, Any]] = {
@@ -295,6 +295,7 @@ def training_driver(
     makers = functools.partial(party_makers, config, plan, workdir)
     own_machines = "{site}" in run.hospital_resource
     later = sites if some_later and own_machines and config.privacy.mode == "none" else ()
+    folders = credentials.training_folders(workdir, sites) if workdir else None
     with open_driver(
         config,
         makers,
@@ -305,6 +306,7 @@ def training_driver(
         later=later,
         tell=tell,
         check_report=check_plain,
+        folders=folders,
     ) as driver:
         yield driver
 
@@ -325,6 +327,7 @@ def open_driver(
     later: Collection[str] = (),
     tell: Callable[[str], None] = lambda text: None,
     check_report: Check | None = None,
+    folders: Mapping[str, pathlib.Path] | None = None,
 ) -> Iterator[Driver]:
     """The driver that `config.runtime` asks for, with the parties of `makers` started.
 
@@ -339,6 +342,8 @@ def open_driver(
       later: parties that may be missing at first.
       tell: is given a line that says for whom it waits.
       check_report: refuses reports with anything that is not declared public.
+      folders: the parties' own, by name, where they keep the identities that sign the keys of
+        sealed messages; without them identities last as long as the driver.
 
     Raises:
       ConfigError: for a cluster's address where no cluster is used.
@@ -369,6 +374,7 @@ def open_driver(
                 later,
                 run.revive_timeout_s,
                 tell,
+                credentials=credentials.makers(config, folders or {}),
                 check_report=check_report,
             )
         ) as driver,

@@ -33,7 +33,7 @@ _OWN = (
     "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
     "data.json", "encrypted.json", "trace.json", "trace.png", "status.json", "mlflow.json",
     "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
-    credentials.IDENTITIES, PROVIDER,
+    credentials.IDENTITIES, PROVIDER, "data_owner",
 )  # fmt: skip
 _FREE = credentials.FREE_SECTIONS  # that a resumed run may change
 

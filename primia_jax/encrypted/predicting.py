@@ -84,6 +84,11 @@ def predict_encrypted(
             ray_address,
             sealed=True,
             check_report=check_record,
+            folders={
+                DATA_OWNER: directory / DATA_OWNER_FOLDER,
+                MODEL_OWNER: directory / "checkpoints",
+                CRYPTO_PROVIDER: directory / CRYPTO_PROVIDER,
+            },
         ) as driver,
     ):
         reports, _ = driver.run(parties.introduction())

@@ -53,15 +53,23 @@ def opened(config: ExperimentConfig, folder: pathlib.Path, name: str) -> Credent
 
 
 def makers(
-    config: ExperimentConfig, workdir: pathlib.Path, hospitals: Sequence[str]
+    config: ExperimentConfig, folders: Mapping[str, pathlib.Path]
 ) -> dict[str, Callable[[], Credentials]]:
-    """Functions that open each party's credentials in its own process; they can be pickled."""
-    folders = {name: checkpoints.site_folder(workdir, name) for name in hospitals}
-    folders[OWNER] = workdir / "checkpoints"
-    folders[PROVIDER] = workdir / PROVIDER
+    """Functions that open each party's credentials in its own process; they can be pickled.
+
+    Args:
+      config: of the run.
+      folders: the parties' own, by name.
+    """
     return {
         name: functools.partial(opened, config, folder, name) for name, folder in folders.items()
     }
+
+
+def training_folders(workdir: pathlib.Path, hospitals: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Folders of the parties of a training, by name, each its party's own."""
+    folders = {name: checkpoints.site_folder(workdir, name) for name in hospitals}
+    return {**folders, OWNER: workdir / "checkpoints", PROVIDER: workdir / PROVIDER}
 
 
 def record(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None:

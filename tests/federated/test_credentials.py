@@ -72,7 +72,8 @@ def test_pinned_hospitals_accept_nobody_else(tmp_path):
 
 
 def test_every_party_has_credentials_of_its_own(secure, tmp_path):
-    made = {n: make() for n, make in credentials.makers(secure, tmp_path, HOSPITALS).items()}
+    folders = credentials.training_folders(tmp_path, HOSPITALS)
+    made = {name: make() for name, make in credentials.makers(secure, folders).items()}
     assert set(made) == {*HOSPITALS, "model_owner", "crypto_provider"}
     assert len({own.identity.public_key for own in made.values()}) == 5
     assert {own.plan for own in made.values()} == {credentials.plan_of(secure)}
