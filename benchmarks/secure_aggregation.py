@@ -151,7 +151,7 @@ def planned(n: int, own: SecureAggregationConfig) -> secagg.Plan:
 
 
 def exchanged(plan: secagg.Plan) -> tuple[dict[str, Any], float]:
-    """Everybody's lasting keys for its neighbours, and a hospital's seconds for them."""
+    """Everybody's session keys for its neighbours, and a hospital's seconds for them."""
     parties: dict[str, Any] = {
         name: sealing.exchange_keys(name, [plan.hospitals[j] for j in near[1:]], PROVIDER)
         for name, near in zip(plan.hospitals, plan.neighbourhoods())

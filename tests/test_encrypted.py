@@ -383,3 +383,6 @@ def test_real_actors(protocol, workdir, films):
         assert words in result.stdout, result.stdout
     assert "round trips" in result.stdout and "encrypted diagnosis" in result.stdout
     assert "film" not in result.stdout.replace(str(films), "") and "notes" not in result.stdout
+    for party, peer in (("data_owner", "model_owner"), ("crypto_provider", "data_owner")):
+        assert (workdir / party / "identity.key").stat().st_mode & 0o777 == 0o600
+        assert peer in json.loads((workdir / party / "peers.json").read_text())

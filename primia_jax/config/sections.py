@@ -243,7 +243,8 @@ class SecureAggregationConfig:
 
     scheme: str = setting(
         "auto",
-        "additive shares, or pairwise masks that survive dropouts (auto: beyond 5 hospitals)",
+        "additive shares, or pairwise masks that survive dropouts (auto: beyond 5 hospitals, where "
+        "there is a graph)",
         choices=("auto", "additive", "secagg"),
     )
     dropouts: float = setting(0.3, "secagg: part of the hospitals that may drop out", low=0, high=1)
