@@ -348,6 +348,8 @@ class _Transport:
             number, carried = 0, body
             if self._seals is not None:
                 number, carried = self._seals.seal(name, body, _associated(envelope))
+                if len(to) == 1:
+                    body = None  # as long as the message itself
             envelope = envelope._replace(sent_s=time.monotonic())
             mail = self._shell.peers[name]
             mail.actor.deliver.remote(mail.stamps[self._me], envelope, number, carried, content)
@@ -477,3 +479,4 @@ def run_party(name: str, steps: Steps, transport: _Transport) -> tuple[Any, Part
                 continue
             message = transport.open(delivery)
             trace.depth = max(trace.depth, delivery.envelope.depth)
+            delivery = None  # the sealed bytes must not stay while the party computes
