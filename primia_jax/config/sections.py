@@ -343,8 +343,16 @@ class PrivacyConfig:
 
     mode: str = setting(
         "none",
-        "protects single images of a hospital (record), or whole hospitals in the sum (client)",
+        "protects the records of each hospital (record), or whole hospitals in the sum (client)",
         choices=("none", "record", "client"),
+    )
+    unit: str = setting(
+        "image",
+        "record: protects each image, or all images that a hospital has of a patient",
+        choices=("image", "patient"),
+    )
+    images_per_patient: int = setting(
+        4, "unit = patient: images of a patient that a step uses at most", low=1, high=64
     )
     epsilon: float = setting(8.0, "that the run's noise is made for", low=0.01, high=1000)
     delta: float = setting(1e-5, "chance beyond ε; far below 1 / images", low=1e-12, high=0.1)
@@ -352,7 +360,7 @@ class PrivacyConfig:
         0.0, "deviation of the noise over the clip (0: found from epsilon)", low=0, high=500
     )
     clip_norm: float = setting(
-        1.0, "longest gradient of an image (record), or update of a hospital (client)", low=1e-6
+        1.0, "longest gradient of a unit (record), or update of a hospital (client)", low=1e-6
     )
     budget: float = setting(
         0.0, "largest ε of everything in a hospital's ledger (0: epsilon)", low=0, high=1000

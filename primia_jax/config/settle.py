@@ -74,6 +74,11 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             "config.data.validation_fraction + config.data.test_fraction must stay below 1, not "
             f"{data.validation_fraction + data.test_fraction:g}"
         )
+    if config.privacy.unit == "patient" and config.privacy.mode != "record":
+        raise ConfigError(
+            "config.privacy.unit = 'patient' says what config.privacy.mode = 'record' protects; "
+            f"with mode {config.privacy.mode!r} leave it at 'image', or set mode to 'record'"
+        )
     if config.privacy.mode != "none":
         config = _settled_privacy(config)
     if runtime.threads == 0:

@@ -6,6 +6,7 @@ console and rounds.jsonl), never to the model owner.
 """
 
 import dataclasses
+import functools
 import pathlib
 import secrets
 from collections.abc import Callable, Collection
@@ -26,6 +27,7 @@ from primia_jax.federated import (
     local_training,
     perturbation,
     privacy,
+    privacy_units,
     private_training,
     quantities,
     recording,
@@ -69,6 +71,18 @@ class Hospital:
     guarantee: privacy.Site | None = None  # where config.privacy asks for one
     private_learner: private_training.PrivateLearner | None = None  # in its mode `record`
     truth: recording.Truth | None = None  # of the round not saved yet, where it is recorded
+
+    @property
+    def size(self) -> int:
+        """Training images that this hospital counts for; patients, where those are protected."""
+        units = self.guarantee.train if self.guarantee else None
+        return len(self.train) if units is None else len(units)
+
+    @property
+    def validation_size(self) -> int:
+        """Validation images that it counts for, or patients."""
+        units = self.guarantee.validation if self.guarantee else None
+        return len(self.validation) if units is None else len(units)
 
     def contribute(self, quantity: Quantity, make: Making) -> Steps:
         """Contributes to one sum over the hospitals that take part, or refuses (`sums`)."""
@@ -141,13 +155,14 @@ def open_identity(state: Hospital, folder: pathlib.Path, number: int) -> tuple[H
 def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
     """Finds the noise that `config.privacy` asks for, and the ledger as of round `number`."""
     config = state.config
-    steps = steps_per_round(config, len(state.train))
+    steps = functools.partial(steps_per_round, config)
     site = privacy.open_site(
         config, state.name, folder, state.train, state.validation, steps, number
     )
     learner = None
     if config.privacy.mode == "record":
-        expected = site.mechanisms.training.sampling_rate * len(state.train)
+        assert site.train is not None
+        expected = site.mechanisms.training.sampling_rate * len(site.train)
         mu = rules.make(config.federated).proximal_mu
         learner = private_training.make(config, state.learner, expected, mu)
     return dataclasses.replace(state, guarantee=site, private_learner=learner), None
@@ -186,8 +201,8 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
         watch=SiteWatch(),
     )
     report: dict[str, Any] = {
-        "samples": len(state.train),
-        "validation_samples": len(state.validation),
+        "samples": state.size,
+        "validation_samples": state.validation_size,
     }
     if state.guarantee:
         report["privacy"] = privacy.planned_report(state.config, state.guarantee)
@@ -228,7 +243,7 @@ def train_round(
         "loss": result.loss,
         "validation_loss": judged.loss,
         "validation_accuracy": float(np.trace(judged.confusion) / max(1, judged.confusion.sum())),
-        "samples": len(state.train),
+        "samples": state.size,
         "steps": result.steps,
         "learning_rate": result.learning_rate,
         "stopped": state.watch.stopped,
@@ -244,7 +259,7 @@ def train_round(
 
 def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
     """Trains when the sum is due, and contributes; returns the state and what it is worth."""
-    weight = 0 if state.watch.stopped else len(state.train)
+    weight = 0 if state.watch.stopped else state.size
     mode, round_name = state.config.privacy.mode, f"round {number}"
     if state.guarantee:
         releases = state.guarantee.mechanisms.of_round(mode, number)
@@ -277,7 +292,7 @@ def _make_up(state: Hospital, number: int, trained: bool) -> tuple[Hospital, "_T
             state.config.training, (number - 1) / state.config.federated.rounds
         )
         return state, _Trained(state.variables, _optimizer_state(state), None, 0, rate)
-    weight = 0 if state.watch.stopped else len(state.train)
+    weight = 0 if state.watch.stopped else state.size
     with environment.memory_kept():
         new, result = _train_locally(state, number)
     return _recorded(new, number, result, weight), _to_keep(state.config, result)
@@ -300,7 +315,7 @@ def _contribute_score(state: Hospital, number: int, judged: local_training.Score
             return
         if state.config.privacy.validation == "noised":
             own = privacy.validation_contribution(
-                state.config, state.guarantee, judged.confusion, len(state.hospitals)
+                state.config, state.guarantee, judged, len(state.hospitals)
             )
     yield from state.contribute(state.quantity(VALIDATION, number, state.variables), lambda: own)
 
@@ -318,7 +333,7 @@ class _Trained(NamedTuple):
     loss: float | None
     steps: int
     learning_rate: float
-    samples: tuple[np.ndarray, ...] = ()  # drawn for each step by private training
+    samples: tuple[privacy_units.Sample, ...] = ()  # drawn for each step by private training
 
 
 def _optimizer_state(state: Hospital) -> Any:
@@ -391,24 +406,25 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
 def _train_privately(state: Hospital, number: int, opt_state: Any) -> _Trained:
     """The local steps of a round in mode `record`."""
     config, release = state.config, _guarantee(state).mechanisms.training
-    assert state.private_learner is not None and state.statistics is not None
+    units = _guarantee(state).train
+    assert state.private_learner and state.statistics and units
 
     def rate(step: int) -> float:
         progress = ((number - 1) + step / release.steps) / config.federated.rounds
         return local_training.learning_rate(config.training, progress)
 
-    samples: list[np.ndarray] = []
+    samples: list[privacy_units.Sample] = []
     model, opt_state = private_training.train(
         state.private_learner,
         state.variables,
         opt_state,
         state.train,
+        units,
         state.statistics,
         release,
         config,
-        (number, state.index),
         rate,
-        samples.append,
+        samples.append if recording.wanted(config.federated, number) else lambda sample: None,
     )
     last = rate(release.steps - 1)
     return _Trained(model, opt_state, None, release.steps, last, tuple(samples))
@@ -420,34 +436,33 @@ def _place(number: int, site: int, step: int) -> Step:
 
 
 def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> recording.Truth:
-    """What the local steps of round `number` were given, once more, for the recording."""
+    """The inputs of the local steps of round `number`, made once more for the recording."""
     config = state.config
-    batches: list[tuple[np.ndarray, np.ndarray, Step]] = []  # records, which are none, place
+    images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]
+    targets = [np.zeros((0, len(state.train.class_names)), np.float32)]
+    records = [np.zeros(0, np.int64)]
+
+    def entered(batch: np.ndarray, pixels: Any, target: Any) -> None:
+        images.append(np.asarray(pixels))
+        targets.append(np.asarray(target))
+        records.append(batch)
+
     if state.private_learner is not None:
-        n_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
-        size = private_training.microbatch_size(config, n_params)
-        at = (number, state.index)
-        for step, sample in enumerate(trained.samples):
-            batches += private_training.microbatches(sample, size, at, step)
-        sizes = [len(sample) for sample in trained.samples]
+        for sample in trained.samples:
+            for batch in sample.images:
+                one = state.train.images[batch], state.train.labels[batch], sample.keys[batch]
+                n_classes = len(state.train.class_names)
+                entered(batch, *state.private_learner.augmented(*one, n_classes))
+        sizes = [sum(map(len, sample.images)) for sample in trained.samples]
     else:
         first = (number - 1) * steps_per_round(config, len(state.train))
         n, size = len(state.train), config.training.batch_size
         order = local_training.batches(config.seed, state.index, n, size, first)
         for step, batch in zip(range(trained.steps), order):
             place = _place(number, state.index, step)
-            batches.append((batch, np.ones(len(batch), bool), place))
-        sizes = [len(batch) for batch, _, _ in batches]
-    images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]
-    targets = [np.zeros((0, len(state.train.class_names)), np.float32)]
-    records = [np.zeros(0, np.int64)]
-    for batch, real, place in batches:
-        pixels, target = state.learner.enter(
-            state.train.images[batch], state.train.labels[batch], np.uint32(config.seed), place
-        )
-        images.append(np.asarray(pixels)[real])
-        targets.append(np.asarray(target)[real])
-        records.append(batch[real])
+            chosen = state.train.images[batch], state.train.labels[batch]
+            entered(batch, *state.learner.enter(*chosen, np.uint32(config.seed), place))
+        sizes = [len(batch) for batch in records[1:]]
     return recording.Truth(
         images=np.concatenate(images),
         targets=np.concatenate(targets),
@@ -458,7 +473,7 @@ def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> re
 
 
 def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
-    """Local steps between two synchronisations at a site with `n_train` records."""
+    """Local steps between two synchronisations at a site with `n_train` images or patients."""
     every = config.federated.sync_every
     if config.federated.sync_unit == "steps":
         return every

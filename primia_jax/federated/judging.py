@@ -70,7 +70,8 @@ def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Step
     ]
     n = sum(count for _, count in parts)
     loss = sum(score.loss * count for score, count in parts) / n
-    found = Score(loss, np.sum([score.confusion for score, _ in parts], axis=0))
+    confusion = np.sum([score.confusion for score, _ in parts], axis=0)
+    found = Score(loss, confusion, np.concatenate([score.cells for score, _ in parts]))
     own = Contribution((np.asarray([found.loss]),), n, found.confusion.ravel())
     yield from state.contribute(state.quantity(_purpose(every), None, model), lambda: own)
     metrics = metrics_from_confusion(found.confusion, state.validation.class_names)

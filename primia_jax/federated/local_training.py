@@ -217,10 +217,11 @@ def predict(
 
 
 class Score(NamedTuple):
-    """How well a model does on a site's validation images."""
+    """Performance of a model on a site's validation images."""
 
     loss: float  # mean cross-entropy, unweighted
     confusion: np.ndarray  # [k k] int64, rows true
+    cells: np.ndarray  # [n] int64: the cell of the confusion matrix that each image counts in
 
 
 def score(
@@ -231,8 +232,8 @@ def score(
     chosen = probabilities[np.arange(len(data)), data.labels]
     loss = float(-np.log(np.maximum(chosen.astype(np.float64), 1e-12)).mean())
     k = len(data.class_names)
-    pairs = data.labels.astype(np.int64) * k + probabilities.argmax(1)
-    return Score(loss, np.bincount(pairs, minlength=k * k).reshape(k, k))
+    cells = data.labels.astype(np.int64) * k + probabilities.argmax(1)
+    return Score(loss, np.bincount(cells, minlength=k * k).reshape(k, k), cells)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

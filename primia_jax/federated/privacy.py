@@ -1,7 +1,8 @@
 """Differential privacy of a federation: what is noised, by how much, and what it costs.
 
-- `record`: every hospital protects its images, one by one, against everybody else: DP-SGD
-  (`private_training`) at each hospital with noise of its own.
+- `record`: every hospital protects its images, one by one or all of a patient together
+  (`privacy_units`), against everybody else: DP-SGD (`private_training`) at each hospital with noise
+  of its own.
 - `client`: every hospital as a whole is protected against the model owner, which learns only the
   secure sum. Each hospital clips its update and adds its share of the noise before it encodes it:
   discrete Gaussian noise in the aggregation's fixed point (Kairouz, Liu and Steinke 2021). Nobody
@@ -16,11 +17,15 @@ A sum of hospitals' discrete Gaussians with the deviations met here, thousands o
 from one discrete Gaussian, and that from a continuous one, by less than any float can tell (their
 theorem 1 and Canonne et al. 2020, propositions 5 and 19), so the accountants take it for one.
 
-Axis letters: k classes, p_j parameters of the j-th leaf, n records.
+The number of units (images, patients, hospitals) is taken to be public: it weighs a hospital in the
+average and sets its sampling rate, steps and noise. The number of a patient's images is not.
+
+Axis letters: k classes, p_j parameters of the j-th leaf, n images.
 """
 
 import dataclasses
 import hashlib
+import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -29,12 +34,18 @@ import numpy as np
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
-from primia_jax.errors import ConfigError
+from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import accounting, checkpoints, discrete_noise
+from primia_jax.federated import (
+    accounting,
+    checkpoints,
+    discrete_noise,
+    privacy_units,
+    private_training,
+)
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import Contribution, Total
-from primia_jax.federated.local_training import Statistics
+from primia_jax.federated.local_training import Score, Statistics
 from primia_jax.federated.privacy_ledger import (
     HOSPITAL,
     TRAINING,
@@ -44,13 +55,14 @@ from primia_jax.federated.privacy_ledger import (
     largest_epsilon,
     path_of,
 )
+from primia_jax.federated.privacy_units import Units
 from primia_jax.mpc import prg
 from primia_jax.runtime import Steps
 
-# Of statistics and counts, of which an image's share is at most 1: so fine that their noise is as
+# Of statistics and counts, of which a unit's share is at most 1: so fine that their noise is as
 # good as continuous.
 _GRID = 2.0**-16
-_STATISTICS_NORM = math.sqrt(3)  # of an image: two moments and a class, each at most 1
+_STATISTICS_NORM = math.sqrt(3)  # of a unit: two moments and its classes, each of norm at most 1
 _VALIDATION_RATIO = 3.0  # client: noise multiplier of confusion matrices over that of updates
 _PSEUDO_IMAGES = 1000  # client: what shares of a confusion matrix are counted in
 _NEUTRAL = (0.5, 0.25)  # pixel mean and deviation that stand for none known
@@ -64,13 +76,14 @@ class Mechanisms:
     statistics: Release | None  # once
     validation: Release | None  # each round
     split: str = ""  # of the hospital's images, see `Entry`
+    unit: str = privacy_units.IMAGE  # that mode `record` protects
 
     def of_round(self, mode: str, number: int) -> list[Entry]:
         """What round `number` is charged with."""
         groups = (TRAINING, VALIDATION) if mode == "record" else (HOSPITAL, HOSPITAL)
         releases = (("update", self.training), ("confusion matrix", self.validation))
         return [
-            Entry(group, release, {"round": number, "what": what}, self.split)
+            Entry(group, release, {"round": number, "what": what}, self.split, self.unit)
             for group, (what, release) in zip(groups, releases)
             if release is not None
         ]
@@ -82,10 +95,12 @@ class Site:
 
     mechanisms: Mechanisms
     ledger: Ledger
+    train: Units | None = None  # of the training images, in mode `record`
+    validation: Units | None = None  # likewise
 
 
 def is_on(config: ExperimentConfig) -> bool:
-    """Whether anything is protected."""
+    """True if anything is protected."""
     return config.privacy.mode != "none"
 
 
@@ -95,7 +110,7 @@ def open_site(
     folder: pathlib.Path,
     train: Dataset,
     validation: Dataset,
-    steps: int,
+    steps: Callable[[int], int],
     after_round: int = 0,
 ) -> Site:
     """Finds the noise, and the ledger.
@@ -106,30 +121,41 @@ def open_site(
       folder: its own, for the ledger unless `config.privacy.ledger` names another.
       train: its training images.
       validation: its validation images.
-      steps: its local steps a round.
+      steps: local steps a round of a hospital with so many training units.
       after_round: the last complete round of the run. The ledger is made before the first; later
         it must be there, and hold what the hospital's last checkpoint stands for.
 
     Raises:
-      ConfigError: if no noise keeps ε within what was asked for.
+      ConfigError: if no noise keeps ε within the target.
       CheckpointError: if the ledger, or a part of it, was lost.
+      DataError: if a patient has images of both kinds, and patients are protected.
     """
     own = config.privacy
-    ledger = Ledger(path_of(own, name, folder), own.budget or own.epsilon, own.delta, name)
+    budget = own.budget or own.epsilon
+    ledger = Ledger(path_of(own, name, folder), budget, own.delta, name, own.unit)
     if after_round:
         ledger.check_kept(checkpoints.newest(folder, after_round))
     else:
-        ledger.begin()
-    split = _fingerprint(train, validation)
-    found = dataclasses.replace(mechanisms(config, len(train), steps), split=split)
-    return Site(found, ledger)
+        ledger.begin(folder)
+    units = [privacy_units.units_of(own, data) for data in (train, validation)]
+    by_patient = own.unit == privacy_units.PATIENT
+    shared = np.intersect1d(train.patients, validation.patients)
+    if by_patient and len(shared):
+        raise DataError(
+            f"{name}: {len(shared)} patients have images both for training and for validation; "
+            "config.privacy.unit = 'patient' needs a split by patient"
+        )
+    n = len(units[0])
+    releases = mechanisms(config, n, steps(n))
+    split = _fingerprint(train, validation, with_patients=by_patient)
+    return Site(dataclasses.replace(releases, split=split, unit=own.unit), ledger, *units)
 
 
 def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms:
-    """The releases of a hospital with `n_train` training images and `steps` local steps a round.
+    """The releases of a hospital with `n_train` training units and `steps` local steps a round.
 
     Raises:
-      ConfigError: if no noise keeps ε within `config.privacy.epsilon`.
+      ConfigError: if no noise keeps ε within `config.privacy.epsilon`, or more than fits.
     """
     own, rounds = config.privacy, config.federated.rounds
     noised = own.validation == "noised"
@@ -145,6 +171,12 @@ def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms
     noise = own.noise_multiplier or _noise_for(
         config, [Release(1.0, rate, steps * rounds)], [statistics] if statistics else []
     )
+    if noise > private_training.MOST_NOISE:
+        raise ConfigError(
+            f"config.privacy.epsilon = {own.epsilon:g} needs a noise multiplier of {noise:.0f}, "
+            f"and at most {private_training.MOST_NOISE:g} can be added; raise epsilon, or lower "
+            "config.federated.rounds or config.training.batch_size"
+        )
     judged = Release(_noise_for(config, [Release(1.0, steps=rounds)])) if noised else None
     return Mechanisms(Release(noise, rate, steps), statistics, judged)
 
@@ -174,32 +206,46 @@ def releases_statistics(config: ExperimentConfig) -> bool:
 
 
 def statistics_contribution(site: Site, data: Dataset) -> Contribution:
-    """Noised sums over the images of 2·mean(x − ½), 4·mean((x − ½)²) and classes; charged.
+    """Noised sums over the units of 2·mean(x − ½), 4·mean((x − ½)²) and classes; charged.
 
-    The very numbers that were released before are given again, at no further cost, as long as the
-    images and the noise are the same.
+    A unit of several images counts with their mean. The very numbers that were released before are
+    given again, at no further cost, as long as the images, their units and the noise are the same.
 
     Raises:
       BudgetError: if the ledger cannot bear it.
     """
-    release = site.mechanisms.statistics
-    assert release is not None, "statistics are not released"
-    print_ = _fingerprint(data)
+    release, units = site.mechanisms.statistics, site.train
+    assert release is not None and units is not None, "statistics are not released"
+    print_ = _fingerprint(data, with_patients=units.kind == privacy_units.PATIENT)
     for entry in site.ledger.entries():
         about = entry.about
-        if entry.release == release and about.get("images") == print_:
-            return _statistics(np.asarray(about["released"], np.int64), len(data))
+        if (entry.release, entry.unit) == (release, units.kind) and about.get("images") == print_:
+            return _statistics(np.asarray(about["released"], np.int64), len(units))
     grey = data.images[..., 0] / np.float64(np.iinfo(data.images.dtype).max)
     grey -= 0.5  # about the middle, the two moments range over less and need less noise
-    moments = np.stack([2 * grey.mean((1, 2)), 4 * (grey**2).mean((1, 2))], 1)
+    moments = units.means(np.stack([2 * grey.mean((1, 2)), 4 * (grey**2).mean((1, 2))], 1))
     sums = np.rint(moments / _GRID).astype(np.int64).sum(0)
-    counts = data.class_counts() * int(1 / _GRID)
+    counts = _shares(units, data.labels, len(data.class_names))
     deviation = release.noise_multiplier * _STATISTICS_NORM / _GRID
     noised = _with_share_of_noise(np.concatenate([sums, counts]), deviation, 1)
     about = {"what": "pixel statistics", "images": print_, "released": noised.tolist()}
-    entry = Entry(TRAINING, release, about, site.mechanisms.split)
+    entry = Entry(TRAINING, release, about, site.mechanisms.split, units.kind)
     site.ledger.charge([entry], "the pixel statistics")
-    return _statistics(noised, len(data))
+    return _statistics(noised, len(units))
+
+
+def _shares(units: Units, cells: np.ndarray, n_cells: int) -> np.ndarray:
+    """int64 [c] in grid units: the sum over units of their images' shares of the cells.
+
+    Args:
+      units: u of them, of n images.
+      cells: [n] the cell of each image.
+      n_cells: c.
+
+    Shares are rounded down, so that a unit's have a sum, and so a norm, of at most 1.
+    """
+    shares = units.means(np.eye(n_cells)[cells])
+    return np.floor(shares / _GRID).astype(np.int64).sum(0)
 
 
 def _statistics(noised: np.ndarray, n: int) -> Contribution:
@@ -207,11 +253,13 @@ def _statistics(noised: np.ndarray, n: int) -> Contribution:
     return Contribution((noised * _GRID / n,), n, np.zeros(0, np.int64))
 
 
-def _fingerprint(*groups: Dataset) -> str:
+def _fingerprint(*groups: Dataset, with_patients: bool = False) -> str:
     digest = hashlib.sha256()
     for data in groups:
         digest.update(np.ascontiguousarray(data.images).data)
         digest.update(np.ascontiguousarray(data.labels).data)
+        if with_patients:
+            digest.update(json.dumps([str(patient) for patient in data.patients]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -237,27 +285,31 @@ def collect_statistics(
 
 
 def validation_contribution(
-    config: ExperimentConfig, site: Site, confusion: np.ndarray, n_attending: int
+    config: ExperimentConfig, site: Site, score: Score, n_attending: int
 ) -> Contribution:
     """A noised confusion matrix; charged with its round (`Mechanisms.of_round`).
 
-    Counts in mode `record`; in mode `client` shares of the hospital's images, and the noise is this
-    hospital's share of the sum's.
+    Counts of units in mode `record`, where one of several images counts with their mean; in mode
+    `client` shares of the hospital's images, and the noise is this hospital's share of the sum's.
 
     Args:
       config: of the experiment.
       site: whose matrix it is.
-      confusion: [k k] counts, rows true.
+      score: of the new model on its validation images.
       n_attending: hospitals in the sum.
     """
     release = site.mechanisms.validation
     assert release is not None, "confusion matrices are not released"
-    n, counts = max(1, int(confusion.sum())), confusion.ravel().astype(np.int64)
     if config.privacy.mode == "record":
-        in_units = _with_share_of_noise(
-            counts * int(1 / _GRID), release.noise_multiplier / _GRID, 1
+        assert site.validation is not None
+        n, counts = (
+            len(site.validation),
+            _shares(site.validation, score.cells, score.confusion.size),
         )
+        in_units = _with_share_of_noise(counts, release.noise_multiplier / _GRID, 1)
         return Contribution((in_units * _GRID / n,), n, np.zeros(0, np.int64))
+    n = max(1, int(score.confusion.sum()))
+    counts = score.confusion.ravel().astype(np.int64)
     scale = 2**config.secure_aggregation.frac_bits
     shares = (counts * scale) // n  # rounded down: their norm stays at most 1
     deviation, n_noisy = release.noise_multiplier * scale, noisy_hospitals(config, n_attending)

@@ -19,13 +19,16 @@ from io import FileIO
 from typing import Any
 
 from primia_jax.config import PrivacyConfig
+from primia_jax.core import storage
 from primia_jax.core.names import safe_file_name
 from primia_jax.core.storage import private_file, private_folder
-from primia_jax.errors import BudgetError, CheckpointError, StorageError
+from primia_jax.errors import BudgetError, CheckpointError, ConfigError, StorageError
 from primia_jax.federated import accounting
 from primia_jax.federated.accounting import Epsilon, Release
 
 FILE = "privacy_ledger.jsonl"
+BEGUN = "privacy_ledger.begun"  # in a hospital's own folder: this run made, or took over, a ledger
+IMAGE, PATIENT = "image", "patient"  # units
 TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospital"  # groups
 
 
@@ -39,20 +42,26 @@ def path_of(config: PrivacyConfig, hospital: str, folder: pathlib.Path) -> pathl
 class Entry:
     """A release, and whose it was.
 
-    A split of a hospital's images makes disjoint groups of them (training, validation). What one
-    group released tells nothing of another's images, so that ε is the largest over the groups. What
-    was released of the hospital as a whole tells of all its images and counts in every group; and
-    where there are several splits, an image may be of one group here and of the other there.
+    A split of a hospital's images makes disjoint groups of them (training, validation), which share
+    no patient. A release of one group tells nothing of another's images, so that ε is the largest
+    over the groups. A release of the hospital as a whole tells of all its images and counts in
+    every group; and where there are several splits, an image may be of one group here and of the
+    other there.
+
+    A release that protects a patient protects each of its images as well as that. The reverse does
+    not hold: ε of images says too little of a patient of several.
     """
 
     group: str
     release: Release
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # round, and what went out
     split: str = ""  # a fingerprint of the images and their groups
+    unit: str = IMAGE  # protected as a whole: an image, or all images of a patient
 
     def line(self) -> bytes:
         """As it stands in the file."""
-        facts = {"group": self.group, "split": self.split, **self.release._asdict()}
+        facts: dict[str, Any] = {"group": self.group, "unit": self.unit, "split": self.split}
+        facts |= self.release._asdict()
         facts["about"] = self.about
         return json.dumps(facts).encode() + b"\n"
 
@@ -65,15 +74,24 @@ class Ledger:
     budget: float  # the largest ε, by PLD, of all that it holds
     delta: float
     owner: str  # whose it is, for messages
+    unit: str = IMAGE  # that ε is of
 
-    def begin(self) -> None:
-        """Makes the file, without entries, if there is none.
+    def begin(self, folder: pathlib.Path) -> None:
+        """Makes the file, without entries, if there is none and the run has had none.
+
+        Args:
+          folder: the hospital's own in the run. A mark is left there: a run that crashed before
+            its first round was complete may have released something, and must find its ledger.
 
         Raises:
+          CheckpointError: if the run had a ledger, and it is gone.
           StorageError: if it cannot be made.
         """
+        if not self.path.exists() and (folder / BEGUN).exists():
+            raise self._lost()
         private_folder(self.path.parent)
         private_file(self.path)
+        storage.write_text(folder / BEGUN, f"{self.path}\n")
 
     def check_kept(self, number: int) -> None:
         """That the ledger is there, and holds what round `number` cost, if the hospital trained it.
@@ -96,9 +114,10 @@ class Ledger:
 
         Raises:
           CheckpointError: if the file is damaged or not there.
+          ConfigError: if ε of a patient is wanted and some releases protect single images only.
         """
         try:
-            return _parsed(self.path, self.path.read_bytes())
+            return self._parsed(self.path.read_bytes())
         except FileNotFoundError as error:
             raise self._lost() from error
         except OSError as error:
@@ -136,7 +155,7 @@ class Ledger:
         with self._locked() as file:
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
-            self._refuse_beyond_budget(_parsed(self.path, whole), entries, what)
+            self._refuse_beyond_budget(self._parsed(whole), entries, what)
             try:
                 # What a crash cut short was never followed by a release.
                 file.truncate(len(whole))
@@ -149,6 +168,17 @@ class Ledger:
                 with contextlib.suppress(OSError):
                     file.truncate(len(whole))
                 raise _unwritable(self.path, error) from error
+
+    def _parsed(self, content: bytes) -> list[Entry]:
+        entries = _parsed(self.path, content)
+        singly = [entry for entry in entries if entry.group != HOSPITAL and entry.unit == IMAGE]
+        if self.unit == PATIENT and singly:
+            raise ConfigError(
+                f"{self.owner}: the ledger {self.path} holds releases that protect single images, "
+                "whose cost to a patient of several is not known; set config.privacy.unit = "
+                "'image', or give this run a ledger of its own (config.privacy.ledger)"
+            )
+        return entries
 
     def _refuse_beyond_budget(
         self, before: Sequence[Entry], entries: Sequence[Entry], what: str
@@ -217,7 +247,10 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
             )
             if not (release.noise_multiplier > 0 and 0 < release.sampling_rate <= 1):
                 raise ValueError("no such mechanism")
-            entries.append(Entry(facts["group"], release, facts["about"], facts.get("split", "")))
+            if release.steps < 1 or facts.get("unit", IMAGE) not in (IMAGE, PATIENT):
+                raise ValueError("no such mechanism")
+            split, unit = facts.get("split", ""), facts.get("unit", IMAGE)
+            entries.append(Entry(facts["group"], release, facts["about"], split, unit))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the privacy ledger {path} is damaged in line {number} ({error}): what was spent "

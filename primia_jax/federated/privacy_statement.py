@@ -1,9 +1,9 @@
-"""What a run may say of its privacy: ε by both accountants, for whom, against whom, and what not.
+"""A run's statement of its privacy: ε by both accountants, for whom, against whom, and its limits.
 
-The statement goes into metrics.json and the report. It is made from the settings, from what the
-hospitals told of their ledgers after each round, and from those ledgers that can be read where the
-run is operated: a hospital that is lost after it was charged tells nothing. It claims nothing that
-the code does not do.
+The statement goes into metrics.json and the report. It is made from the configuration, from the
+hospitals' reports of their ledgers after each round, and from those ledgers that can be read where
+the run is operated: a hospital that is lost after it was charged reports nothing. It claims nothing
+that the code does not do.
 """
 
 import pathlib
@@ -16,12 +16,21 @@ from primia_jax.federated import checkpoints
 from primia_jax.federated.accounting import Epsilon
 from primia_jax.federated.privacy_ledger import FILE, Ledger
 
+_UNIT = {"image": "one image", "patient": "one patient", "client": "one hospital"}
+_PROTECTED = {"image": "single images", "patient": "whole patients", "client": "whole hospitals"}
 _RELATION = {
-    "record": "one image of one hospital is replaced by a blank that contributes nothing "
+    "image": "one image of one hospital is replaced by a blank that contributes nothing "
     "(zero-out; the numbers are those of adding or removing an image)",
+    "patient": "all images of one patient of one hospital are replaced by a blank that contributes "
+    "nothing (zero-out; the numbers are those of adding or removing a patient)",
     "client": "one hospital's contribution is replaced by nothing (zero-out; the number of "
     "hospitals is known)",
 }
+
+
+def _unit(own: PrivacyConfig) -> str:
+    """The key of what is protected in the tables above."""
+    return own.unit if own.mode == "record" else own.mode
 
 
 def statement(
@@ -43,8 +52,8 @@ def statement(
     sites = {name: cost._asdict() for name, cost in _spent(own, lines, workdir).items()}
     return {
         "mode": own.mode,
-        "unit": "one image" if own.mode == "record" else "one hospital",
-        "neighbouring": _RELATION[own.mode],
+        "unit": _UNIT[_unit(own)],
+        "neighbouring": _RELATION[_unit(own)],
         "delta": own.delta,
         "budget": own.budget or own.epsilon,
         "epsilon": {
@@ -62,17 +71,17 @@ def statement(
 def _spent(
     own: PrivacyConfig, lines: Sequence[Mapping[str, Any]], workdir: pathlib.Path
 ) -> dict[str, Epsilon]:
-    """Largest ε of each hospital: as it reported, or as its ledger, if in reach, holds."""
-    found: dict[str, Epsilon] = {}
+    """Each hospital's largest ε: reported by it, or in its ledger where that can be read."""
+    costs: dict[str, Epsilon] = {}
 
-    def told(name: str, cost: Epsilon) -> None:
-        found[name] = Epsilon(*map(max, cost, found.get(name, cost)))
+    def note(name: str, cost: Epsilon) -> None:
+        costs[name] = Epsilon(*map(max, cost, costs.get(name, cost)))
 
     names: set[str] = set()
     for line in lines:
         names.update(line.get("absent", {}), {line["site"]} - {"all"})
         if line.get("epsilon") is not None:
-            told(line["site"], Epsilon(line["epsilon"], line["epsilon_rdp"]))
+            note(line["site"], Epsilon(line["epsilon"], line["epsilon_rdp"]))
     folders = checkpoints.site_folder(workdir, "").parent
     of_folder = {folder.name: folder.name for folder in folders.glob("*")}
     of_folder |= {safe_file_name(name): name for name in names}
@@ -80,8 +89,9 @@ def _spent(
         base = pathlib.Path(own.ledger).absolute() if own.ledger else folders
         path = base / folder_name / FILE
         if path.is_file():
-            told(name, Ledger(path, own.budget or own.epsilon, own.delta, name).spent())
-    return found
+            ledger = Ledger(path, own.budget or own.epsilon, own.delta, name, own.unit)
+            note(name, ledger.spent())
+    return costs
 
 
 def headline(stated: Mapping[str, Any]) -> str:
@@ -94,7 +104,7 @@ def headline(stated: Mapping[str, Any]) -> str:
 
 
 def opening(config: ExperimentConfig, reports: Mapping[str, Any]) -> list[str]:
-    """What is said before the first round, from the hospitals' reports of their set-up."""
+    """The lines before the first round, from the hospitals' reports of their set-up."""
     plans = [report["privacy"] for report in reports.values() if (report or {}).get("privacy")]
     if not plans:
         return []
@@ -103,10 +113,16 @@ def opening(config: ExperimentConfig, reports: Mapping[str, Any]) -> list[str]:
     own = config.privacy
     budget = own.budget or own.epsilon
     lines = [
-        f"privacy of {'single images' if own.mode == 'record' else 'whole hospitals'}: noise "
+        f"privacy of {_PROTECTED[_unit(own)]}: noise "
         f"multiplier {_range(noise)}, clip {own.clip_norm:g}; all {config.federated.rounds} rounds "
         f"would bring ε to {worst:.2f} at δ = {own.delta:g}, budget {budget:g}"
     ]
+    if own.mode == "record" and own.unit == "patient":
+        most = own.images_per_patient
+        lines.append(
+            f"batch_size, sampling and samples count patients; a step uses at most {most} images "
+            "of each, and an image whose patient is not named is a patient of its own"
+        )
     if worst > budget:
         lines.append(f"the budget of ε = {budget:g} ends this training before its last round")
     return lines
@@ -159,8 +175,18 @@ def _not_covered(config: ExperimentConfig) -> list[str]:
     if own.validation == "exact":
         missing.append("confusion matrices on validation images, released as they are every round")
     if own.mode == "record":
-        missing.append("how many images a hospital has")
-        missing.append("patients of several images: ε is of one image, and grows with their number")
+        missing += {
+            "image": [
+                "how many images a hospital has",
+                "patients of several images: ε is of one image, and grows with their number "
+                "(config.privacy.unit = patient protects whole patients)",
+            ],
+            "patient": [
+                "how many patients a hospital has",
+                "people who are patients of several hospitals, or under several patient numbers: "
+                "ε is of one number at one hospital, and adds up",
+            ],
+        }[own.unit]
     missing.append("test images: the scores and pictures of this report")
     missing.append(
         "what whoever operates the run sees besides: tables of the data, files left out, times"

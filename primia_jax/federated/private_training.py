@@ -1,21 +1,28 @@
-"""DP-SGD (Abadi et al. 2016) at one hospital: clipped gradients of single images, and noise.
+"""DP-SGD (Abadi et al. 2016) at one hospital: clipped gradients of single units, and noise.
 
-A step draws every training image with the same chance q, independently (Poisson sampling), clips
-the gradient of each drawn image to the norm C, sums them, adds Gaussian noise of deviation σ·C to
-every coordinate, and divides by the *expected* number of images. What follows (weight decay, Adam,
+A unit is an image, or all images of a patient (`privacy_units`). A step draws every unit with the
+same chance q, independently (Poisson sampling), clips the gradient of each drawn unit to the norm
+C, sums them, adds Gaussian noise of deviation σ·C to every coordinate, and divides by the
+*expected* number of units. A patient's gradient is that of the mean loss over its images, or over
+`config.privacy.images_per_patient` of them where there are more. What follows (weight decay, Adam,
 the proximal term) sees only the noised sum.
 
-The sample's size varies. It is worked off in microbatches of one shape, the last one filled up with
+The sample's size varies. It is processed in microbatches of one shape, the last one filled up with
 blanks that count nothing, as many as it takes: no sample is cut short, so the accountant's sampling
-is the one that happens.
+is the one that happens. Patients of several images go into microbatches of 2, 4, … images a unit.
 
-All sums are of integers. An image's clipped gradient is rounded to a grid of C / 2^17, and its norm
+A unit's contribution is a function of the model, its images and their own augmentation keys, and
+of nothing else in the sample: neither its place, nor the blanks, nor the number of others. Batch
+norm and MixUp, which mix images, are refused (`check`); nothing else in a step is random, since no
+key for dropout is handed in.
+
+All sums are of integers. A unit's clipped gradient is rounded to a grid of C / 2^17, and its norm
 after rounding is still at most C: it is clipped to C less the most that rounding can add, √p/2 grid
 units, and less 2^-10 of that for float32's error in the norm. The integers add up exactly in any
-order, so that one image more or less changes the sum by its own integers and by nothing else.
+order, so that one unit more or less changes the sum by its own integers and by nothing else.
 
-Axis letters: b images of a microbatch, s their side, k classes, n records, m records of a sample,
-p parameters.
+Axis letters: u units of a microbatch, i images of a unit there, s their side, k classes, n images,
+m units of a sample, p parameters.
 """
 
 import functools
@@ -29,57 +36,99 @@ import numpy as np
 import optax
 from jax_privacy.clipping import clip_pytree
 
-from primia_jax.config import ExperimentConfig
+from primia_jax.config import AugmentationConfig, ExperimentConfig
 from primia_jax.data import Dataset
-from primia_jax.federated import discrete_noise, local_training
+from primia_jax.data.augmentation import augment_each
+from primia_jax.errors import ConfigError
+from primia_jax.federated import discrete_noise, local_training, privacy_units
 from primia_jax.federated.accounting import Release
-from primia_jax.federated.local_training import Learner, Statistics, Step
+from primia_jax.federated.local_training import Learner, Statistics
+from primia_jax.federated.privacy_units import Sample, Units
 from primia_jax.mpc import prg
 
 GRID_BITS = 17  # the clip norm in grid units, as a power of two
+MOST_NOISE = 1600.0  # largest noise multiplier whose noise fits 32 bits
 _NORM_ERROR = 2.0**-10  # of float32 sums over a network, generously
 _LARGE = 1 << 20  # parameters of a network whose gradients are computed singly on a CPU
 _SOME, _MANY = 16, 32  # images at a time else, and on accelerators
-_CHUNKS = 1 << 14  # microbatches of a step that are told apart for augmentation
 
 
 class PrivateLearner(NamedTuple):
-    """The jitted halves of a step."""
+    """The jitted parts of a step."""
 
-    # accumulate(variables, total, images, labels, real, statistics, seed, at) -> total, integers in
-    #   the parameters' shapes; `total` is consumed, `real` bool [b] tells images from blanks.
+    # accumulate(variables, total, images [u i s s 1], labels [u i], real [u i], keys [u i 2],
+    #   statistics) -> total, integers in the parameters' shapes; `total` is consumed, `real` bool
+    #   tells images from blanks.
     accumulate: Any
     # update(params, opt_state, anchor, total, noise, learning_rate) -> (params, opt_state); the
     #   first two arguments are consumed.
     update: Any
+    # augmented(images [b s s 1], labels [b], keys [b 2]) -> (pixels, targets), as `accumulate`
+    #   makes them of the same images
+    augmented: Any
 
 
 def make(
     config: ExperimentConfig, learner: Learner, expected: float, proximal_mu: float
 ) -> PrivateLearner:
-    """The halves of a step of `learner`'s network; nothing is compiled before they are called.
+    """The parts of a step of `learner`'s network; nothing is compiled before they are called.
 
     In one process the compiled functions serve all that train the same network in the same way.
 
     Args:
       config: of the experiment.
-      learner: its network, optimiser and augmentation.
-      expected: images of a sample in the mean, q·n.
+      learner: its network and optimiser.
+      expected: mean number of units of a sample, q times their number.
       proximal_mu: weight of FedProx's proximal term.
+
+    Raises:
+      ConfigError: if a unit's gradient would depend on other units.
     """
+    check(config)
     clip_norm = config.privacy.clip_norm
-    accumulate, update = _halves(
-        learner, clip_norm, config.training.label_smoothing, config.model.channels, proximal_mu
+    accumulate, update, augmented = _parts(
+        learner,
+        config.augmentation,
+        clip_norm,
+        config.training.label_smoothing,
+        config.model.channels,
+        proximal_mu,
     )
     scale = np.float32(clip_norm / 2**GRID_BITS / expected)
-    return PrivateLearner(accumulate, functools.partial(update, scale))
+    return PrivateLearner(accumulate, functools.partial(update, scale), augmented)
+
+
+def check(config: ExperimentConfig) -> None:
+    """Refuses what would make one unit's gradient depend on others."""
+    if config.augmentation.mixup_p > 0:
+        raise ConfigError(
+            "config.augmentation.mixup_p mixes images, whose gradients cannot be clipped one by "
+            "one then; set it to 0, or config.privacy.mode to another than 'record'"
+        )
+    if config.model.norm == "batch":
+        raise ConfigError(
+            "config.model.norm = 'batch' mixes images, whose gradients cannot be clipped one by "
+            "one then; take 'group' or 'frozen'"
+        )
 
 
 @functools.lru_cache(maxsize=4)
-def _halves(
-    learner: Learner, clip_norm: float, label_smoothing: float, channels: int, proximal_mu: float
-) -> tuple[Any, Any]:
-    """`PrivateLearner`'s functions; `update` is given what its integers stand for first."""
+def _parts(
+    learner: Learner,
+    augmentation: AugmentationConfig,
+    clip_norm: float,
+    label_smoothing: float,
+    channels: int,
+    proximal_mu: float,
+) -> tuple[Any, Any, Any]:
+    """`PrivateLearner`'s functions; the first argument of `update` is a grid unit's worth."""
+
+    def augmented(
+        images: jax.Array, labels: jax.Array, keys: jax.Array, n_classes: int
+    ) -> tuple[jax.Array, jax.Array]:
+        targets = jax.nn.one_hot(labels, n_classes)
+        typed = jax.random.wrap_key_data(keys, impl="threefry2x32")
+        return augment_each(typed, local_training.to_unit(images), targets, augmentation)
 
     def accumulate(
         variables: Any,
@@ -87,27 +136,38 @@ def _halves(
         images: jax.Array,
         labels: jax.Array,
         real: jax.Array,
+        keys: jax.Array,
         statistics: Statistics,
-        seed: jax.Array,
-        at: Step,
     ) -> Any:
-        pixels, targets = learner.enter(images, labels, seed, at)
-        weights = targets @ statistics.class_weights
-        targets = optax.smooth_labels(targets, label_smoothing)
+        u, i = labels.shape
+        n_classes = statistics.class_weights.shape[0]
+        # A blank is a black image: what stands in its place must not reach its unit, not as NaN.
+        images = jnp.where(real[..., None, None, None], images, 0)
+        labels = jnp.where(real, labels, 0)
+        pixels, targets = augmented(
+            images.reshape(u * i, *images.shape[2:]),
+            labels.reshape(u * i),
+            keys.reshape(u * i, 2),
+            n_classes,
+        )
+        weights = (targets @ statistics.class_weights).reshape(u, i)
+        targets = optax.smooth_labels(targets, label_smoothing).reshape(u, i, n_classes)
         inputs = local_training.standardise(pixels, statistics, channels)
+        inputs = inputs.reshape(u, i, *inputs.shape[1:])
         rest = {name: tree for name, tree in variables.items() if name != "params"}
 
-        def loss_of(params: Any, image: jax.Array, target: jax.Array, weight: jax.Array) -> Any:
+        def loss_of(params: Any, image: Any, target: Any, weight: Any, is_real: Any) -> Any:
             logits, _ = learner.module.apply(
-                {"params": params, **rest}, image[None], train=True, mutable=list(rest)
+                {"params": params, **rest}, image, train=True, mutable=list(rest)
             )
-            return optax.softmax_cross_entropy(logits[0], target) * weight
+            losses = optax.softmax_cross_entropy(logits, target) * weight
+            return jnp.where(is_real, losses, 0.0).sum() / jnp.maximum(is_real.sum(), 1)
 
         def integers_of(image: Any, target: Any, weight: Any, is_real: Any) -> Any:
-            gradient = jax.grad(loss_of)(variables["params"], image, target, weight)
-            return clipped_integers(gradient, clip_norm, is_real)
+            gradient = jax.grad(loss_of)(variables["params"], image, target, weight, is_real)
+            return clipped_integers(gradient, clip_norm, is_real.any())
 
-        if len(images) == 1:  # without `vmap`, under which convolutions run as grouped ones
+        if u == 1:  # without `vmap`, under which convolutions run as grouped ones
             counted = integers_of(inputs[0], targets[0], weights[0], real[0])
             return jax.tree.map(jnp.add, total, counted)
         counted = jax.vmap(integers_of)(inputs, targets, weights, real)
@@ -130,11 +190,15 @@ def _halves(
         updates, opt_state = learner.optimizer.update(gradient, opt_state, params)
         return jax.tree.map(lambda w, u: w - learning_rate * u, params, updates), opt_state
 
-    return jax.jit(accumulate, donate_argnums=1), jax.jit(update, donate_argnums=(1, 2))
+    return (
+        jax.jit(accumulate, donate_argnums=1),
+        jax.jit(update, donate_argnums=(1, 2)),
+        jax.jit(augmented, static_argnums=3),
+    )
 
 
 def clipped_integers(gradient: Any, clip_norm: float, is_real: Any = True) -> Any:
-    """One image's gradient in grid units of `clip_norm` / 2^17, of norm at most 2^17.
+    """One unit's gradient in grid units of `clip_norm` / 2^17, of norm at most 2^17.
 
     Args:
       gradient: tree of float32.
@@ -174,12 +238,12 @@ def train(
     variables: Any,
     opt_state: Any,
     data: Dataset,
+    units: Units,
     statistics: Statistics,
     release: Release,
     config: ExperimentConfig,
-    at: tuple[int, int],
     learning_rate: Callable[[int], float],
-    drawn: Callable[[np.ndarray], None] = lambda sample: None,
+    drawn: Callable[[Sample], None] = lambda sample: None,
 ) -> tuple[Any, Any]:
     """The local steps of a round.
 
@@ -188,12 +252,12 @@ def train(
       variables: of the network, at the beginning of the round; left as they are.
       opt_state: likewise.
       data: the training images [n s s 1].
+      units: of `data`.
       statistics: what is known of all data.
       release: noise multiplier, sampling rate, and number of steps.
       config: of the experiment.
-      at: number of the round and of the hospital, for augmentation.
       learning_rate: of a step's number.
-      drawn: called with the sample [m] of every step; what it is must stay at the hospital.
+      drawn: called with the sample of every step; what it is must stay at the hospital.
 
     Returns:
       Variables and optimiser state.
@@ -202,19 +266,18 @@ def train(
     params, opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), (anchor, opt_state))
     size = microbatch_size(config, sum(leaf.size for leaf in jax.tree.leaves(anchor)))
     for step in range(release.steps):
-        sample = discrete_noise.poisson_sample(prg.new_seed(), len(data), release.sampling_rate)
+        sample = privacy_units.draw(units, release.sampling_rate)
         drawn(sample)
         total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), anchor)
-        for index, real, place in microbatches(sample, size, at, step):
+        for index, real in microbatches(sample, size):
             total = learner.accumulate(
                 {**variables, "params": params},
                 total,
                 data.images[index],
                 data.labels[index],
                 real,
+                sample.keys[index],
                 statistics,
-                np.uint32(config.seed),
-                place,
             )
         params, opt_state = learner.update(
             params,
@@ -227,16 +290,28 @@ def train(
     return {**variables, "params": params}, opt_state
 
 
-def microbatches(
-    sample: np.ndarray, size: int, at: tuple[int, int], step: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, Step]]:
-    """The microbatches of a sample [m]: records [b], which of them are no blanks, and the place."""
-    for chunk, start in enumerate(range(0, len(sample), size)):
-        part = sample[start : start + size]
-        index = np.pad(part, (0, size - len(part)))
-        place = np.uint32((step * _CHUNKS + chunk) % 2**32)
-        real = np.arange(size) < len(part)
-        yield index, real, Step(np.uint32(at[0]), np.uint32(at[1]), place)
+def microbatches(sample: Sample, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The microbatches of a sample: images [u i], and which of them are no blanks.
+
+    Units of 1, 2, 3 to 4, 5 to 8, … images go into microbatches of their own, so that few shapes
+    are compiled and little is computed for blanks. A unit's shape depends on itself alone.
+
+    Args:
+      sample: drawn for a step.
+      size: images of a microbatch; more where a unit has more.
+    """
+    by_slots: dict[int, list[np.ndarray]] = {}
+    for images in sample.images:
+        by_slots.setdefault(1 << (len(images) - 1).bit_length(), []).append(images)
+    for slots, units in sorted(by_slots.items()):
+        u = max(1, size // slots)
+        for start in range(0, len(units), u):
+            index = np.zeros((u, slots), np.int64)
+            real = np.zeros((u, slots), bool)
+            for row, images in enumerate(units[start : start + u]):
+                index[row, : len(images)] = images
+                real[row, : len(images)] = True
+            yield index, real
 
 
 def _noise(like: Any, noise_multiplier: float) -> Any:

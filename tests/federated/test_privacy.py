@@ -1,5 +1,6 @@
 """Trainings with differential privacy: what goes out is noised, charged and within the budget."""
 
+import dataclasses
 import functools
 import json
 
@@ -8,13 +9,14 @@ import pytest
 import tiny
 
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
-from primia_jax.data import make_plan
+from primia_jax.data import Dataset, make_plan
 from primia_jax.errors import BudgetError, CheckpointError, ConfigError
 from primia_jax.federated import (
     accounting,
     aggregation,
     checkpoints,
     discrete_noise,
+    local_training,
     privacy,
     privacy_statement,
     private_training,
@@ -23,6 +25,7 @@ from primia_jax.federated import (
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
 from primia_jax.federated.privacy_ledger import FILE, Entry, Ledger, path_of
+from primia_jax.federated.privacy_units import Units
 from primia_jax.runtime import run_local
 
 PRIVATE = tiny.merged(
@@ -36,6 +39,11 @@ PRIVATE = tiny.merged(
 config_with = functools.partial(tiny.config_with, PRIVATE)
 start = functools.partial(tiny.start, base=PRIVATE)
 train = functools.partial(tiny.train, save=True)
+
+
+def two(n_units):
+    """Local steps a round."""
+    return 2
 
 
 def entries(workdir, site="hospital_0"):
@@ -102,6 +110,21 @@ def test_statistics_that_spend_everything_are_named():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", ["none", "client"])
+def test_a_unit_goes_with_records_only(mode):
+    with pytest.raises(ConfigError, match=r"unit = 'patient'.*mode = 'record'"):
+        config_with(privacy={"mode": mode, "unit": "patient"})
+
+
+def test_noise_that_no_integer_holds_is_refused_at_the_start():
+    config = config_with(privacy={"noise_multiplier": 0.0, "epsilon": 0.01, "statistics_noise": 0})
+    with pytest.raises(
+        ConfigError, match=r"epsilon = 0\.01 needs a noise multiplier of"
+    ) as refusal:
+        privacy.mechanisms(config, 8, 2000)
+    assert "\n" not in str(refusal.value)
+
+
 # --- trainings ---------------------------------------------------------------------------------
 
 
@@ -130,6 +153,32 @@ def test_a_training_charges_what_it_releases(tmp_path, mode):
     assert all(np.isfinite(leaf).all() for leaf in weights)
 
 
+def test_a_training_can_protect_patients(tmp_path):
+    """Sampled, weighed, charged and reported in patients; images are nobody's business."""
+    own = {"unit": "patient", "images_per_patient": 2, "budget": 100.0}
+    federation = start(tmp_path, privacy=own, training={"batch_size": 4})
+    (report,) = train(federation, rounds=1)
+    state = federation.driver.states["hospital_0"]
+    n, n_validation = (len(set(data.patients)) for data in (state.train, state.validation))
+    assert n < len(state.train)
+    assert report["hospital_0"]["samples"] == n == state.size
+    release = state.guarantee.mechanisms.training
+    assert release.sampling_rate == 4 / n and release.steps == 2
+    charged = entries(tmp_path)
+    assert [entry.about["what"] for entry in charged] == [
+        "pixel statistics", "update", "confusion matrix",
+    ]  # fmt: skip
+    assert {entry.unit for entry in charged} == {"patient"}
+    assert len(state.guarantee.validation) == n_validation
+    stated = privacy_statement.statement(federation.config, [], tmp_path)
+    assert stated["unit"] == "one patient" and "all images of one patient" in stated["neighbouring"]
+    assert stated["epsilon"]["pld"] == report["hospital_0"]["epsilon"]
+    assert not any("patients of several images" in text for text in stated["not_covered"])
+    planned = privacy.planned_report(federation.config, state.guarantee)
+    opening = privacy_statement.opening(federation.config, {"hospital_0": {"privacy": planned}})
+    assert "whole patients" in opening[0] and "count patients" in opening[1]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, shared):
     """It reported nothing of that round, but its ledger holds it."""
@@ -139,7 +188,7 @@ def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, sha
     for name in ("hospital_0", "hospital_1"):
         path = path_of(config.privacy, name, tmp_path / "sites" / name)
         ledger = Ledger(path, 100.0, 1e-5, name)
-        ledger.begin()
+        ledger.begin(tmp_path / "sites" / name)
         ledger.charge([Entry("training images", Release(3.0, 1.0, 2))], "two rounds")
     lines = [
         {"site": "hospital_0", "epsilon": 0.5, "epsilon_rdp": 99.0},
@@ -350,7 +399,7 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     config = config_with()
     plan = make_plan(config)
     data, validation = plan.sites[0].load()
-    site = privacy.open_site(config, "h", tmp_path, data, validation, 2)
+    site = privacy.open_site(config, "h", tmp_path, data, validation, two)
     monkeypatch.setattr(
         discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
     )
@@ -368,12 +417,56 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.class_weights, counts.sum() / (3 * counts), rtol=1e-6)
 
 
+def released(monkeypatch, config, folder, data, validation, score):
+    """Statistics and confusion matrix of a hospital, without noise, in units."""
+    site = privacy.open_site(config, "h", folder, data, validation, two)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
+        )
+        parts = (
+            privacy.statistics_contribution(site, data),
+            privacy.validation_contribution(config, site, score, 4),
+        )
+    return [part.values[0] * part.weight for part in parts]
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+def test_a_unit_moves_statistics_and_matrices_by_no_more_than_their_noise_is_for(
+    tmp_path, monkeypatch, unit
+):
+    """All images of a patient taken out: at most √3, and at most 1, however many they are."""
+    config = config_with(privacy={"unit": unit, "budget": 1e3})
+    rng, n = np.random.default_rng(0), 24
+    images = rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
+    images[:8] = 255  # extreme ones
+    labels = rng.integers(0, 3, n).astype(np.int32)
+    patients = np.asarray(["many"] * 14 + [f"p{i}" for i in range(10)])
+    whole = Dataset(
+        images, labels, tuple(map(str, range(n))), patients, np.full(n, "h"), ("a", "b", "c")
+    )
+    other = dataclasses.replace(whole, patients=np.char.add("v", patients))
+    cells = labels.astype(np.int64) * 3 + rng.integers(0, 3, n)
+    leave_out = patients != "many" if unit == "patient" else np.arange(n) != 3
+    results = []
+    for kept in (np.ones(n, bool), leave_out):
+        at = np.flatnonzero(kept)
+        confusion = np.bincount(cells[at], minlength=9).reshape(3, 3)
+        score = local_training.Score(0.0, confusion, cells[at])
+        sets, folder = (whole.take(at), other.take(at)), tmp_path / str(len(at))
+        results.append(released(monkeypatch, config, folder, *sets, score))
+    statistics, matrix = (np.linalg.norm(a - b) for a, b in zip(*results))
+    assert 0 < statistics <= np.sqrt(3) + 1e-9 and 0 < matrix <= 1 + 1e-9
+    units = len(set(patients)) if unit == "patient" else n
+    assert results[0][1].sum() == pytest.approx(units, abs=1e-3)
+
+
 def test_the_split_is_told_by_the_images_alone(tmp_path):
     """Runs with the same images in the same groups share it; with others they do not."""
     config = config_with()
     train_, validation = make_plan(config).sites[0].load()
     seen = [
-        privacy.open_site(config, "h", tmp_path, *data, 2).mechanisms.split
+        privacy.open_site(config, "h", tmp_path, *data, two).mechanisms.split
         for data in ((train_, validation), (train_, validation), (validation, train_))
     ]
     assert seen[0] == seen[1] != seen[2] and seen[0]
@@ -383,20 +476,24 @@ def test_other_images_are_not_taken_for_those_released(tmp_path):
     config = config_with(privacy={"budget": 100.0})
     plan = make_plan(config)
     first, second = (site.load()[0] for site in plan.sites[:2])
-    site = privacy.open_site(config, "h", tmp_path, first, second, 2)
+    site = privacy.open_site(config, "h", tmp_path, first, second, two)
+    other = privacy.open_site(config, "h", tmp_path, second, first, two)
     privacy.statistics_contribution(site, first)
-    privacy.statistics_contribution(site, second)
+    privacy.statistics_contribution(other, second)
     assert len(site.ledger.entries()) == 2
 
 
 @pytest.mark.parametrize("mode", ["record", "client"])
 def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
     config = config_with(privacy={"mode": mode, "missing_hospitals": 0})
-    site = client_site(2.0)
     confusion = np.asarray([[5, 1, 0], [0, 7, 2], [3, 0, 2]])
+    cells = np.repeat(np.arange(9), confusion.ravel())
+    units = Units("image", tuple(np.arange(20)[:, None]), 1)
+    site = dataclasses.replace(client_site(2.0), validation=units)
+    score = local_training.Score(0.0, confusion, cells)
     drawn = []
     for _ in range(400):
-        own = privacy.validation_contribution(config, site, confusion, 4)
+        own = privacy.validation_contribution(config, site, score, 4)
         drawn.append(own.values[0] * own.weight)
     noise = np.asarray(drawn) - confusion.ravel() / (1 if mode == "record" else 20)
     expected = 6.0 if mode == "record" else 6.0 / np.sqrt(4)

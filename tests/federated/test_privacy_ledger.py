@@ -1,12 +1,13 @@
 """The ledger: what is charged stays charged, over crashes, processes and runs."""
 
+import dataclasses
 import subprocess
 import sys
 import time
 
 import pytest
 
-from primia_jax.errors import BudgetError, CheckpointError, StorageError
+from primia_jax.errors import BudgetError, CheckpointError, ConfigError, StorageError
 from primia_jax.federated import accounting, privacy_ledger
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.privacy_ledger import Entry, Ledger
@@ -17,7 +18,7 @@ ONE = Entry("training images", Release(4.0), {"round": 1})
 
 def ledger_at(folder, budget=8.0):
     ledger = Ledger(folder / "sites" / "h0" / privacy_ledger.FILE, budget, DELTA, "h0")
-    ledger.begin()
+    ledger.begin(ledger.path.parent)
     return ledger
 
 
@@ -85,10 +86,45 @@ def test_a_ledger_that_lacks_a_trained_round_is_named(tmp_path):
     ledger = ledger_at(tmp_path)
     ledger.check_kept(0)
     ledger.charge([ONE], "round 1")
-    ledger.begin()  # makes no difference to one that is there
+    ledger.begin(ledger.path.parent)  # makes no difference to one that is there
     ledger.check_kept(1)
     with pytest.raises(CheckpointError, match=r"h0 trained round 2, of which its .*holds nothing"):
         ledger.check_kept(2)
+
+
+def test_a_run_that_had_a_ledger_does_not_make_another(tmp_path):
+    """It may have crashed in its first round, after its release and before its first checkpoint."""
+    ledger = ledger_at(tmp_path)
+    ledger.charge([ONE], "round 1")
+    ledger.path.unlink()
+    with pytest.raises(CheckpointError, match=r"h0: there is no privacy ledger /.*restore"):
+        ledger_at(tmp_path)
+    assert not ledger.path.exists()
+
+
+def test_releases_that_protect_images_say_nothing_of_patients(tmp_path):
+    """The reverse holds: a patient's ε bounds that of each of its images."""
+    ledger = ledger_at(tmp_path)
+    patient = dataclasses.replace(ONE, unit="patient")
+    ledger.charge([patient], "round 1")
+    by_patient = dataclasses.replace(ledger, unit="patient")
+    by_patient.charge([patient, Entry("hospital", Release(9.0))], "round 2")
+    assert ledger.spent() == by_patient.spent()
+    ledger.charge([ONE], "round 3")
+    for action in (by_patient.spent, lambda: by_patient.charge([patient], "round 4")):
+        with pytest.raises(ConfigError, match="protect single images") as refusal:
+            action()
+        assert "\n" not in str(refusal.value)
+    assert len(ledger.entries()) == 4
+
+
+@pytest.mark.parametrize("facts", ['"steps": 0', '"steps": -3', '"unit": "nobody"'])
+def test_a_line_that_would_lower_the_cost_is_damage(tmp_path, facts):
+    ledger = ledger_at(tmp_path)
+    line = ONE.line().decode().rstrip("}\n")
+    ledger.path.write_text(f"{line}}}, {facts}}}\n")
+    with pytest.raises(CheckpointError, match="damaged in line 1"):
+        ledger.spent()
 
 
 def test_beyond_the_budget_nothing_is_charged(tmp_path):

@@ -1,4 +1,4 @@
-"""DP-SGD at a hospital: no image moves the sum by more than the clip, and the noise is there."""
+"""DP-SGD at a hospital: no unit moves the sum by more than the clip, and the noise is there."""
 
 import dataclasses
 
@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 from primia_jax.config import ExperimentConfig, ModelConfig, PrivacyConfig, TrainingConfig
 from primia_jax.config.sections import AugmentationConfig
 from primia_jax.data import Dataset
-from primia_jax.federated import discrete_noise, local_training, private_training
+from primia_jax.errors import ConfigError
+from primia_jax.federated import discrete_noise, local_training, privacy_units, private_training
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.local_training import Statistics, Step
+from primia_jax.federated.privacy_units import Sample
 from primia_jax.federated.private_training import GRID_BITS
 
 STILL = AugmentationConfig(
     **{f.name: 0.0 for f in dataclasses.fields(AugmentationConfig) if f.name.endswith("_p")}
+)
+ALL = AugmentationConfig(  # all operations but MixUp, at any image or at half of them
+    **{
+        f.name: 0.5 if f.name in ("flip_p", "equalise_p") else float(f.name != "mixup_p")
+        for f in dataclasses.fields(AugmentationConfig)
+        if f.name.endswith("_p")
+    }
 )
 STATISTICS = Statistics(np.float32(0.5), np.float32(0.25), np.asarray([0.5, 1, 2], np.float32))
 N = 21
@@ -85,33 +94,95 @@ def site():
     return config, learner, private, variables, data
 
 
-def summed(site, records, size=4, data=None):
-    """The integer sum over `records`, in microbatches of 4."""
-    _, _, private, variables, own = site
-    data = data or own
+KEYS = np.random.default_rng(7).integers(0, 2**32, (N, 2), dtype=np.uint32)
+
+
+def summed(site, units, size=4, statistics=STATISTICS):
+    """The integer sum over `units`, each of some images, in microbatches of `size` images."""
+    _, _, private, variables, data = site
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), variables["params"])
-    for start in range(0, len(records), size):
-        drawn = np.asarray(records[start : start + size])
-        index = np.pad(drawn, (0, size - len(drawn)))
+    sample = Sample(tuple(np.asarray(images) for images in units), KEYS)
+    for index, real in private_training.microbatches(sample, size):
         total = private.accumulate(
-            variables, total, data.images[index], data.labels[index], np.arange(size) < len(drawn),
-            STATISTICS, np.uint32(0), Step(np.uint32(1), np.uint32(0), np.uint32(0)),
-        )  # fmt: skip
+            variables, total, data.images[index], data.labels[index], real, KEYS[index], statistics
+        )
     return jax.tree.map(np.asarray, total)
 
 
-def test_one_image_more_changes_the_sum_by_its_own_integers(site):
-    """Whatever else is in the sample, in whatever order, to the last bit."""
-    everyone = list(range(N))
-    whole = summed(site, everyone)
-    mixed = summed(site, everyone[::-1])
-    jax.tree.map(np.testing.assert_array_equal, whole, mixed)
-    for left_out in range(N):
-        without = summed(site, [i for i in everyone if i != left_out])
-        difference = jax.tree.map(np.subtract, whole, without)
-        assert 0 < norm_of(difference) <= 2**GRID_BITS
-        if left_out < 3:
-            jax.tree.map(np.testing.assert_array_equal, difference, summed(site, [left_out]))
+def with_augmentation(site, augmentation):
+    config, learner, _, variables, data = site
+    config = dataclasses.replace(config, augmentation=augmentation)
+    return config, learner, private_training.make(config, learner, 7.0, 0.0), variables, data
+
+
+SINGLES = [[i] for i in range(N)]
+PATIENTS = [
+    *([0], [1, 2], [3, 4, 5], [6, 7, 8, 9], [10], [11, 12], [13, 14, 15], [16], [17, 18]),
+    *([19], [20]),
+]
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "units", "size"),
+    [
+        ("all", SINGLES, 16),
+        ("shipped", PATIENTS, 4),
+        ("all", PATIENTS, 16),
+    ],
+)
+def test_one_unit_more_changes_the_sum_by_its_own_integers(site, augmentation, units, size):
+    """Whatever else is in the sample, in whatever order and batches, to the last bit."""
+    site = with_augmentation(site, ALL if augmentation == "all" else AugmentationConfig())
+    alone = [summed(site, [unit], size) for unit in units]
+    assert all(0 < norm_of(own) <= 2**GRID_BITS for own in alone)
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        chosen = rng.permutation(len(units))[: rng.integers(1, len(units) + 1)]
+        whole = summed(site, [units[i] for i in chosen], size)
+        jax.tree.map(
+            lambda total, *own: np.testing.assert_array_equal(total, sum(own)),
+            whole, *(alone[i] for i in chosen),
+        )  # fmt: skip
+
+
+def test_a_unit_without_a_finite_gradient_takes_no_other_along(site):
+    """Nor do blanks, in whose place the first image stands."""
+    _, _, _, _, data = site
+    broken = STATISTICS._replace(class_weights=np.asarray([1, 1, np.inf], np.float32))
+    bad = [i for i in range(N) if data.labels[i] == 2]
+    good = [i for i in range(N) if data.labels[i] != 2]
+    assert bad and good
+    for size in (1, 4):
+        alone = summed(site, [[good[0]], [good[1]]], size, broken)
+        mixed = summed(site, [[bad[0]], [good[0]], [bad[1]], [good[1]]], size, broken)
+        jax.tree.map(np.testing.assert_array_equal, alone, mixed)
+    assert norm_of(summed(site, [[bad[0]]], 4, broken)) == 0
+    first = bad[:1] + good  # the first image is bad, and a unit of three is filled up with it
+    data = dataclasses.replace(data, images=data.images[first], labels=data.labels[first])
+    sound = dataclasses.replace(data, labels=np.minimum(data.labels, 1))
+    sums = [summed((*site[:4], each), [[1, 2, 3]], 4, broken) for each in (data, sound)]
+    jax.tree.map(np.testing.assert_array_equal, *sums)
+
+
+def test_a_patient_s_gradient_is_the_clipped_mean_of_its_images(site):
+    """Where nothing is clipped, it is the mean of what its images give alone."""
+    config, learner, _, variables, data = site
+    config = dataclasses.replace(
+        config, privacy=dataclasses.replace(config.privacy, clip_norm=50.0)
+    )
+    wide = (config, learner, private_training.make(config, learner, 7.0, 0.0), variables, data)
+    together = summed(wide, [[3, 4, 5]])
+    singly = summed(wide, [[3], [4], [5]])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, atol=6), together, singly)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"augmentation": AugmentationConfig(mixup_p=0.1)}, {"model": ModelConfig()}]
+)
+def test_what_mixes_images_is_refused(site, changes):
+    """Also where a configuration did not pass the checks at the door."""
+    with pytest.raises(ConfigError, match="mixes images"):
+        private_training.make(dataclasses.replace(site[0], **changes), site[1], 7.0, 0.0)
 
 
 def test_without_clipping_it_is_the_plain_gradient(site):
@@ -121,7 +192,7 @@ def test_without_clipping_it_is_the_plain_gradient(site):
         config, privacy=dataclasses.replace(config.privacy, clip_norm=50.0)
     )
     private = private_training.make(config, learner, 8.0, 0.0)
-    total = summed((config, learner, private, variables, data), range(8))
+    total = summed((config, learner, private, variables, data), SINGLES[:8])
     step = Step(np.uint32(1), np.uint32(0), np.uint32(0))
     start = jax.tree.map(lambda x: jnp.array(x, copy=True), variables)
     after, _, _ = learner.train(
@@ -134,14 +205,15 @@ def test_without_clipping_it_is_the_plain_gradient(site):
 
 def train(site, monkeypatch, release, noise=None, sample=None):
     config, learner, private, variables, data = site
+    units = privacy_units.units_of(config.privacy, data)
     if noise is not None:
         monkeypatch.setattr(discrete_noise, "rounded_gaussian", noise)
     if sample is not None:
         monkeypatch.setattr(discrete_noise, "poisson_sample", sample)
     before = jax.tree.map(np.array, variables)
     after, _ = private_training.train(
-        private, variables, learner.optimizer.init(variables["params"]), data, STATISTICS,
-        release, config, (1, 0), lambda step: config.training.learning_rate,
+        private, variables, learner.optimizer.init(variables["params"]), data, units,
+        STATISTICS, release, config, lambda step: config.training.learning_rate,
     )  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, before, variables)  # the round can be repeated
     leaves = zip(jax.tree.leaves(after["params"]), jax.tree.leaves(before["params"]))
@@ -199,8 +271,9 @@ def test_samples_are_worked_off_whole(site, monkeypatch):
         discrete_noise, "poisson_sample", lambda seed, n, rate: np.arange(next(draws))
     )
     private_training.train(
-        spy, variables, learner.optimizer.init(variables["params"]), data, STATISTICS,
-        Release(1.0, 0.3, len(sizes)), config, (1, 0), lambda step: 0.1,
+        spy, variables, learner.optimizer.init(variables["params"]), data,
+        privacy_units.units_of(config.privacy, data), STATISTICS,
+        Release(1.0, 0.3, len(sizes)), config, lambda step: 0.1,
     )  # fmt: skip
     assert seen == [1, 4, 4, 1, 4, 4, 4, 4, 4, 1]
 

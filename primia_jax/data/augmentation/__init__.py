@@ -1,8 +1,10 @@
 """Random changes of training images, drawn anew at every step, inside the compiled step.
 
-`augment` is a pure function of a key and a batch. Every image of the batch gets draws of its own;
-the operations and their strengths come from an `AugmentationConfig`, which is static: an operation
-of probability 0 leaves no trace in the compiled program.
+`augment` is a pure function of a key and a batch: one key for all, so that what an image gets
+depends on its place in the batch. `augment_each` gives every image a key of its own, and what it
+gets depends on that key alone. The operations and their strengths come from an
+`AugmentationConfig`, which is static: an operation of probability 0 leaves no trace in the compiled
+program.
 
 Axis letters: b images of a batch, s image side, c channels, k classes.
 """
@@ -14,7 +16,7 @@ from primia_jax.config.sections import AugmentationConfig
 from primia_jax.data.augmentation import geometry, intensity
 from primia_jax.data.augmentation.draws import draw, probabilities
 
-__all__ = ["augment"]
+__all__ = ["augment", "augment_each"]
 
 
 def augment(
@@ -56,6 +58,29 @@ def augment(
             mix_key, images, labels_onehot, config.mixup_p, config.mixup_alpha
         )
     return images, labels_onehot
+
+
+def augment_each(
+    keys: jax.Array, images: jax.Array, labels_onehot: jax.Array, config: AugmentationConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A batch, each image changed by `augment` as a batch of its own.
+
+    An image's pixels are a function of itself and its key: neither its place, nor the size of the
+    batch, nor any other image changes a bit of them. MixUp, which mixes images, has nothing to mix
+    here and changes nothing.
+
+    Args:
+      keys: [b] keys of `jax.random`; consumed.
+      images: [b s s c] float32 in [0, 1].
+      labels_onehot: [b k] float32.
+      config: static under `jax.jit`.
+    """
+
+    def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        changed, target = augment(key, image[None], label[None], config)
+        return changed[0], target[0]
+
+    return jax.vmap(one)(keys, images, labels_onehot)
 
 
 def mixup(
