@@ -272,7 +272,8 @@ def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
         new = _recorded(new, number, result, weight)
         contribution = _contribution(new, result, weight)
         if state.guarantee:
-            state.guarantee.ledger.charge(releases, round_name)
+            due = state.guarantee.mechanisms.of_update(mode, number)
+            state.guarantee.ledger.charge(due, round_name)
         trained.append((new, _to_keep(state.config, result)))
         return contribution
 
@@ -307,17 +308,19 @@ def _recorded(state: Hospital, number: int, result: "_Trained", weight: int) -> 
 
 def _contribute_score(state: Hospital, number: int, judged: local_training.Score) -> Steps:
     """Contributes to the evaluation of the new model what `config.privacy` lets out."""
-    own = Contribution(
-        (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
-    )
-    if state.guarantee:
-        if state.config.privacy.validation == "none":
-            return
-        if state.config.privacy.validation == "noised":
-            own = privacy.validation_contribution(
-                state.config, state.guarantee, judged, len(state.hospitals)
-            )
-    yield from state.contribute(state.quantity(VALIDATION, number, state.variables), lambda: own)
+    guarantee, config = state.guarantee, state.config
+    if guarantee and config.privacy.validation == "none":
+        return
+
+    def score() -> Contribution:
+        if guarantee and config.privacy.validation == "noised":
+            n_attending = len(state.hospitals)
+            return privacy.validation_contribution(config, guarantee, judged, number, n_attending)
+        return Contribution(
+            (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
+        )
+
+    yield from state.contribute(state.quantity(VALIDATION, number, state.variables), score)
 
 
 def _guarantee(state: Hospital) -> privacy.Site:

@@ -78,15 +78,24 @@ class Mechanisms:
     split: str = ""  # of the hospital's images, see `Entry`
     unit: str = privacy_units.IMAGE  # that mode `record` protects
 
+    def of_update(self, mode: str, number: int) -> list[Entry]:
+        """The charge for the weights that leave the hospital in round `number`."""
+        group = TRAINING if mode == "record" else HOSPITAL
+        return [self._entry(group, self.training, number, "update")]
+
+    def of_validation(self, mode: str, number: int) -> list[Entry]:
+        """The charge for its confusion matrix, if one is released."""
+        group = VALIDATION if mode == "record" else HOSPITAL
+        if self.validation is None:
+            return []
+        return [self._entry(group, self.validation, number, "confusion matrix")]
+
     def of_round(self, mode: str, number: int) -> list[Entry]:
-        """What round `number` is charged with."""
-        groups = (TRAINING, VALIDATION) if mode == "record" else (HOSPITAL, HOSPITAL)
-        releases = (("update", self.training), ("confusion matrix", self.validation))
-        return [
-            Entry(group, release, {"round": number, "what": what}, self.split, self.unit)
-            for group, (what, release) in zip(groups, releases)
-            if release is not None
-        ]
+        """Both, as each round costs that is not interrupted."""
+        return self.of_update(mode, number) + self.of_validation(mode, number)
+
+    def _entry(self, group: str, release: Release, number: int, what: str) -> Entry:
+        return Entry(group, release, {"round": number, "what": what}, self.split, self.unit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,9 +294,9 @@ def collect_statistics(
 
 
 def validation_contribution(
-    config: ExperimentConfig, site: Site, score: Score, n_attending: int
+    config: ExperimentConfig, site: Site, score: Score, number: int, n_attending: int
 ) -> Contribution:
-    """A noised confusion matrix; charged with its round (`Mechanisms.of_round`).
+    """A noised confusion matrix, charged anew whenever it is made: its noise is new each time.
 
     Counts of units in mode `record`, where one of several images counts with their mean; in mode
     `client` shares of the hospital's images, and the noise is this hospital's share of the sum's.
@@ -296,10 +305,16 @@ def validation_contribution(
       config: of the experiment.
       site: whose matrix it is.
       score: of the new model on its validation images.
+      number: of the round.
       n_attending: hospitals in the sum.
+
+    Raises:
+      BudgetError: if the ledger cannot bear it.
     """
     release = site.mechanisms.validation
     assert release is not None, "confusion matrices are not released"
+    charge = site.mechanisms.of_validation(config.privacy.mode, number)
+    site.ledger.charge(charge, f"the confusion matrix of round {number}")
     if config.privacy.mode == "record":
         assert site.validation is not None
         n, counts = (

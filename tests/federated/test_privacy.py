@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -426,7 +427,7 @@ def released(monkeypatch, config, folder, data, validation, score):
         )
         parts = (
             privacy.statistics_contribution(site, data),
-            privacy.validation_contribution(config, site, score, 4),
+            privacy.validation_contribution(config, site, score, 1, 4),
         )
     return [part.values[0] * part.weight for part in parts]
 
@@ -485,17 +486,21 @@ def test_other_images_are_not_taken_for_those_released(tmp_path):
 
 @pytest.mark.parametrize("mode", ["record", "client"])
 def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
+    """Each that is made is charged, as after a crash between the two sums of a round."""
     config = config_with(privacy={"mode": mode, "missing_hospitals": 0})
     confusion = np.asarray([[5, 1, 0], [0, 7, 2], [3, 0, 2]])
     cells = np.repeat(np.arange(9), confusion.ravel())
     units = Units("image", tuple(np.arange(20)[:, None]), 1)
-    site = dataclasses.replace(client_site(2.0), validation=units)
+    charged = []
+    ledger = types.SimpleNamespace(charge=lambda releases, what: charged.extend(releases))
+    site = dataclasses.replace(client_site(2.0), validation=units, ledger=ledger)
     score = local_training.Score(0.0, confusion, cells)
     drawn = []
     for _ in range(400):
-        own = privacy.validation_contribution(config, site, score, 4)
+        own = privacy.validation_contribution(config, site, score, 1, 4)
         drawn.append(own.values[0] * own.weight)
     noise = np.asarray(drawn) - confusion.ravel() / (1 if mode == "record" else 20)
+    assert [entry.release for entry in charged] == [Release(6.0)] * 400
     expected = 6.0 if mode == "record" else 6.0 / np.sqrt(4)
     assert abs(noise.std() / expected - 1) < 6 / np.sqrt(2 * noise.size)
 
