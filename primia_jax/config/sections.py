@@ -325,7 +325,16 @@ class MpcConfig:
         high=24,
     )
     margin: float = setting(
-        1.5, "range provided for, over the largest one seen in calibration", low=1, high=64
+        1.25, "range provided for, over the largest one of calibration", low=1, high=64
+    )
+    headroom_bits: int = setting(
+        8,
+        "most bits of fss's ring above a layer's range, by which values out of range are detected "
+        "(0: they are not)",
+        high=8,
+    )
+    output_bits: int = setting(
+        16, "of an output within its range; fss hides the bits below by noise", low=8, high=32
     )
     prg_rounds: int = setting(12, "ChaCha rounds of the comparison trees", choices=(8, 12, 20))
     leaf_bits: int = setting(8, "ν, bits of a comparison that one leaf answers", low=7, high=9)

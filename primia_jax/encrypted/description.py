@@ -199,7 +199,9 @@ def describe(
     data = plan.load_test(model.image_size)
     chosen = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
     images = np.asarray(local_training.to_unit(jnp.asarray(data.images[chosen])))
-    ranges = inference.find_ranges(draft.apply_fn(), params_of(model), images, config.mpc)
-    description = dataclasses.replace(draft, ranges=ranges._replace(image=1.0))
+    ranges = inference.find_ranges(
+        draft.apply_fn(), params_of(model), images, config.mpc, image_range=1.0
+    )
+    description = dataclasses.replace(draft, ranges=ranges)
     write_json(path, description.to_plain())
     return description

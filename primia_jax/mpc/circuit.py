@@ -20,7 +20,7 @@ import numpy as np
 from primia_jax.config import to_plain
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, gates, ring
+from primia_jax.mpc import bilinear, gates, range_check, ring
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.gates import GateSpec
 from primia_jax.mpc.linear import Evaluator, quantised, whole_factor
@@ -138,6 +138,33 @@ class Circuit:
             if bits < _FEWEST_BITS
         ]
 
+    @property
+    def checked_gates(self) -> tuple[Gate, ...]:
+        """Gates in which values out of range are detected."""
+        return tuple(gate for gate in self.plan.gates if self.specs[gate].excess_bits)
+
+    @property
+    def granted_headroom(self) -> tuple[int, ...]:
+        """Bits of the ring above the range of each gate, then of each output."""
+        at_gates = (s.ring_bits - s.truncated_bits - s.width for s in self.specs.values())
+        return (*at_gates, *self.scaling.headroom[len(self.plan.gates) :])
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """Layers in which an extreme value might wrap around in the ring and so not be detected."""
+        names = [*(gate.name for gate in self.plan.gates), *("outputs" for _ in self.plan.outputs)]
+        return tuple(dict.fromkeys(names[i] for i in self.scaling.unproven))
+
+    @property
+    def detects(self) -> bool:
+        """True if every value out of range is detected, however far out it is."""
+        return len(self.checked_gates) == len(self.plan.gates) and not self.unproven
+
+    @property
+    def output_limit(self) -> float:
+        """Magnitude of an output's word from which it counts as out of range: half the ring's."""
+        return 2.0 ** (self.n_bits - 2)
+
     def sizes(self, segment: Segment) -> list[int]:
         """Elements of each value of a segment."""
         return [math.prod(node.shape) for node, _ in segment.values]
@@ -148,6 +175,7 @@ class Circuit:
         bits = sum(-(-spec.n_elements // 8) for spec in self.specs.values() if spec.compares)
         down = sum(spec.n_elements * ring.packed_bytes(spec.width) for spec in self.specs.values())
         up = word * sum(spec.n_elements for spec in self.specs.values())
+        checks = range_check.SUMS * len(self.checked_gates)
         ends = math.prod(self.plan.image.shape) + sum(math.prod(o.shape) for o in self.plan.outputs)
         sizes = [
             (size, weighted)
@@ -158,10 +186,10 @@ class Circuit:
         trees = sum(spec.tree_bytes() for spec in self.specs.values())
         return Cost(
             round_trips=len(self.segments),
-            # Beside the words and bits: the number of the key, 8 bytes.
-            online_bytes=down + up + 2 * bits + word * ends + 8,
+            # Beside the words and bits: the number of the key, 8 bytes, and the range checks.
+            online_bytes=down + up + 2 * bits + word * ends + 8 + 2 * checks + 32 * (checks > 0),
             key_bytes={
-                "model_owner": dealt + word * sum(size for size, _ in sizes),
+                "model_owner": dealt + checks + word * sum(size for size, _ in sizes),
                 "data_owner": trees,
             },
             client_bytes=word * sum(size for size, weighted in sizes if weighted),
@@ -229,9 +257,10 @@ class Circuit:
     # --- the compiled segments
 
     def owner_values(self, level: int) -> Any:
-        """Jitted (sources, digits, shifts, constants, known, packed κ) -> (messages, kept).
+        """Jitted (sources, digits, shifts, constants, known, packed κ) -> (messages, tops, kept).
 
-        The messages are what a gate needs of z + r, or an output masked, both packed.
+        The messages are what a gate needs of z + r, or an output masked, both packed; the tops are
+        the bits of z + r above, see `gates.top_of_operand`, which nobody is sent.
         """
         return self._once(("owner", level), lambda: self._make_owner_values(level))
 
@@ -259,16 +288,17 @@ class Circuit:
                 known,
                 lambda node, unit: jnp.broadcast_to(added[node, unit], node.shape),
             )
-            messages = []
+            messages, tops = [], []
             for i, ((node, unit), kappa) in enumerate(zip(segment.values, kappas)):
                 p, q = evaluator.value(node, unit)
                 masked = self.sum_of((p, q), node).reshape(-1) + ring.unpack(kappa, self.n_bits)
                 if segment.gates:
                     spec = self.specs[segment.gates[i]]
                     messages.append(ring.pack(gates.masked_operand(spec, masked), spec.width))
+                    tops.append(gates.top_of_operand(spec, masked) if spec.excess_bits else None)
                 else:
                     messages.append(ring.pack(masked, self.n_bits))
-            return messages, [evaluator.products[product] for product in segment.keep]
+            return messages, tops, [evaluator.products[product] for product in segment.keep]
 
         return jax.jit(values)
 

@@ -13,7 +13,10 @@ m = 2^k · (top bit of r'):
 - with d̂ = (z ≥ 0) ⊕ u opened, u a bit that nobody knows, ŷ_b = (b·d̂ + (1 − 2d̂)·[u]_b)·y' +
   [w_{d̂,c}]_b, the dealer having shared w_{d,c} = ρ − (d ⊕ u)·(r' − (1 − c)·m);
 - truncation alone needs no comparison: 2^(k-2) is added first, so that the operand is positive and
-  wraps exactly where r' has its top bit and y' has not; w_c = ρ − r' + (1 − c)·m − 2^(k-2).
+  wraps exactly where r' has its top bit and y' has not; w_c = ρ − r' + (1 − c)·m − 2^(k-2);
+- the *excess* is by how many multiples of 2^k the value z >> t differs from the one that the gate
+  takes it for, 0 if and only if it lies in the gate's range. It is linear in what the gate dealt
+  already: its shares cost no key (`excess_share`), and `mpc.range_check` adds them up.
 
 The data owner is party 0, the model owner party 1. Everything that party 0 holds it expands from
 its own seed; the dealer sends party 1 what is missing. A comparison of up to nine bits is a truth
@@ -28,10 +31,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from primia_jax.mpc import dpf, ring
 
 TABLE_BITS = 9  # widest comparison that is a truth table
+EXCESS_BITS = 8  # of the excess, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,11 @@ class GateSpec:
     def slack_bits(self) -> int:
         """s: low bits that the comparison does not see."""
         return self.width - 1 - self.compared_bits
+
+    @property
+    def excess_bits(self) -> int:
+        """g: low bits of the excess that the ring holds above the effective width, up to 8."""
+        return max(0, min(EXCESS_BITS, self.ring_bits - self.truncated_bits - self.width))
 
     @property
     def has_table(self) -> bool:
@@ -144,9 +154,24 @@ def cut(gate: GateSpec, words: Any) -> Any:
 
 def masked_operand(gate: GateSpec, z_masked: Any) -> Any:
     """y' of z + r, the words that the model owner sends."""
-    if not gate.compares:
-        z_masked = z_masked + z_masked.dtype.type(1 << (gate.width - 2 + gate.truncated_bits))
-    return cut(gate, z_masked)
+    return cut(gate, _shifted(gate, z_masked))
+
+
+def _shifted(gate: GateSpec, z_masked: Any) -> Any:
+    if gate.compares:
+        return z_masked
+    return z_masked + z_masked.dtype.type(1 << (gate.width - 2 + gate.truncated_bits))
+
+
+def top_of_mask(gate: GateSpec, r: Any) -> Any:
+    """The g bits of r above those that `cut` keeps, uint8 [N]."""
+    words = ring.low_bits(r, gate.ring_bits) >> r.dtype.type(gate.truncated_bits + gate.width)
+    return words.astype(jnp.uint8) & np.uint8((1 << gate.excess_bits) - 1)
+
+
+def top_of_operand(gate: GateSpec, z_masked: Any) -> Any:
+    """The g bits of z + r above those of y', uint8 [N]; the model owner keeps them to itself."""
+    return top_of_mask(gate, _shifted(gate, z_masked))
 
 
 def _compared(gate: GateSpec, y: Any) -> Any:
@@ -271,6 +296,53 @@ def out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: 
         positive, jnp.where(top, select[4], select[3]), jnp.where(top, select[2], select[1])
     )
     return factor * y + w
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def excess_share(
+    gate: GateSpec, party: int, y: Any, top: Any, select: Any, own: Any, other: Any
+) -> Any:
+    """The party's share of 2^(8-g) · (excess + `top_of_mask`) modulo 2^8, uint8 [N].
+
+    With a' = y' − 2^(s-1) and c its top bit, D = (z ≥ 0) and r_k the top bit of r', the excess is
+    (a' >> k) − (r >> (t + k)) − (1 − c)·D·r_k + c·(1 − D)·(1 − r_k): what the gate takes the value
+    for has these bits 0. D = d̂ ⊕ u, and w_{d,0} − w_{d,1} = (d ⊕ u)·m is a share of D·r_k·2^k for
+    d = d̂ and of (1 − D)·r_k·2^k for d = 1 − d̂. A sharing of a multiple of 2^k is divided exactly:
+    one party rounds its share down, the other up.
+
+    Args:
+      gate: the gate.
+      party: 0 or 1.
+      y: words [N], y'.
+      top: `top_of_operand`, of party 1; None for party 0.
+      select, own, other: as in `out_share`.
+    """
+    n_bits, word = gate.ring_bits, y.dtype.type
+    if select.ndim == 1:
+        select = ring.unpack(select, n_bits).reshape(gate.select_words, gate.n_elements)
+
+    def divided(share: Any) -> Any:
+        signed = share if party == 1 else -share
+        quotient = ring.low_bits(signed, n_bits) >> word(gate.width)
+        return quotient if party == 1 else -quotient
+
+    if not gate.compares:
+        above = (y >> word(gate.width - 1)) != 0
+        excess = jnp.where(above, word(0), -divided(select[0] - select[1]))
+    else:
+        above = _top(gate, _centred(gate, y)) != 0
+        opened = ring.unpack_bits(own ^ other, gate.n_elements) != 0
+        u = select[0]
+        negative = jnp.where(opened, u, word(party) - u)  # a share of 1 − D
+        wrapped = jnp.where(
+            opened == above, select[1] - select[2], select[3] - select[4]
+        )  # d = d̂ below, 1 − d̂ above
+        excess = jnp.where(above, negative, word(0)) - divided(wrapped)
+    if party == 1:
+        excess = excess + top
+        if gate.compares:  # the centring borrows from the bits above
+            excess = excess - (y < word((1 << gate.slack_bits) >> 1)).astype(excess.dtype)
+    return excess.astype(jnp.uint8) << np.uint8(EXCESS_BITS - gate.excess_bits)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

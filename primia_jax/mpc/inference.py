@@ -79,18 +79,35 @@ _CALIBRATION_BATCH = 8
 
 
 def find_ranges(
-    apply_fn: Callable[[Any, Any], Any], params: Any, images: np.ndarray, config: MpcConfig
+    apply_fn: Callable[[Any, Any], Any],
+    params: Any,
+    images: np.ndarray,
+    config: MpcConfig,
+    image_range: float = 0.0,
 ) -> Ranges:
-    """The magnitudes of each layer's values over `images` [m ...], in the clear.
+    """The ranges that layers are provided with, from `images` [m ...] of the model owner's.
+
+    They are public: powers of two, see `Protocol.published`.
+
+    Args:
+      apply_fn, params, config: as in `encrypt`.
+      images: calibration images.
+      image_range: largest magnitude of any image, where it is known; 0: that of `images`.
 
     Raises:
       ConfigError: without any image, or if they or the weights are not finite.
     """
     if not images.ndim or not len(images):
         raise ConfigError("calibration needs at least one image, with the batch axis first")
-    size = min(_CALIBRATION_BATCH, len(images))
-    example = jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32)
-    return plan_ranges(lower_network(apply_fn, params, example, config), params, images)
+
+    def plan_for(size: int) -> Plan:
+        example = jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32)
+        return lower_network(apply_fn, params, example, config)
+
+    ranges = plan_ranges(plan_for(min(_CALIBRATION_BATCH, len(images))), params, images)
+    if image_range:
+        ranges = ranges._replace(image=image_range)
+    return PROTOCOLS[config.protocol].published(plan_for(1), params, ranges, config)
 
 
 def plan_ranges(plan: Plan, params: Any, images: np.ndarray) -> Ranges:

@@ -16,7 +16,7 @@ from primia_jax.mpc.lowering_folding import folded, terms
 from primia_jax.mpc.lowering_nodes import Affine, Moves, Nodes, UnsupportedError, elementwise
 from primia_jax.mpc.lowering_products import Contraction
 from primia_jax.mpc.lowering_weights import Known
-from primia_jax.mpc.plan import Add, Gate, Node, Public, Source, Weight, reachable
+from primia_jax.mpc.plan import Add, Gate, Node, Public, Signed, Source, Weight, reachable
 
 _FEW = 4  # distinct public factors that are written as so many sums of public maps
 
@@ -77,7 +77,10 @@ class Builder(Nodes):
             def apply(x: Any) -> Any:
                 return jnp.where(signs > 0, x, jnp.where(signs < 0, -x, jnp.zeros_like(x)))
 
-            return self.public([a], apply, a.shape, Moves(every))
+            def magnitudes(x: Any) -> Any:
+                return jnp.where(signs != 0, x, jnp.zeros_like(x))
+
+            return self.public([a], Signed(apply, magnitudes), a.shape, Moves(every))
 
         return self.sum_by_size(known, masked)
 

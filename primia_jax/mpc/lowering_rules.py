@@ -4,6 +4,7 @@ A rule is a function of the primitive's parameters and its operands, each an `Af
 known, at least one of them a secret. It gives one result, or a list of several.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from primia_jax.mpc.lowering_moves import (
 from primia_jax.mpc.lowering_nodes import Affine, UnsupportedError
 from primia_jax.mpc.lowering_pooling import Window
 from primia_jax.mpc.lowering_products import convolution, dot_product
-from primia_jax.mpc.plan import Weight
+from primia_jax.mpc.plan import Signed, Weight
 
 SUPPORTED = (
     "supported are convolutions, dense layers, batch norm in inference mode, relu, relu6, "
@@ -109,10 +110,11 @@ def _dot_general(context: Context, params: Mapping[str, Any], a: Any, b: Any) ->
         return context.builder.contract(x, w, how)
 
     def with_signs(signs: np.ndarray) -> Affine:
-        def apply(x: Any) -> Any:
+        def by(signs: np.ndarray, x: Any) -> Any:
             # Through a signed type, so that −1 is one in every ring.
             return how.product.apply(x, jnp.asarray(signs).astype(jnp.int32).astype(x.dtype))
 
+        apply = Signed(functools.partial(by, signs), functools.partial(by, np.abs(signs)))
         return context.builder.public([x], apply, context.shape)
 
     return context.builder.sum_by_size(w, with_signs)

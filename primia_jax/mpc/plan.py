@@ -68,12 +68,30 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Signed:
+    """A linear map some of whose coefficients are −1.
+
+    Attributes:
+      apply: the map.
+      magnitudes: the same map with 1 for each −1.
+    """
+
+    apply: Callable[..., jax.Array]
+    magnitudes: Callable[..., jax.Array]
+
+    def __call__(self, *operands: Any) -> jax.Array:
+        """The map's value."""
+        return self.apply(*operands)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Public:
     """A linear map with coefficients 0 and 1 (or −1), jointly of all its operands.
 
     Attributes:
       operands: its arguments.
-      apply: function of the operands' arrays; works in floats and in any ring.
+      apply: function of the operands' arrays; works in floats and in any ring. `Signed` where
+        coefficients may be −1.
       shape: of the result.
     """
 

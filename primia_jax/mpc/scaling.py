@@ -2,18 +2,23 @@
 
 A word w of a value in unit u stands for w / u. A gate's operand has unit u; the gate drops t bits,
 so that what it puts out has unit u / 2^t, and must then fit k signed bits, the layer's *effective
-width*. Units are chosen from the ranges that the model owner sees on its own images, times a
-margin; where a skip connection bypasses the weights, so that the words' factor is whole. Where
-sources are added without weights, units are powers of two (but for factors such as the 1/9 of an
-average pool), so that they agree.
+width*. Units are chosen from the ranges that the model owner observes on its own images, rounded up
+to powers of two, times a margin; where a skip connection bypasses the weights, so that the words'
+factor is whole. Where sources are added without weights, units are powers of two (but for factors
+such as the 1/9 of an average pool), so that they agree.
 
 A product of words x and w shares the ring between the two. Averages sum many words, so that x
 takes more bits than each word had, and one unit for sources of different ranges makes the words of
 the wider one long. Where w were left with fewer than `_WEIGHT_BITS`, the finest sources of x drop
-more bits, down to `_NARROWEST`.
+more bits, down to `_NARROWEST`; up to `_BETTER_BITS` for w, as long as x keeps as many.
 
-Units, truncations and widths are public. A value outside its range makes a wrong result, never a
-leak.
+*Headroom* is what the ring holds beyond a gate's range: bits of a word above the effective width,
+by which a value out of range is detected (`mpc.range_check`) as long as it does not wrap in the
+ring itself. The model owner computes from its weights how many bits exclude that
+(`mpc.worst_case`). Outputs have at least `OUTPUT_HEADROOM` bits.
+
+Units, truncations, widths and headroom are public. A value outside its range makes a wrong result,
+which is flagged, and never a leak.
 """
 
 import dataclasses
@@ -37,13 +42,17 @@ from primia_jax.mpc.plan import (
     reachable,
 )
 
+OUTPUT_HEADROOM = 4
+_DETECTED_BITS = 24  # of the ring, for operand and weights, before a gate gets headroom
 _FEWEST_WEIGHT_BITS = 8  # of the ring, beside the effective width
 _WEIGHT_BITS = 10  # wanted for the weights of a product
+_BETTER_BITS = 12  # wanted for weights as long as sources keep as many
 _NARROWEST = 6  # effective width of a source that drops more bits for that
 _PASSES = 8
 _FINER_BITS = 10
 _FACTORS_TRIED = 1000
 _ROUNDING = 1e-3
+_MOST_ROUNDING = 5e-3  # beyond which a gate rather has less headroom
 _ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
 
 
@@ -59,13 +68,39 @@ class Overflow(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """Magnitudes seen in the clear: the largest ones, and root mean squares."""
+    """Magnitudes observed in the clear: the largest ones, and root mean squares.
+
+    Attributes:
+      image: of the image.
+      gates: of each gate's operand.
+      spreads: RMS of each gate's operand.
+      products: of each private product's operand.
+      outputs: of each output.
+      headroom: of each gate, then of each output, bits beyond its range that its operand may take
+        while all values before it are in theirs; empty where that was not computed.
+    """
 
     image: float
-    gates: tuple[float, ...]  # of each gate's operand
-    spreads: tuple[float, ...]  # RMS of each gate's operand
-    products: tuple[float, ...]  # of each private product's operand
+    gates: tuple[float, ...]
+    spreads: tuple[float, ...]
+    products: tuple[float, ...]
     outputs: tuple[float, ...]
+    headroom: tuple[int, ...] = ()
+
+    def rounded(self) -> "Ranges":
+        """These ranges as they are published: powers of two, which tell no image's exact maximum.
+
+        Largest magnitudes are rounded up, root mean squares to the nearest.
+        """
+
+        def up(values: Sequence[float]) -> tuple[float, ...]:
+            return tuple(2.0 ** math.ceil(math.log2(v)) if v else 0.0 for v in values)
+
+        (image,) = up((self.image,))
+        spreads = tuple(2.0 ** round(math.log2(v)) if v else 0.0 for v in self.spreads)
+        return Ranges(
+            image, up(self.gates), spreads, up(self.products), up(self.outputs), self.headroom
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +146,19 @@ class Scaling:
       image_width: signed bits that its words fit.
       gates: of the plan's gates, in their order.
       outputs: units of the outputs.
+      noise_bits: τ of each output: its low bits, which the data owner gets as noise.
+      headroom: bits that the ring holds beyond the range of each gate with weights, then of each
+        output.
+      unproven: gates, then outputs, by position, whose worst case is not known to fit the headroom.
     """
 
     image: float
     image_width: int
     gates: tuple[GateScale, ...]
     outputs: tuple[float, ...]
+    noise_bits: tuple[int, ...]
+    headroom: tuple[int, ...]
+    unproven: tuple[int, ...]
 
     @property
     def image_limit(self) -> float:
@@ -160,15 +202,33 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
     return scaling
 
 
+def most_headroom(config: MpcConfig) -> int:
+    """Bits of headroom that a gate gets at most: a narrow ring spares few or none."""
+    return min(config.headroom_bits, max(config.ring_bits - _DETECTED_BITS, 0))
+
+
+def headroom(plan: Plan, ranges: Ranges, config: MpcConfig) -> tuple[int, ...]:
+    """Bits of the ring beyond the range of each gate, then of each output.
+
+    As many as the ranges ask for, up to `most_headroom`; without that, as many as there are.
+    """
+    most = most_headroom(config)
+    needed = ranges.headroom or (most,) * (len(plan.gates) + len(plan.outputs))
+    at_gates = [min(bits, most) for bits in needed[: len(plan.gates)]]
+    at_outputs = [max(min(bits, most), OUTPUT_HEADROOM) for bits in needed[len(plan.gates) :]]
+    return (*at_gates, *at_outputs)
+
+
 def weight_room(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig) -> list[float]:
-    """Of each private product, the bits that the ring leaves its weights beside its operand."""
+    """Bits that the ring leaves the weights of each private product beside operand and headroom."""
     units = scaling.units(plan)
-    coarser = dict.fromkeys(plan.products(), 0.0)  # bits that it is coarser than what reads it
-    for root in [*(gate.operand for gate in plan.gates), *plan.outputs]:
+    lost_bits = dict.fromkeys(plan.products(), 0.0)  # to headroom, and by coarser units
+    roots = [*(gate.operand for gate in plan.gates), *plan.outputs]
+    for root, spare in zip(roots, scaling.headroom):
         for node, factor in _private_parts(root):
-            coarser[node] = max(coarser[node], -math.log2(abs(factor)))
+            lost_bits[node] = max(lost_bits[node], spare - math.log2(abs(factor)))
     found = []
-    for reached, (node, lost) in zip(ranges.products, coarser.items()):
+    for reached, (node, lost) in zip(ranges.products, lost_bits.items()):
         unit = natural_unit(node.operand, units)
         taken = math.log2(config.margin * (reached or 1.0) * unit)
         found.append(config.ring_bits - 1 - max(taken, 0.0) - lost)
@@ -185,14 +245,19 @@ def _too_wide(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig) -
     widths[plan.image] = scaling.image_width
     wanted: dict[Source, list[int]] = {}
     enough = min(_WEIGHT_BITS, config.ring_bits - config.effective_bits)
+    better = min(_BETTER_BITS, config.ring_bits - config.effective_bits)
     for node, bits in zip(plan.products(), weight_room(plan, scaling, ranges, config)):
         terms = [(units[s] / abs(factor), s) for s, factor in bypasses(node.operand)]
         finest = max((term for term, _ in terms), default=0.0)
         for term, source in terms:
             if 2 * term > finest:
                 narrower = config.effective_bits - widths[source]
-                short = narrower + math.ceil(enough - bits - _ROUNDING)
-                wanted.setdefault(source, []).append(min(max(short, 0), most))
+                short = min(narrower + math.ceil(enough - bits - _ROUNDING), most)
+                fair = min(
+                    narrower + math.ceil(better - bits - _ROUNDING),
+                    config.effective_bits - _BETTER_BITS,
+                )
+                wanted.setdefault(source, []).append(max(short, fair, 0))
     return {s: (max(bits) + min(bits) + 1) // 2 for s, bits in wanted.items() if any(bits)}
 
 
@@ -218,6 +283,8 @@ def _choose(
     spread = dict(zip(plan.gates, ranges.spreads))
     shared = _shared_products(plan)
     reached = dict(zip(plan.gates, ranges.gates))
+    spares = headroom(plan, ranges, config)
+    beyond = dict(zip(plan.gates, spares))
     for gates in plan.levels():
         for gate in gates:
             if gate in scales:
@@ -225,12 +292,17 @@ def _choose(
             together = [g for g in shared.get(gate, [gate]) if g not in scales]
             limit = room(max(reached[g] for g in together))
             if has_private(gate.operand):
+                roots = [g.operand for g in together]
                 spare = 1 if all(g.kind == "relu" for g in together) else 2
-                wanted = 2.0 ** (n_bits - spare) / limit
-                if config.frac_bits:
-                    most = config.frac_bits + n_bits - config.effective_bits
-                    wanted = min(wanted, 2.0**most)
-                unit = _whole_factors(together, units, wanted, even)
+                for granted in range(max(beyond[g] for g in together), -1, -1):
+                    wanted = 2.0 ** (n_bits - spare - granted) / limit
+                    if config.frac_bits:
+                        most = config.frac_bits + n_bits - config.effective_bits - granted
+                        wanted = min(wanted, 2.0**most)
+                    unit = _whole_factors(roots, units, wanted, even)
+                    if _worst_rounding(roots, units, unit) <= _MOST_ROUNDING:
+                        break
+                beyond |= {g: min(beyond[g], granted) for g in together}
             else:
                 unit = natural_unit(gate.operand, units)
             for member in together:
@@ -248,12 +320,23 @@ def _choose(
                 scales[member] = scale
         units.update({gate.out: scales[gate].out_unit for gate in gates})
     outputs = []
-    for node, value in zip(plan.outputs, ranges.outputs):
-        largest = 2.0 ** (n_bits - 1) / room(value)
-        free = has_private(node) or not bypasses(node)
-        outputs.append(largest if free else min(natural_unit(node, units), largest))
+    for node, value, bits in zip(plan.outputs, ranges.outputs, spares[len(plan.gates) :]):
+        largest = 2.0 ** (n_bits - 1 - bits) / room(value)
+        if not has_private(node) and bypasses(node):
+            largest = min(largest, natural_unit(node, units))
+        if _worst_rounding([node], units, largest) > _ROUNDING:
+            largest = _whole_factors([node], units, largest, False)
+        outputs.append(largest)
     gate_scales = tuple(scales[gate] for gate in plan.gates)
-    return Scaling(units[plan.image], image_width, gate_scales, tuple(outputs))
+    reach = zip(ranges.outputs, outputs)
+    widths = [math.ceil(math.log2(room(v) * unit) - _ROUNDING_BITS) + 1 for v, unit in reach]
+    noise = tuple(max(0, width - config.output_bits) for width in widths)
+    spares = (*beyond.values(), *spares[len(plan.gates) :])
+    needed = ranges.headroom or (n_bits,) * len(spares)
+    unproven = tuple(i for i, bits in enumerate(needed) if bits > spares[i])
+    return Scaling(
+        units[plan.image], image_width, gate_scales, tuple(outputs), noise, spares, unproven
+    )
 
 
 def _slack_bits(scale: GateScale, spread: float, config: MpcConfig) -> int:
@@ -298,20 +381,31 @@ def _power_of_two(value: float) -> float:
     return 2.0 ** math.floor(math.log2(value))
 
 
+def _worst_rounding(roots: Sequence[Node], units: Mapping[Source, float], unit: float) -> float:
+    """Largest relative error of the whole factors of bypasses, in a unit of the result."""
+    factors = [unit * rate for rate in _rates(roots, units)]
+    return max((abs(round(f) - f) / f for f in factors), default=0.0)
+
+
+def _rates(roots: Sequence[Node], units: Mapping[Source, float]) -> list[float]:
+    """Factors of the bypasses in unit 1 of the result, ascending."""
+    return sorted(
+        abs(factor) / units[source]
+        for root in roots
+        for source, factor in bypasses(root)
+        if source in units  # gates of later levels may share the product
+    )
+
+
 def _whole_factors(
-    gates: Sequence[Gate], units: Mapping[Source, float], wanted: float, even: bool
+    roots: Sequence[Node], units: Mapping[Source, float], wanted: float, even: bool
 ) -> float:
     """The largest unit up to `wanted` in which bypasses of the weights have whole factors.
 
     A little less than the largest where that suits several bypasses better. With `even`, factors
     are powers of two.
     """
-    rates = sorted(
-        abs(factor) / units[source]
-        for gate in gates
-        for source, factor in bypasses(gate.operand)
-        if source in units  # gates of later levels may share the product
-    )
+    rates = _rates(roots, units)
     if not rates or rates[0] * wanted < 1:  # without a factor, or for lack of bits in the ring
         return _power_of_two(wanted) if even else wanted
     largest = rates[0] * wanted

@@ -41,6 +41,8 @@ MASKS = {
     "masked by r": True,
     "masked by r of the data owner": True,
     "masked by u, shared": True,
+    "masked by μ": True,
+    "masked by ω": True,
     "masked by ρ, shared": True,
     "masked by the dealer": True,
     "opened by its reader": False,  # who learns the result, hence this share beside its own

@@ -19,11 +19,15 @@ owner: κ_C = e − δ∗ρ; together κ = r − W∗ρ. With it come the keys o
 Online: the model owner holds ŷ = y + ρ, computes ẑ = W∗ŷ + κ = z + r, and sends its part y' that
 the gate needs. Both find their shares of the masked sign, exchange them, and the data owner answers
 with its share of the next ŷ: two messages on the critical path for each layer. For the outputs the
-data owner itself holds r, so that nobody else can open them.
+data owner itself holds r, so that nobody else can open them; the provider adds noise of its own
+below their precision (`masks.output_noise`): an exact word would tell the exponent of an output
+channel's weights and low bits of its bias after a dozen runs. Range checks go with the outputs
+(`range_checks`): the data owner, and nobody else, learns which layers left their range.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,9 +40,17 @@ from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, epochs, masks
+from primia_jax.mpc.protocols import (
+    CRYPTO_PROVIDER,
+    DATA_OWNER,
+    MODEL_OWNER,
+    epochs,
+    masks,
+    range_checks,
+)
 from primia_jax.mpc.protocols.epochs import Epoch
 from primia_jax.mpc.protocols.protocol import Diagnosis
+from primia_jax.mpc.protocols.range_checks import Held
 from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
 NO_EPOCH = Epoch(b"")
@@ -303,6 +315,7 @@ def _deal(state: Provider, number: int) -> Steps:
     seed0, seed1 = map(state.epoch.seed, state.roots)
     last = len(circuit.segments) - 1
     kept: dict[Any, Any] = {}
+    coefficients = masks.check_coefficients(masks.check_seed(seed0, number))
     for level, segment in enumerate(circuit.segments):
         yield Stage(segment.name)
         values = _mask_part(circuit, level, seed0, number, state.matrices, kept, True)
@@ -312,6 +325,8 @@ def _deal(state: Provider, number: int) -> Steps:
             r_seed = seed0 if level == last else seed2
             r = masks.value_mask(circuit, r_seed, masks.R, number, level, position)
             terms = [r, value]
+            if level == last:
+                terms[0] = r + masks.output_noise(circuit, seed2, number, position)
             if segment.weighted[position]:
                 terms.append(masks.value_mask(circuit, seed0, masks.E, number, level, position))
             kappas.append(_packed_difference(circuit.n_bits, *terms))
@@ -326,6 +341,9 @@ def _deal(state: Provider, number: int) -> Steps:
                 masks.party_streams(circuit, seed1, 1, gate, number),
                 masks.domain(circuit, gate, number),
             )
+            if circuit.specs[gate].excess_bits:
+                seeds = (seed0, seed1)
+                key["check"] = range_checks.sigma(circuit, gate, r, coefficients, number, seeds)
             keys.append(key)
             trees.append(tree)
         message = {"kappa": tuple(kappas), "keys": tuple(keys)}
@@ -444,6 +462,9 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     rho = masks.source_mask(circuit, seed, number, circuit.plan.image, "the image")
     masked = _masked_image(circuit.n_bits, image, circuit.scaling.image, rho)
     opening = {"number": np.uint64(number), "image": masked}
+    checks = range_checks.DataOwnerChecks(circuit, seed, number)
+    if circuit.checked_gates:
+        opening["check"] = checks.check_seed
     yield Send(MODEL_OWNER, opening, "image | masked by ρ")
     prepared = state.ready.get(number)
     for level, segment in enumerate(circuit.segments[:-1]):
@@ -452,22 +473,30 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
         if _has_trees(circuit, segment):
             trees = (yield Receive(CRYPTO_PROVIDER)) if streamed else key[level]
         own = prepared[level] if prepared else _expanded(circuit, seed, segment, number)
-        yield from _gates_data_owner(circuit, segment, number, own, trees)
+        checks.form((yield from _gates_data_owner(circuit, segment, number, own, trees)))
     yield Stage("outputs")
+    if circuit.checked_gates:
+        yield Send(MODEL_OWNER, checks.request(), "range checks | masked by μ")
     packed = yield Receive(MODEL_OWNER)
+    failed = []
+    if circuit.checked_gates:
+        failed = checks.out_of_range((yield Receive(MODEL_OWNER)))
     last = len(circuit.segments) - 1
     outputs = []
-    for position, ((node, unit), words) in enumerate(zip(circuit.segments[last].values, packed)):
+    for position, (node, unit) in enumerate(circuit.segments[last].values):
         r = masks.value_mask(circuit, seed, masks.R, number, last, position)
-        outputs.append(_opened(circuit.n_bits, words, r).reshape(node.shape) / unit)
-    diagnosis = Diagnosis(tuple(np.asarray(out) for out in outputs), None)
-    return dataclasses.replace(state, ready=_still_ready(state)), diagnosis
+        opened = np.asarray(_opened(circuit.n_bits, packed[position], r))
+        if np.abs(opened).max(initial=0.0) >= circuit.output_limit:
+            failed.append("outputs")
+        outputs.append(opened.reshape(node.shape) / unit)
+    known = tuple(dict.fromkeys(failed)) if failed or circuit.detects else None
+    return dataclasses.replace(state, ready=_still_ready(state)), Diagnosis(tuple(outputs), known)
 
 
 def _gates_data_owner(
     circuit: Circuit, segment: Segment, number: int, own: list[Streams], trees: Any
 ) -> Steps:
-    """The data owner's part of one round."""
+    """The data owner's part of one round; gives the values that its range checks need."""
     packed = yield Receive(MODEL_OWNER)
     specs = [circuit.specs[gate] for gate in segment.gates]
     ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
@@ -487,6 +516,10 @@ def _gates_data_owner(
         for i, spec in enumerate(specs)
     )
     yield Send(MODEL_OWNER, shares, "share of the result | masked by ρ, shared")
+    return [
+        Held(gate, ys[i], None, own[i].select, bits.get(i), theirs.get(i))
+        for i, gate in enumerate(segment.gates)
+    ]
 
 
 @ring.x64_steps
@@ -509,6 +542,7 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
     sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
     sources[image] = sources[image].reshape(image.shape)
     known: dict[Any, Any] = {}
+    checks = range_checks.ModelOwnerChecks(circuit, seed, number, opening.get("check"))
     weights = dict(zip(circuit.products, state.weights))
     for level, segment in enumerate(circuit.segments):
         yield Stage(segment.name)
@@ -517,7 +551,7 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
             dealt = _with_kappa_c(circuit, segment, dealt, kappas_c[level])
         else:
             dealt = key[level]
-        masked, keep = circuit.owner_values(level)(
+        masked, tops, keep = circuit.owner_values(level)(
             [sources[source] for source in segment.sources],
             [weights[product][0] for product in segment.products],
             [weights[product][1] for product in segment.products],
@@ -527,10 +561,16 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
         )
         known.update(zip(segment.keep, keep))
         if segment.gates:
-            yield from _gates_model_owner(
-                circuit, seed, segment, number, masked, dealt["keys"], sources
+            keys = dealt["keys"]
+            held = yield from _gates_model_owner(
+                circuit, seed, segment, number, masked, keys, sources, checks.form_held
             )
+            checks.hold(held, tops, keys)
     yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
+    if circuit.checked_gates:
+        checks.form_held()
+        answers = checks.answers((yield Receive(DATA_OWNER)))
+        yield Send(DATA_OWNER, answers, "range checks | masked by ω")
     return state, None
 
 
@@ -542,8 +582,13 @@ def _gates_model_owner(
     packed: Any,
     keys: Any,
     sources: dict[Any, Any],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Steps:
-    """The model owner's part of one round; puts the new ŷ into `sources`."""
+    """The model owner's part of one round; puts the new ŷ into `sources`.
+
+    Calls `meanwhile` once the data owner has all that it waits for; gives the values that range
+    checks need.
+    """
     specs = [circuit.specs[gate] for gate in segment.gates]
     observation.opened("masked operand", lambda: packed)
     yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
@@ -557,10 +602,12 @@ def _gates_model_owner(
     theirs: dict[int, Any] = {}
     if bits:
         yield Send(DATA_OWNER, tuple(bits.values()), "sign | masked by u, shared")
+        meanwhile()
         theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
         observation.opened("masked signs", lambda: [bits[i] ^ theirs[i] for i in bits])
+    selects = [jnp.asarray(key["select"]) for key in keys]
     own_shares = [
-        gates.out_share(spec, 1, ys[i], jnp.asarray(keys[i]["select"]), bits.get(i), theirs.get(i))
+        gates.out_share(spec, 1, ys[i], selects[i], bits.get(i), theirs.get(i))
         for i, spec in enumerate(specs)
     ]
     shares = yield Receive(DATA_OWNER)
@@ -569,6 +616,10 @@ def _gates_model_owner(
         sources[gate.out] = joined.reshape(gate.out.shape)
     results = [sources[gate.out] for gate in segment.gates]
     observation.opened("masked results of gates", lambda: results)
+    return [
+        Held(gate, ys[i], None, selects[i], bits.get(i), theirs.get(i))
+        for i, gate in enumerate(segment.gates)
+    ]
 
 
 @ring.x64_steps

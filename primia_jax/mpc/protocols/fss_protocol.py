@@ -8,10 +8,11 @@ from primia_jax.mpc import scaling
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.in_the_clear import fixed_point_values
-from primia_jax.mpc.plan import Plan
+from primia_jax.mpc.plan import Plan, has_private
 from primia_jax.mpc.protocols import fss
 from primia_jax.mpc.protocols.protocol import Protocol
 from primia_jax.mpc.scaling import Ranges
+from primia_jax.mpc.worst_case import missing_headroom
 from primia_jax.runtime.party import Steps
 
 _SET_UP: dict[type, Any] = {
@@ -26,6 +27,19 @@ _PREPARE: dict[type, Any] = {
 }
 
 
+_PASSES = 4  # headroom changes units, and these the worst case, by a little
+
+
+def _needed(circuit: Circuit, params: Any) -> tuple[int, ...]:
+    """Headroom of each gate, then of each output, in which its worst case fits."""
+    roots = [*(gate.operand for gate in circuit.plan.gates), *circuit.plan.outputs]
+    each = zip(roots, circuit.granted_headroom, missing_headroom(circuit, params))
+    # Values free of weights have headroom by themselves; it is not to be chosen.
+    return tuple(
+        max(0, bits + more) if has_private(node) or more > 0 else 0 for node, bits, more in each
+    )
+
+
 class FunctionSecretSharing(Protocol):
     """The programs of `fss`, by party."""
 
@@ -35,6 +49,24 @@ class FunctionSecretSharing(Protocol):
     def circuit(self, plan: Plan, ranges: Ranges, config: MpcConfig) -> Circuit:
         """See `Protocol.circuit`."""
         return Circuit(plan, scaling.choose(plan, ranges, config), config)
+
+    def published(self, plan: Plan, params: Any, ranges: Ranges, config: MpcConfig) -> Ranges:
+        """See `Protocol.published`; with the headroom that the worst case needs."""
+        known, most = ranges.rounded(), scaling.most_headroom(config)
+        if not most:
+            return known
+        circuit = self.circuit(plan, known, config)
+        needed = _needed(circuit, params)
+        for _ in range(_PASSES):
+            circuit = self.circuit(plan, known._replace(headroom=needed), config)
+            again = _needed(circuit, params)
+            short = [a > n and n <= most for a, n in zip(again, needed)]
+            if not any(short):
+                break
+            needed = tuple(max(a, n) for a, n in zip(again, needed))
+        else:  # units that do not settle: nothing is claimed of these layers
+            needed = tuple(most + 1 if s else n for s, n in zip(short, needed))
+        return known._replace(headroom=needed)
 
     def cost(self, circuit: Circuit) -> Cost:
         """See `Protocol.cost`."""

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import devices, observation, prg, ring
+from primia_jax.mpc import devices, observation, prg, range_check, ring
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.plan import Source
 
 # What a stream of a seed is for; with the gate's number and the key's it makes the nonce.
-RHO, E, R, SELECT, SIGN, COMPARE, MATRIX = range(7)
+RHO, E, R, SELECT, SIGN, COMPARE, MATRIX, NOISE, CHECK, CHECK_MASK, MIX = range(11)
 _MATRICES = b"primia_jax matrices 1"
 
 
@@ -84,6 +84,47 @@ def party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: in
             words = stream(seed, COMPARE, index, number, 4 * n)
             compare = devices.spread(jnp.asarray(words.reshape(4, n)))
     return Streams(select, sign, compare)
+
+
+def output_noise(circuit: Circuit, seed: Any, number: int, position: int) -> Any:
+    """Noise of an output below its `config.mpc.output_bits`, words [N]; the dealer's own.
+
+    Uniform in [-2^(τ-1), 2^(τ-1)): the τ low bits of the noisy output are uniform whatever it is.
+    """
+    bits = circuit.scaling.noise_bits[position]
+    level = len(circuit.segments) - 1
+    words = value_mask(circuit, seed, NOISE, number, level, position)
+    word = words.dtype.type
+    if not bits:
+        return words * word(0)
+    return (words & word((1 << bits) - 1)) - word((1 << bits) >> 1)
+
+
+def check_seed(seed: Any, number: int) -> np.ndarray:
+    """Seed of the coefficients of a run's range checks, uint8 [32], from the data owner's seed."""
+    return np.asarray(stream(seed, CHECK, 0, number, prg.SEED_BYTES, np.uint8))
+
+
+def check_coefficients(seed: Any) -> Any:
+    """Coefficients A of a run's range checks, uint8 [`range_check.COEFFICIENTS`].
+
+    Args:
+      seed: `check_seed`.
+    """
+    return jnp.asarray(stream(seed, CHECK, 0, 0, range_check.COEFFICIENTS, np.uint8))
+
+
+def check_masks(circuit: Circuit, seed: Any, gate: Any, number: int) -> tuple[Any, Any]:
+    """μ and ω of one gate's range check, uint8 [SUMS] each, from the data owner's seed."""
+    n = range_check.SUMS
+    words = stream(seed, CHECK_MASK, circuit.index[gate], number, 2 * n, np.uint8)
+    return jnp.asarray(words[:n]), jnp.asarray(words[n:])
+
+
+def check_matrix(circuit: Circuit, seed: Any, gate: Any, number: int) -> Any:
+    """K of one gate's range check, uint8 [SUMS²], from the model owner's seed."""
+    n = range_check.SUMS
+    return jnp.asarray(stream(seed, MIX, circuit.index[gate], number, n * n, np.uint8))
 
 
 def domain(circuit: Circuit, gate: Any, number: int) -> Any:

@@ -55,6 +55,14 @@ class Protocol(abc.ABC):
         It has `plan`, `image_limit`, `overflows(ranges)` and `coarse_products(ranges, params)`.
         """
 
+    def published(self, plan: Plan, params: Any, ranges: Ranges, config: MpcConfig) -> Ranges:
+        """The ranges that all parties get to know, from those that the model owner observed.
+
+        Powers of two, see `Ranges.rounded`.
+        """
+        del plan, params, config
+        return ranges.rounded()
+
     @abc.abstractmethod
     def cost(self, circuit: Any) -> Cost:
         """What one run costs, by shapes alone."""
