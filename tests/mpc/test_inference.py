@@ -375,7 +375,9 @@ def test_an_overflow_is_foreseen_and_mended():
     assert "reaches" in str(found[0]) and "provided for" in str(found[0])
 
     wanted = apply_fn(np.ones(1, np.float32), rough.astype(np.float32))
-    assert error(program.run(rough)[0], wanted) > 0.1
+    with pytest.warns(inference.OutOfRangeWarning, match="left the calibrated range in relu"):
+        assert error(program.run(rough)[0], wanted) > 0.1
+    assert program.out_of_range == ("relu",)
     wider = inference.calibrate(program, rough)
     assert wider.check_range(rough) == []
     assert wider.ranges.gates[0] > program.ranges.gates[0]
