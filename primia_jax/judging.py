@@ -1,4 +1,4 @@
-"""The verb `evaluate_federated`: a model from elsewhere is judged by all hospitals, untrained."""
+"""The verb `evaluate_federated`: all hospitals evaluate a finished model, without training."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import write_json
 from primia_jax.data import make_plan
-from primia_jax.errors import CheckpointError, ConfigError
+from primia_jax.errors import CheckpointError
 from primia_jax.federated import aggregation, checkpoints, judging
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
@@ -31,7 +31,7 @@ def evaluate_federated(
     *,
     ray_address: str | None = None,
 ) -> dict[str, Any]:
-    """Has every hospital judge a finished model on its own images, and sums what they find.
+    """Has every hospital evaluate a finished model on its own images, and sums the results.
 
     Writes federated_evaluation.json: {"checkpoint", "images", "all": metrics, "sites": {site:
     metrics}}, metrics as `metrics_from_confusion` gives them, with the cross-entropy "loss". Of a
@@ -53,11 +53,7 @@ def evaluate_federated(
       ConfigError: where differential privacy is on: what is summed here is exact.
     """
     config = experiment.checked(config)
-    if config.privacy.mode != "none":
-        raise ConfigError(
-            f"config.privacy.mode = {config.privacy.mode!r}: judging a model from elsewhere sums "
-            "exact confusion matrices, which no ledger is charged for; take 'none' if that may be"
-        )
+    judging.check(config)
     aggregation.make(config, ("",) * config.federated.hospitals)
     source = user_path(checkpoint)
     run = source if source.is_dir() else None
@@ -94,28 +90,29 @@ def evaluate_federated(
         {"all": whole, "sites": {name: reports[name][i] for name in hospitals}}
         for i, whole in enumerate(reports[OWNER])
     ]
-    found = {"checkpoint": str(source), "images": config.evaluation.images, **of_models[0]}
+    result = {"checkpoint": str(source), "images": config.evaluation.images, **of_models[0]}
     if personalised:
-        found["personalised"] = of_models[1]
-    write_json(folder / RESULT, found)
-    return found
+        result["personalised"] = of_models[1]
+    write_json(folder / RESULT, result)
+    return result
 
 
 def _batch_norm(run: pathlib.Path) -> str:
-    """How the run in that folder treats batch norms."""
+    """The batch-norm policy of the run in that folder."""
     checkpoints.latest(run / "checkpoints")  # or refuses: it is none
     return recorded_config(run).federated.batch_norm
 
 
 def _check_file(path: pathlib.Path, config: ExperimentConfig, n_classes: int) -> None:
-    """A last layer for other classes would be replaced by a fresh one, and chance be judged."""
+    """Refuses a file whose last layer is for other classes: a fresh one would replace it."""
     if not path.is_file():
         raise CheckpointError(
             f"--checkpoint: {path} is neither the folder of a run nor a file of weights"
         )
-    found = models.classes_in(str(path), config.model)
-    if found != n_classes:
+    classes = models.classes_in(str(path), config.model)
+    if classes != n_classes:
+        held = "no last layer" if classes is None else f"{classes} classes"
         raise CheckpointError(
-            f"--checkpoint: {path} has {'no last layer' if found is None else f'{found} classes'} "
-            f"for {config.model.name}; the hospitals' images have {n_classes} classes"
+            f"--checkpoint: {path} has {held} for {config.model.name}; the hospitals' images have "
+            f"{n_classes} classes"
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from primia_jax import experiment, models
 from primia_jax.config import ExperimentConfig, to_config_dict
 from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.evaluation.record import read_rounds
-from primia_jax.federated import statistics
+from primia_jax.federated import judging, statistics
 
 
 def small(seed=0, **data):
@@ -151,7 +152,17 @@ def test_what_does_not_fit_is_named(run, tmp_path):
         primia_jax.evaluate_federated(small(), tmp_path, tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         primia_jax.evaluate_federated(small(), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_exact_matrices_are_refused_where_privacy_is_protected(run, tmp_path, monkeypatch, mode):
+    """By the verb, and by each hospital whatever the operator runs."""
     config = small()
-    config.privacy.mode = "record"
-    with pytest.raises(ConfigError, match="no ledger is charged"):
+    config.federated.mode = "federated_secure"
+    config.privacy.update(mode=mode, missing_hospitals=0)
+    with pytest.raises(ConfigError, match="no ledger is charged") as refusal:
         primia_jax.evaluate_federated(config, tmp_path, run)
+    assert "\n" not in str(refusal.value)
+    state = types.SimpleNamespace(config=experiment.checked(config))
+    with pytest.raises(ConfigError, match="no ledger is charged"):
+        next(judging.judge(state))

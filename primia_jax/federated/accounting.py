@@ -99,7 +99,7 @@ def find_noise(
 
 
 def _least(excess: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
-    """Where a falling function is in [−tolerance, 0]; infinity if it is nowhere negative.
+    """A point where a falling function is in [−tolerance, 0]; infinity if it is never negative.
 
     Args:
       excess: log(ε / target) of a factor on the noise.
@@ -109,22 +109,22 @@ def _least(excess: Callable[[float], float], low: float, high: float, tolerance:
     """
     at: dict[float, float] = {}
 
-    def seen(factor: float) -> float:
+    def value(factor: float) -> float:
         if factor not in at:
             at[factor] = excess(factor)
         return at[factor]
 
-    while seen(high) > 0:
+    while value(high) > 0:
         low, high = high, 2 * high
         if high > _MOST_NOISE:
             return math.inf
-    while seen(low) <= 0:
+    while value(low) <= 0:
         low, high = low / 2, low
     # In logarithms, ε falls with the noise nearly on a line.
-    while seen(high) < -tolerance and high > low * (1 + tolerance / 8):
-        share = (seen(low) + tolerance / 2) / (seen(low) - seen(high))
+    while value(high) < -tolerance and high > low * (1 + tolerance / 8):
+        share = (value(low) + tolerance / 2) / (value(low) - value(high))
         middle = low * (high / low) ** min(max(share, 0.05), 0.95)
-        low, high = (middle, high) if seen(middle) > 0 else (low, middle)
+        low, high = (middle, high) if value(middle) > 0 else (low, middle)
     return high
 
 

@@ -107,13 +107,13 @@ def discrete_gaussian(seed: np.ndarray, n: int, variance: float) -> np.ndarray:
     if variance == 0:
         return np.zeros(n, np.int64)
     width = _proposal_width(variance)
-    words, found, done = _Words(seed), np.empty(n, np.int64), 0
+    words, integers, done = _Words(seed), np.empty(n, np.int64), 0
     while done < n:
         part = _accepted(words, min(_PROPOSALS, 4 * (n - done) + 16), width, variance)
         part = part[: n - done]
-        found[done : done + len(part)] = part
+        integers[done : done + len(part)] = part
         done += len(part)
-    return found
+    return integers
 
 
 def _proposal_width(variance: float) -> int:
@@ -147,7 +147,7 @@ def _accepted(words: _Words, count: int, width: int, variance: float) -> np.ndar
 
 
 def _below(drawn: int, size: int, runs: int, variance: Fraction, words: Any) -> bool:
-    """Whether a uniform number that begins with the 64 bits `drawn` is below the probability."""
+    """True if a uniform number that begins with the 64 bits `drawn` is below the probability."""
     bits = 64
     while True:
         with decimal.localcontext() as context:

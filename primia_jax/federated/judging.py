@@ -1,11 +1,14 @@
-"""Judging a model that exists already at all hospitals, without training.
+"""Evaluation of a finished model by all hospitals, without training.
 
-Every hospital judges it on its own images and contributes its confusion matrix; with secure
-aggregation the model owner learns the sum alone. What a hospital found by itself goes to whoever
-operates the run, as in a training.
+Every hospital evaluates it on its own images and contributes its confusion matrix; with secure
+aggregation the model owner learns the sum alone. Each hospital's own metrics go to the operator of
+the run, as in a training.
 
-A model of FedBN is judged twice: as the owner has it, with the hospitals' averaged batch norms, and
-as each hospital uses it, with its own ("personalised").
+A model of FedBN is evaluated twice: as the owner has it, with the hospitals' averaged batch norms,
+and as each hospital uses it, with its own ("personalised").
+
+Matrices and metrics are exact and no ledger is charged, so that hospitals refuse to take part where
+`config.privacy` protects anything.
 """
 
 import dataclasses
@@ -14,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
-from primia_jax.errors import CheckpointError
+from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import local_training, quantities, sums, variables
+from primia_jax.federated import local_training, privacy, quantities, sums, variables
 from primia_jax.federated.aggregation import OWNER, Contribution
 from primia_jax.federated.hospital import Hospital, with_own_batch_norm
 from primia_jax.federated.local_training import Score, Statistics
@@ -28,18 +32,34 @@ from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Send, Steps
 
 
+def check(config: ExperimentConfig) -> None:
+    """Refuses an evaluation under differential privacy.
+
+    Raises:
+      ConfigError: if `config.privacy` protects anything.
+    """
+    if privacy.is_on(config):
+        raise ConfigError(
+            f"config.privacy.mode = {config.privacy.mode!r}: the evaluation of a finished model "
+            "sums exact confusion matrices, which no ledger is charged for; set it to 'none' if "
+            "the hospitals allow that"
+        )
+
+
 def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None) -> Steps:
-    """Receives a model and judges it; to be run after `hospital.set_up`.
+    """Receives a model and evaluates it; to be run after `hospital.set_up`.
 
     Args:
       state: of the hospital; it stays as it is.
       every: takes all of the hospital's images, in place of those for validation alone.
-      own: this hospital's folder in the run whose model is judged; its batch norms there make
-        the model that it judges besides.
+      own: this hospital's folder in the run whose model is evaluated; with its batch norms there
+        the model is evaluated a second time.
 
     Raises:
       CheckpointError: if there are none of that model in `own`.
+      ConfigError: if `config.privacy` protects this hospital's images.
     """
+    check(state.config)
     message = yield Receive(OWNER)
     model = variables.from_vectors(state.variables, Vectors(*message["model"]))
     given = Statistics(*message["statistics"])
@@ -62,7 +82,7 @@ def _purpose(every: bool) -> str:
 
 
 def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Steps:
-    """Judges one model and contributes what it is worth, which is the report."""
+    """Evaluates one model and contributes its confusion matrix; returns its metrics."""
     size = state.config.evaluation.batch_size
     parts = [
         (local_training.score(state.learner, model, data, given, size), len(data))
@@ -71,11 +91,11 @@ def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Step
     n = sum(count for _, count in parts)
     loss = sum(score.loss * count for score, count in parts) / n
     confusion = np.sum([score.confusion for score, _ in parts], axis=0)
-    found = Score(loss, confusion, np.concatenate([score.cells for score, _ in parts]))
-    own = Contribution((np.asarray([found.loss]),), n, found.confusion.ravel())
+    score = Score(loss, confusion, np.concatenate([score.cells for score, _ in parts]))
+    own = Contribution((np.asarray([score.loss]),), n, score.confusion.ravel())
     yield from state.contribute(state.quantity(_purpose(every), None, model), lambda: own)
-    metrics = metrics_from_confusion(found.confusion, state.validation.class_names)
-    return {**metrics, "loss": found.loss}
+    metrics = metrics_from_confusion(score.confusion, state.validation.class_names)
+    return {**metrics, "loss": score.loss}
 
 
 def _judged_on(state: Hospital, every: bool) -> list[Dataset]:
@@ -89,13 +109,13 @@ def have_judged(
     personalised: bool = False,
     every: bool = False,
 ) -> Steps:
-    """Sends a model out and adds up what it is worth; to be run after `model_owner.set_up`.
+    """Sends a model out and sums its confusion matrices; to be run after `model_owner.set_up`.
 
     Args:
       state: of the model owner; it stays as it is.
-      run: the folder of a run whose best model is judged; else the owner's own, which
+      run: the folder of a run whose best model is evaluated; else the owner's own, which
         `config.model.pretrained` may name.
-      personalised: whether the hospitals judge it with their own batch norms besides.
+      personalised: has the hospitals evaluate it with their own batch norms as well.
       every: as in `judge`.
 
     Raises:
@@ -116,7 +136,7 @@ def have_judged(
             )
         vectors, given = variables.to_vectors(model.variables), model.statistics
         number = model.round
-    assert given is not None, "judged before set-up"
+    assert given is not None, "evaluated before set-up"
     message: dict[str, Any] = {
         "model": tuple(vectors),
         "statistics": tuple(given),

@@ -1,4 +1,4 @@
-"""What a hospital computes on its own data: jitted steps, and the loop over them.
+"""Local training and evaluation of a hospital: jitted steps, and the loop over them.
 
 Axis letters: b images of a batch, s their side, c channels, k classes, n records, p parameters.
 """
@@ -22,7 +22,7 @@ _ORDER, _AUGMENT = 0, 1  # purposes of the seed, folded in first
 
 
 class Statistics(NamedTuple):
-    """What all hospitals know of all data, learnt by one secure sum."""
+    """Statistics of all hospitals' data, pooled by one secure sum."""
 
     mean: Any  # float32 scalar, of all pixels of all training images, black 0 to white 1
     std: Any  # float32 scalar
@@ -30,7 +30,7 @@ class Statistics(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Where in a run a local step stands."""
+    """Place of a local step in a run."""
 
     round: np.uint32
     site: np.uint32

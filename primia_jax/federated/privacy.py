@@ -100,7 +100,7 @@ class Mechanisms:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What a hospital needs to keep its guarantee."""
+    """Noise, ledger and units by which a hospital keeps its guarantee."""
 
     mechanisms: Mechanisms
     ledger: Ledger
@@ -195,22 +195,22 @@ def _noise_for(
 ) -> float:
     own = config.privacy
     target = min(own.epsilon, own.budget or own.epsilon)
-    found = accounting.find_noise(tuple(planned), target, own.delta, tuple(others))
-    if math.isinf(found):
+    factor = accounting.find_noise(tuple(planned), target, own.delta, tuple(others))
+    if math.isinf(factor):
         spent = accounting.by_pld(others, own.delta)
         raise ConfigError(
             f"config.privacy.epsilon = {target:g} cannot be kept at delta = {own.delta:g}: "
             f"the pixel statistics alone cost {spent:.2f}; raise epsilon or "
             "config.privacy.statistics_noise, or set the latter to 0 to release none"
         )
-    return found
+    return factor
 
 
 # --- pixel statistics and class counts ---------------------------------------------------------
 
 
 def releases_statistics(config: ExperimentConfig) -> bool:
-    """Whether hospitals tell, with noise, of their pixels and classes."""
+    """True if hospitals release noised pixel statistics and class counts."""
     return config.privacy.mode == "record" and config.privacy.statistics_noise > 0
 
 
@@ -418,7 +418,7 @@ def _with_share_of_noise(values: np.ndarray, deviation: float, n_hospitals: int)
 
 
 def noisy_hospitals(config: ExperimentConfig, n_attending: int) -> int:
-    """How many of the hospitals in a sum add noise for certain.
+    """Number of the hospitals in a sum that add noise for certain.
 
     Raises:
       ConfigError: if it could be none.

@@ -33,7 +33,7 @@ TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospit
 
 
 def path_of(config: PrivacyConfig, hospital: str, folder: pathlib.Path) -> pathlib.Path:
-    """Where the ledger of `hospital` is kept, whose own folder in the run is `folder`."""
+    """Path of the ledger of `hospital`, whose own folder in the run is `folder`."""
     shared = pathlib.Path(config.ledger).absolute() / safe_file_name(hospital)
     return (shared if config.ledger else folder) / FILE
 
@@ -94,7 +94,7 @@ class Ledger:
         storage.write_text(folder / BEGUN, f"{self.path}\n")
 
     def check_kept(self, number: int) -> None:
-        """That the ledger is there, and holds what round `number` cost, if the hospital trained it.
+        """Refuses a ledger that is gone, or lacks round `number` though the hospital trained it.
 
         Args:
           number: the last round that it is known to have trained; 0: none.
@@ -110,7 +110,7 @@ class Ledger:
             )
 
     def entries(self) -> list[Entry]:
-        """All that was charged so far.
+        """Entries that were charged so far.
 
         Raises:
           CheckpointError: if the file is damaged or not there.
@@ -225,7 +225,7 @@ def _of_groups(entries: Sequence[Entry], delta: float) -> Epsilon:
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Release]]:
-    """What may have told of one and the same image."""
+    """Releases that may depend on one and the same image, for each group of images."""
     of_images = [entry for entry in entries if entry.group != HOSPITAL]
     if len({entry.split for entry in of_images}) > 1:
         return [[entry.release for entry in entries]]

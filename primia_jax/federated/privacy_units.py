@@ -59,7 +59,7 @@ def units_of(config: PrivacyConfig, data: Dataset) -> Units:
 
 
 class Sample(NamedTuple):
-    """All that a private step draws of the data, but for the noise; it never leaves the hospital.
+    """Units and keys that a private step draws, all but the noise; they never leave the hospital.
 
     Every unit is in it with the same chance, independently. Which of a unit's images are taken, and
     the key of an image's augmentation, do not depend on who else is in it.

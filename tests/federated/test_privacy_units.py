@@ -1,4 +1,4 @@
-"""What a private step draws: of every unit alike, and independently of the others."""
+"""Draws of a private step: of every unit alike, and independently of the others."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Where the pixels come from: affine maps and distortions, composed into one resampling.
+"""Sources of the pixels: affine maps and distortions, composed into one resampling.
 
 Coordinates count pixels from the image's centre, x to the right and y downwards. A map says, for
 each pixel of the new image, which place of the old one it shows; outside it, the nearest edge.

@@ -1,0 +1,138 @@
+"""Crashes of private trainings: the ledger never says less than what left the hospital.
+
+What a crash leaves is what is on disk. One run is copied whenever a hospital's contribution is
+about to leave it, and whenever a sum is about to be revealed or is kept: so a copy stands before,
+between and after the sums of each round. From each copy the run goes on.
+"""
+
+import collections
+import shutil
+
+import pytest
+import tiny
+
+from primia_jax.data import make_plan
+from primia_jax.federated import checkpoints, hospital, privacy
+from primia_jax.federated.checkpoints import Progress
+from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.privacy_ledger import FILE, Ledger, largest_epsilon
+from primia_jax.federated.quantities import STATISTICS, UPDATE, VALIDATION
+from primia_jax.federated.sum_journal import OwnerJournal
+from primia_jax.runtime import LocalDriver
+
+PRIVATE = tiny.merged(
+    tiny.TINY,
+    {
+        "data": {"phantom": {"n_train": 40}},
+        "federated": {"mode": "federated_secure", "hospitals": 2},
+        "privacy": {"noise_multiplier": 3.0, "budget": 100.0, "missing_hospitals": 0},
+    },
+)
+WHAT = {STATISTICS: "pixel statistics", UPDATE: "update", VALIDATION: "confusion matrix"}
+DELTA = 1e-5
+
+
+class Runs:
+    """Runs that share the parties' images, and a note of all that left a hospital."""
+
+    def __init__(self, monkeypatch, mode):
+        self.config = tiny.config_with(PRIVATE, privacy={"mode": mode})
+        plan = make_plan(self.config)
+        self.names = tuple(site.site for site in plan.sites)
+        driver = LocalDriver(party_makers(self.config, plan))
+        self._states, self._makers = dict(driver.states), driver._makers
+        self.released = collections.defaultdict(set)  # of a hospital: (what, round, its numbers)
+        self.at_point = lambda: None
+        contribute = hospital.Hospital.contribute
+
+        def noted(state, quantity, make):
+            def made():
+                own = make()
+                numbers = b"".join(values.tobytes() for values in own.values)
+                what = WHAT[quantity.purpose], quantity.round
+                self.released[state.name].add((*what, numbers))
+                self.at_point()
+                return own
+
+            return contribute(state, quantity, made)
+
+        monkeypatch.setattr(hospital.Hospital, "contribute", noted)
+        for name in ("reveal", "store"):
+            monkeypatch.setattr(OwnerJournal, name, self._then(getattr(OwnerJournal, name)))
+
+    def _then(self, method):
+        def and_copied(*arguments):
+            method(*arguments)
+            self.at_point()
+
+        return and_copied
+
+    def train(self, folder):
+        """Trains to the end from what is in `folder`, as `rounds.train_rounds` does."""
+        driver = LocalDriver({})
+        driver.states, driver._makers = dict(self._states), self._makers
+        federation = Federation(driver, self.config, self.names, folder)
+        done = Progress()
+        if (federation.owner_folder / checkpoints.LATEST).exists():
+            done = checkpoints.latest(federation.owner_folder)
+        tiny.train(federation, first=done.round, save=True)
+        return federation
+
+    def copies(self, tmp_path):
+        """(a copy, what had been released by then) of each point of an unbroken run."""
+        folder, points = tmp_path / "whole", []
+        folder.mkdir()
+
+        def copy():
+            target = tmp_path / f"crash_{len(points)}"
+            shutil.copytree(folder, target)
+            points.append((target, {name: set(own) for name, own in self.released.items()}))
+
+        self.at_point = copy
+        federation = self.train(folder)
+        self.at_point = lambda: None
+        return federation, points
+
+    def check(self, folder, mechanisms):
+        """Compares what was released with the ledgers, in number and in ε."""
+        mode = self.config.privacy.mode
+        for name, released in self.released.items():
+            entries = Ledger(folder / "sites" / name / FILE, 1e9, DELTA, name).entries()
+            charged = collections.Counter(
+                (entry.about["what"], entry.about.get("round")) for entry in entries
+            )
+            made = collections.Counter((what, number) for what, number, _ in released)
+            assert not made - charged, (name, made - charged)
+            due = []
+            for what, number, _ in released:
+                if what == WHAT[STATISTICS]:
+                    due += [entry for entry in entries if entry.about["what"] == what]
+                elif what == WHAT[UPDATE]:
+                    due += mechanisms.of_update(mode, number)
+                else:
+                    due += mechanisms.of_validation(mode, number)
+            assert largest_epsilon(due, DELTA) <= largest_epsilon(entries, DELTA) + 1e-9
+
+
+@pytest.mark.parametrize("mode", ["record", "client"])
+@pytest.mark.fault(
+    "the command is killed at any point of a private run, also between the two sums of a round",
+    "--resume goes on; all that left a hospital is in its privacy ledger",
+)
+def test_no_crash_leaves_a_release_uncharged(monkeypatch, tmp_path, mode):
+    runs = Runs(monkeypatch, mode)
+    whole, points = runs.copies(tmp_path)
+    mechanisms = tiny.at(whole, runs.names[0]).guarantee.mechanisms
+    runs.check(tmp_path / "whole", mechanisms)
+    sums = 4 + privacy.releases_statistics(runs.config)
+    assert len(points) == sums * (len(runs.names) + 2)
+    repeated = 0
+    for folder, before in points:
+        runs.released.clear()
+        runs.released.update({name: set(own) for name, own in before.items()})
+        runs.check(folder, mechanisms)
+        runs.train(folder)
+        runs.check(folder, mechanisms)
+        repeated += any(len(own) > sums for own in runs.released.values())
+        shutil.rmtree(folder)
+    assert repeated  # sums that were begun and not revealed were made again, and charged again
