@@ -93,7 +93,7 @@ class Runs:
         self.at_point = lambda: None
         return federation, points
 
-    def check(self, folder, mechanisms):
+    def check(self, folder, whole):
         """Compares what was released with the ledgers, in number and in ε."""
         mode = self.config.privacy.mode
         for name, released in self.released.items():
@@ -101,6 +101,7 @@ class Runs:
             charged = collections.Counter(
                 (entry.about["what"], entry.about.get("round")) for entry in entries
             )
+            mechanisms = tiny.at(whole, name).guarantee.mechanisms
             made = collections.Counter((what, number) for what, number, _ in released)
             assert not made - charged, (name, made - charged)
             due = []
@@ -122,17 +123,16 @@ class Runs:
 def test_no_crash_leaves_a_release_uncharged(monkeypatch, tmp_path, mode):
     runs = Runs(monkeypatch, mode)
     whole, points = runs.copies(tmp_path)
-    mechanisms = tiny.at(whole, runs.names[0]).guarantee.mechanisms
-    runs.check(tmp_path / "whole", mechanisms)
+    runs.check(tmp_path / "whole", whole)
     sums = 4 + privacy.releases_statistics(runs.config)
     assert len(points) == sums * (len(runs.names) + 2)
     repeated = 0
     for folder, before in points:
         runs.released.clear()
         runs.released.update({name: set(own) for name, own in before.items()})
-        runs.check(folder, mechanisms)
+        runs.check(folder, whole)
         runs.train(folder)
-        runs.check(folder, mechanisms)
+        runs.check(folder, whole)
         repeated += any(len(own) > sums for own in runs.released.values())
         shutil.rmtree(folder)
     assert repeated  # sums that were begun and not revealed were made again, and charged again
