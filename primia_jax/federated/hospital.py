@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -270,10 +270,12 @@ def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
         with environment.memory_kept():
             new, result = _train_locally(state, number)
         new = _recorded(new, number, result, weight)
-        contribution = _contribution(new, result, weight)
-        if state.guarantee:
+        if state.guarantee:  # before the result can be told, if only by an error
             due = state.guarantee.mechanisms.of_update(mode, number)
             state.guarantee.ledger.charge(due, round_name)
+        contribution = _contribution(new, result, weight)
+        if mode == "client" and not _is_finite(_floats(result.opt_state)):
+            result = result._replace(opt_state=_optimizer_state(state))
         trained.append((new, _to_keep(state.config, result)))
         return contribution
 
@@ -488,22 +490,25 @@ def _contribution(state: Hospital, result: _Trained, weight: int) -> Contributio
 
     A site that has stopped for good has weight 0; in the round in which it decides so it still
     counts, so that nobody's model is ever summed alone (see `model_owner.train_round`).
+
+    Raises:
+      TrainingError: if the training diverged; never in mode `client`, as that tells of the data.
     """
     params, moments = variables.to_vectors(result.variables)
     if state.config.federated.update_clip:
         rng = np.random.default_rng(secrets.randbits(128))  # not the seed, which others know
         before = variables.flat(state.variables["params"])
         params = perturbation.perturbed(before, params, state.config.federated, rng)
-    values = (*params, moments)
-    if not all(np.isfinite(vector).all() for vector in values):
-        raise TrainingError(
-            f"{state.name}: the training diverged (weights are not finite numbers); lower "
-            f"config.training.learning_rate = {state.config.training.learning_rate:g}"
-        )
     if state.config.privacy.mode == "client":
         before = variables.flat(state.variables["params"])
         return privacy.client_update(
             state.config, _guarantee(state), before, params, len(state.hospitals)
+        )
+    values = (*params, moments)
+    if not _is_finite(values):
+        raise TrainingError(
+            f"{state.name}: the training diverged (weights are not finite numbers); lower "
+            f"config.training.learning_rate = {state.config.training.learning_rate:g}"
         )
     if state.config.federated.optimizer_state == "average":
         values += variables.flat(_floats(_with_moments(jax.numpy.sqrt, result.opt_state)))
@@ -556,6 +561,10 @@ def _with_moments(function: Callable[[Any], Any], opt_state: Any) -> Any:
 def _floats(tree: Any) -> list[Any]:
     """The floating-point leaves of an optimiser's state; step counts stay local."""
     return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+
+
+def _is_finite(arrays: Iterable[Any]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)
 
 
 def _is_float(leaf: Any) -> bool:

@@ -65,6 +65,7 @@ _GRID = 2.0**-16
 _STATISTICS_NORM = math.sqrt(3)  # of a unit: two moments and its classes, each of norm at most 1
 _VALIDATION_RATIO = 3.0  # client: noise multiplier of confusion matrices over that of updates
 _PSEUDO_IMAGES = 1000  # client: what shares of a confusion matrix are counted in
+_TAIL = 12.0  # client: deviations of noise that a value has room for; 2^-108 lies beyond
 _NEUTRAL = (0.5, 0.25)  # pixel mean and deviation that stand for none known
 
 
@@ -174,6 +175,9 @@ def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms
             planned.append(Release(_VALIDATION_RATIO, steps=rounds))
         noise = own.noise_multiplier or _noise_for(config, planned)
         judged = Release(_VALIDATION_RATIO * noise) if noised else None
+        deviation = noise * own.clip_norm * 2.0**config.secure_aggregation.frac_bits
+        n_noisy = noisy_hospitals(config, config.federated.hospitals)
+        _bound(config, own.clip_norm, deviation / math.sqrt(n_noisy))
         return Mechanisms(Release(noise), None, judged)
     rate = min(1.0, config.training.batch_size / n_train)
     statistics = Release(own.statistics_noise) if own.statistics_noise else None
@@ -328,7 +332,8 @@ def validation_contribution(
     scale = 2**config.secure_aggregation.frac_bits
     shares = (counts * scale) // n  # rounded down: their norm stays at most 1
     deviation, n_noisy = release.noise_multiplier * scale, noisy_hospitals(config, n_attending)
-    values = _with_share_of_noise(shares, deviation, n_noisy)
+    limit = _bound(config, 1.0, deviation / math.sqrt(n_noisy))
+    values = np.clip(_with_share_of_noise(shares, deviation, n_noisy), -limit, limit)
     return Contribution((values / scale,), 1, np.zeros(0, np.int64))
 
 
@@ -368,14 +373,15 @@ def client_update(
       config: of the experiment.
       site: whose update it is.
       before: [p_j] weights at the beginning of the round.
-      after: [p_j] after the local steps, finite.
+      after: [p_j] after the local steps. If they are not all finite, the change is zero: an error
+        would tell the others of this hospital's images.
       n_attending: hospitals in the sum.
 
     Returns:
       Values [p_j] float64, whole multiples of 2^-f, so that the aggregation encodes them exactly.
 
     Raises:
-      ConfigError: if the fixed point is too coarse for the clip.
+      ConfigError: if the fixed point is too coarse or too narrow for the clip and its noise.
     """
     frac_bits = config.secure_aggregation.frac_bits
     scale = 2.0**frac_bits
@@ -384,13 +390,17 @@ def client_update(
     )
     integers = clipped_update(changes, config.privacy.clip_norm, frac_bits)
     deviation = site.mechanisms.training.noise_multiplier * config.privacy.clip_norm * scale
-    noised = _with_share_of_noise(integers, deviation, noisy_hospitals(config, n_attending))
+    n_noisy = noisy_hospitals(config, n_attending)
+    limit = _bound(config, config.privacy.clip_norm, deviation / math.sqrt(n_noisy))
+    noised = np.clip(_with_share_of_noise(integers, deviation, n_noisy), -limit, limit)
     ends = np.cumsum([len(leaf) for leaf in before])[:-1]
     return Contribution(tuple(np.split(noised / scale, ends)), 1, np.zeros(0, np.int64))
 
 
 def clipped_update(changes: np.ndarray, clip_norm: float, frac_bits: int) -> np.ndarray:
     """int64 [p]: `changes` in units of 2^-f, their norm at most `clip_norm` after rounding.
+
+    If they are not all finite numbers, all are taken for zero.
 
     Rounding is to the nearest. It can add √p/2 units to the norm, which the clip leaves room for:
     in 64 bits units are so fine that this costs next to nothing, and rounding at random, which
@@ -405,6 +415,8 @@ def clipped_update(changes: np.ndarray, clip_norm: float, frac_bits: int) -> np.
             f"config.privacy.clip_norm = {clip_norm:g} is too small for updates of {len(changes)} "
             f"numbers in steps of 2^-{frac_bits}; raise it or config.secure_aggregation.frac_bits"
         )
+    if not np.isfinite(changes).all():
+        return np.zeros(len(changes), np.int64)
     norm = float(np.linalg.norm(changes))
     inner = (clip_norm - room) * (1 - 2.0**-30)  # for float64's error in the norm
     factor = min(1.0, inner / norm) if norm else 1.0
@@ -415,6 +427,33 @@ def _with_share_of_noise(values: np.ndarray, deviation: float, n_hospitals: int)
     """`values` with 1/N of a noise of `deviation` units, in variance; int64, of the same shape."""
     variance = deviation**2 / n_hospitals
     return values + discrete_noise.discrete_gaussian(prg.new_seed(), len(values), variance)
+
+
+def _bound(config: ExperimentConfig, largest: float, deviation: float) -> int:
+    """Largest value, in units of 2^-f, that the secure sum takes from one hospital.
+
+    A value beyond it would be refused by name, and tell of the hospital with no more than its own
+    share of the noise. So there has to be room for the noise, by the configuration alone; what
+    exceeds it all the same, with a chance below 2^-100, is cut off without a word.
+
+    Args:
+      config: of the experiment.
+      largest: magnitude of a value without noise.
+      deviation: of the hospital's share of the noise, in units of 2^-f.
+
+    Raises:
+      ConfigError: if there is too little room.
+    """
+    own = config.secure_aggregation
+    scale = 2.0**own.frac_bits
+    needed = largest + _TAIL * deviation / scale
+    if needed > own.clip:
+        raise ConfigError(
+            f"config.secure_aggregation.clip = {own.clip:g} is too small for values of up to "
+            f"{largest:g} with the noise of config.privacy.mode = 'client': {needed:.3g} are "
+            "needed; raise it, or lower config.privacy.clip_norm or noise_multiplier"
+        )
+    return math.floor(own.clip * scale)
 
 
 def noisy_hospitals(config: ExperimentConfig, n_attending: int) -> int:

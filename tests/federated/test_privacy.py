@@ -5,18 +5,20 @@ import functools
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
 from primia_jax.data import Dataset, make_plan
-from primia_jax.errors import BudgetError, CheckpointError, ConfigError
+from primia_jax.errors import BudgetError, CheckpointError, ConfigError, TrainingError
 from primia_jax.federated import (
     accounting,
     aggregation,
     checkpoints,
     discrete_noise,
+    hospital,
     local_training,
     privacy,
     privacy_statement,
@@ -180,6 +182,56 @@ def test_a_training_can_protect_patients(tmp_path):
     assert "whole patients" in opening[0] and "count patients" in opening[1]
 
 
+@pytest.mark.parametrize("part", ["weights", "optimizer"])
+def test_a_hospital_whose_training_diverges_is_not_told_from_the_others(
+    tmp_path, monkeypatch, part
+):
+    """An error would name it, uncharged. Its update counts as zeros, with noise, and is charged."""
+    diverging(monkeypatch, "hospital_1", part)
+    changes = {
+        "federated": {"optimizer_state": "keep"},
+        "privacy": {"mode": "client", "budget": 100.0},
+    }
+    (report,) = train(start(tmp_path, **changes), rounds=1)
+    assert set(report["hospital_1"]) == set(report["hospital_0"])
+    assert [entry.about for entry in entries(tmp_path, "hospital_1")] == [
+        {"round": 1, "what": "update"}, {"round": 1, "what": "confusion matrix"},
+    ]  # fmt: skip
+    monkeypatch.undo()
+    train(start(tmp_path, **changes), first=1)  # with an optimiser state that can be restored
+
+
+def test_divergence_is_told_at_the_cost_of_the_round(tmp_path, monkeypatch):
+    """Mode `record`: it follows from weights that carry their noise, once they are charged."""
+    diverging(monkeypatch, "hospital_1", "weights")
+    federation = start(tmp_path, privacy={"budget": 100.0})
+    federation.set_up()
+    with pytest.raises(TrainingError, match="hospital_1: the training diverged"):
+        federation.train_round(1)
+    assert {"round": 1, "what": "update"} in [
+        entry.about for entry in entries(tmp_path, "hospital_1")
+    ]
+
+
+def diverging(monkeypatch, name, part):
+    """Has the local steps of hospital `name` end with numbers that are not finite."""
+    train_locally = hospital._train_locally
+
+    def spoilt(tree):
+        return jax.tree.map(lambda leaf: leaf * np.nan if hospital._is_float(leaf) else leaf, tree)
+
+    def trained(state, number):
+        state, result = train_locally(state, number)
+        if state.name == name and part == "weights":
+            params = spoilt(result.variables["params"])
+            result = result._replace(variables={**result.variables, "params": params})
+        elif state.name == name:
+            result = result._replace(opt_state=spoilt(result.opt_state))
+        return state, result
+
+    monkeypatch.setattr(hospital, "_train_locally", trained)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, shared):
     """It reported nothing of that round, but its ledger holds it."""
@@ -315,6 +367,39 @@ def test_no_update_is_longer_than_the_clip(scale, frac_bits):
     assert np.linalg.norm(integers.astype(np.float64)) * unit <= 0.7
     if scale == 1e-3 and frac_bits == 24:
         np.testing.assert_allclose(integers * unit, changes, atol=unit)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_zero(bad):
+    changes = np.asarray([0.1, bad, 0.2])
+    np.testing.assert_array_equal(privacy.clipped_update(changes, 0.7, 24), np.zeros(3))
+
+
+def test_no_hospital_is_named_for_the_magnitude_of_its_own_values(monkeypatch):
+    """They carry its own share of the noise only: the configuration alone decides what fits."""
+    config = config_with(
+        privacy={"mode": "client", "missing_hospitals": 0},
+        federated={"hospitals": 5},
+        secure_aggregation={"clip": 20.0},
+    )
+    before, score = (np.zeros(3),), local_training.Score(0.0, np.eye(3, dtype=int), np.arange(3))
+    noised = privacy._with_share_of_noise
+    monkeypatch.setattr(privacy, "_with_share_of_noise", lambda v, *a: noised(v, *a) + (1 << 62))
+    site = dataclasses.replace(client_site(1.0), ledger=types.SimpleNamespace(charge=print))
+    for own in (
+        privacy.client_update(config, site, before, before, 5),
+        privacy.validation_contribution(config, site, score, 1, 5),
+    ):
+        assert np.abs(np.concatenate(own.values)).max() == 20.0
+        aggregation._check_bounds("h0", own, config.secure_aggregation)
+    for refused in (
+        lambda: privacy.client_update(config, client_site(9.0), before, before, 5),
+        lambda: privacy.mechanisms(
+            dataclasses.replace(config, privacy=dataclasses.replace(
+                config.privacy, noise_multiplier=9.0)), 8, 2),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"secure_aggregation.clip = 20 is too small"):
+            refused()
 
 
 def test_a_fixed_point_too_coarse_for_the_clip_is_refused():
