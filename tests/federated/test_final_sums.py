@@ -48,7 +48,8 @@ def quick_step(state, number):
 
 def quick_score(state, variables):
     k = len(state.validation.class_names)
-    return Score(0.5 + state.index, (state.index + 1) * np.eye(k, dtype=np.int64))
+    confusion = (state.index + 1) * np.eye(k, dtype=np.int64)
+    return Score(0.5 + state.index, confusion, np.zeros(0, np.int64))
 
 
 class Runs:
