@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,13 +14,14 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import write_json
 from primia_jax.data import make_plan
-from primia_jax.errors import CheckpointError
-from primia_jax.federated import aggregation, checkpoints, judging
+from primia_jax.errors import CheckpointError, ConfigError
+from primia_jax.evaluation.record import ROUNDS, read_rounds
+from primia_jax.federated import aggregation, checkpoints, judging, privacy
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
 from primia_jax.runtime import Locally
 from primia_jax.watch.heartbeat import only_writer
-from primia_jax.workdir import recorded_config
+from primia_jax.workdir import CONFIG, recorded_config
 
 RESULT = "federated_evaluation.json"
 
@@ -50,7 +52,8 @@ def evaluate_federated(
     Raises:
       CheckpointError: if there is no such model, or it is another one than `config.model`, or a
         hospital has no batch norms of its own in a run of FedBN.
-      ConfigError: where differential privacy is on: what is summed here is exact.
+      ConfigError: where differential privacy is on, or a hospital took part in a private run: what
+        is summed here is exact.
     """
     config = experiment.checked(config)
     judging.check(config)
@@ -63,6 +66,8 @@ def evaluate_federated(
         model = dataclasses.replace(config.model, pretrained=str(source))
         config = dataclasses.replace(config, model=model)
     hospitals = tuple(site.site for site in plan.sites)
+    if run is not None:
+        _check_not_private(run, hospitals)
     personalised = run is not None and config.federated.batch_norm == "fedbn" == _batch_norm(run)
     folder = user_path(workdir)
     with (
@@ -70,10 +75,21 @@ def evaluate_federated(
         experiment.training_driver(config, plan, ray_address, workdir=folder) as driver,
     ):
         every = config.evaluation.images == "all"
+        federation = Federation(driver, config, hospitals, folder)
+        places = {
+            name: [checkpoints.site_folder(each, name) for each in (folder, run) if each]
+            for name in federation.present
+        }
+        driver.run(
+            {
+                name: Locally(functools.partial(judging.check_no_ledger, folders=own))
+                for name, own in places.items()
+            }
+        )
         if run is not None:
             adopt = functools.partial(judging.adopt_statistics, run=run)
             driver.run({OWNER: Locally(adopt)})
-        Federation(driver, config, hospitals, folder).set_up(to_train=False)
+        federation.set_up(to_train=False)
         programs: dict[str, Any] = {
             name: functools.partial(
                 judging.judge,
@@ -95,6 +111,25 @@ def evaluate_federated(
         result["personalised"] = of_models[1]
     write_json(folder / RESULT, result)
     return result
+
+
+def _check_not_private(run: pathlib.Path, hospitals: Collection[str]) -> None:
+    """Refuses exact matrices of hospitals whose images a private run was trained with.
+
+    Raises:
+      ConfigError: if `config.privacy` was on in the run, and one of them took part in it.
+    """
+    if not (run / CONFIG).exists() or not privacy.is_on(recorded := recorded_config(run)):
+        return
+    known = {line.get("site") for line in read_rounds(run / ROUNDS)} - {"all"}
+    shared = sorted(known.intersection(hospitals)) if known else list(hospitals)
+    if shared:
+        raise ConfigError(
+            f"--checkpoint: {run} was trained with config.privacy.mode = "
+            f"{recorded.privacy.mode!r} on images of {', '.join(shared)}, and this evaluation "
+            "would release exact confusion matrices of them, which no ledger is charged for; its "
+            f"noised ones stand in {run / ROUNDS}, and hospitals that took no part may evaluate it"
+        )
 
 
 def _batch_norm(run: pathlib.Path) -> str:

@@ -166,3 +166,43 @@ def test_exact_matrices_are_refused_where_privacy_is_protected(run, tmp_path, mo
     state = types.SimpleNamespace(config=experiment.checked(config))
     with pytest.raises(ConfigError, match="no ledger is charged"):
         next(judging.judge(state))
+
+
+@pytest.mark.parametrize("images", ["validation", "all"])
+def test_a_private_run_is_not_evaluated_exactly(tmp_path, monkeypatch, images):
+    """With privacy switched off as well: its images stay protected."""
+    config = small()
+    config.federated.mode = "federated_secure"
+    config.model.norm = "group"
+    config.privacy.update(mode="record", noise_multiplier=3.0, budget=100.0)
+    run = primia_jax.train(config, tmp_path / "run", judge=False).workdir
+    ledgers = {path: path.read_bytes() for path in run.glob("sites/*/privacy_ledger.jsonl")}
+    assert len(ledgers) == 3
+    config.privacy.mode, config.evaluation.images = "none", images
+    for name in ("have_judged", "judge", "adopt_statistics"):
+        monkeypatch.setattr(judging, name, lambda *a, **k: pytest.fail("something was summed"))
+    for workdir in (run, tmp_path / "elsewhere"):
+        with pytest.raises(ConfigError, match=r"trained with .* 'record' on images of hospital_0"):
+            primia_jax.evaluate_federated(config, workdir, run)
+    (run / "config.json").rename(tmp_path / "config.json")
+    for workdir in (run, tmp_path / "elsewhere"):
+        with pytest.raises(ConfigError, match=r"hospital_0: .*ledger .*sites/hospital_0"):
+            primia_jax.evaluate_federated(config, workdir, run)
+    for path in ledgers:
+        path.parent.rename(path.parent.with_name("elsewhere_" + path.parent.name))
+    other = tmp_path / "ledgers" / "hospital_2"
+    other.mkdir(parents=True)
+    (other / "privacy_ledger.jsonl").touch()
+    config.privacy.ledger = str(other.parent)
+    with pytest.raises(ConfigError, match=r"hospital_2: .*ledgers/hospital_2"):
+        primia_jax.evaluate_federated(config, tmp_path / "elsewhere", run)
+
+
+def test_hospitals_that_took_no_part_evaluate_a_private_model(run, tmp_path, monkeypatch):
+    private = shutil.copytree(run, tmp_path / "private")
+    stored = json.loads((private / "config.json").read_text())
+    stored["privacy"]["mode"] = "record"
+    (private / "config.json").write_text(json.dumps(stored))
+    lines = (private / "rounds.jsonl").read_text().replace("hospital_", "clinic_")
+    (private / "rounds.jsonl").write_text(lines)
+    assert primia_jax.evaluate_federated(small(), tmp_path / "judged", private)["all"]["n"]

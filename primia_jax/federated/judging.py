@@ -8,11 +8,12 @@ A model of FedBN is evaluated twice: as the owner has it, with the hospitals' av
 and as each hospital uses it, with its own ("personalised").
 
 Matrices and metrics are exact and no ledger is charged, so that hospitals refuse to take part where
-`config.privacy` protects anything.
+`config.privacy` protects anything, and where a ledger says that it did.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,14 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, ConfigError
 from primia_jax.evaluation.metrics import metrics_from_confusion
-from primia_jax.federated import local_training, privacy, quantities, sums, variables
+from primia_jax.federated import (
+    local_training,
+    privacy,
+    privacy_ledger,
+    quantities,
+    sums,
+    variables,
+)
 from primia_jax.federated.aggregation import OWNER, Contribution
 from primia_jax.federated.hospital import Hospital, with_own_batch_norm
 from primia_jax.federated.local_training import Score, Statistics
@@ -44,6 +52,33 @@ def check(config: ExperimentConfig) -> None:
             "sums exact confusion matrices, which no ledger is charged for; set it to 'none' if "
             "the hospitals allow that"
         )
+
+
+def check_no_ledger(state: Hospital, folders: Collection[pathlib.Path]) -> tuple[Hospital, None]:
+    """Refuses an evaluation where a ledger holds releases of this hospital's images.
+
+    To be run before anything of the hospital is summed, the pixel statistics included.
+
+    Args:
+      state: of the hospital.
+      folders: its own, of the evaluation and of the run whose model is evaluated.
+
+    Raises:
+      ConfigError: if a ledger lies in one of them, or in that of `config.privacy.ledger`.
+    """
+    for folder in folders:
+        for path in (
+            privacy_ledger.path_of(state.config.privacy, state.name, folder),
+            folder / privacy_ledger.FILE,
+            folder / privacy_ledger.BEGUN,
+        ):
+            if path.exists():
+                raise ConfigError(
+                    f"{state.name}: its images are protected by the privacy ledger {path}, and an "
+                    "evaluation would release exact confusion matrices of them uncharged; "
+                    "name another --workdir only if the images are others"
+                )
+    return state, None
 
 
 def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None) -> Steps:
