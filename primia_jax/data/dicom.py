@@ -14,7 +14,7 @@ import pydicom
 from pydicom import pixels as pydicom_pixels
 
 from primia_jax.config.sections import DataConfig
-from primia_jax.data import dicom_guard
+from primia_jax.data import dicom_guard, dicom_luts
 from primia_jax.data.decoded import Decoded, ImageError, float_to_grey, one_line
 from primia_jax.data.dicom_pixels import Stored, read_dataset, stored_range, stored_values
 
@@ -31,9 +31,9 @@ def decode(content: bytes, data: DataConfig | None = None) -> Decoded:
 
     Stored values pass the modality LUT (or slope and intercept), then the first VOI LUT or window;
     MONOCHROME1 is inverted. The result is scaled to 0..65535: from the output range of the window
-    or VOI LUT, or, where there is none, from the range that BitsStored allows. Floating-point
-    pixels without a window must lie in [0, 1]. Padding is black. Overlays are not drawn. Colour and
-    palette images become luminance.
+    or VOI LUT, or, where there is none, from the least and largest entry of the modality LUT, or
+    else from the range that BitsStored allows. Floating-point pixels without a window must lie in
+    [0, 1]. Padding is black. Overlays are not drawn. Colour and palette images become luminance.
 
     Args:
       content: of the whole file.
@@ -122,19 +122,10 @@ def _mapped(stored: Stored, to_grey: Callable[[np.ndarray], np.ndarray]) -> np.n
 def _grey_levels(dataset: pydicom.Dataset, dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
     """The function from stored values of `dtype` to grey levels (uint16)."""
     to_modality = _modality_units(dataset)
-    table = dataset.get("ModalityLUTSequence")
+    signed = bool(dataset.get("PixelRepresentation") or 0)
     if dataset.get("VOILUTSequence"):
-        voi = pydicom.Dataset()
-        voi.VOILUTSequence = dataset.VOILUTSequence
-        voi.PixelRepresentation = 1  # as are the inputs
-        top = _largest_entry(dataset.VOILUTSequence[0])
-
-        def look_up(values: np.ndarray) -> np.ndarray:
-            # Signed, since the library subtracts the table's first input value, of either sign.
-            inputs = np.clip(np.rint(to_modality(values)), -(2**31), 2**31 - 1).astype(np.int64)
-            return _scaled(pydicom_pixels.apply_voi(inputs, voi), 0, top)
-
-        return look_up
+        voi = _table(dataset, "VOILUTSequence", signed=_is_signed(dataset, dtype, to_modality))
+        return lambda values: _scaled(voi(to_modality(values)), 0, 2**voi.bits - 1)
     centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
     if centre is not None and width is not None:
         # A description of the result by itself: the range of the window's output is 16 bits.
@@ -148,9 +139,10 @@ def _grey_levels(dataset: pydicom.Dataset, dtype: np.dtype) -> Callable[[np.ndar
         )
     if dtype.kind == "f":
         return lambda values: float_to_grey(to_modality(values))
-    if table:
-        return lambda values: _scaled(to_modality(values), 0, _largest_entry(table[0]))
-    signed = bool(dataset.get("PixelRepresentation") or 0)
+    if dataset.get("ModalityLUTSequence"):
+        # The entries and not their bits: tables for 10-bit output are declared with 16 bits.
+        entries = _table(dataset, "ModalityLUTSequence", signed=signed).entries
+        return lambda values: _scaled(to_modality(values), int(entries.min()), int(entries.max()))
     ends = to_modality(np.array(stored_range(int(dataset.BitsStored), signed)))
     return lambda values: _scaled(to_modality(values), float(ends.min()), float(ends.max()))
 
@@ -158,9 +150,9 @@ def _grey_levels(dataset: pydicom.Dataset, dtype: np.dtype) -> Callable[[np.ndar
 def _modality_units(dataset: pydicom.Dataset) -> Callable[[np.ndarray], np.ndarray]:
     """The function from stored values to float64 in the modality's units, which must be finite."""
     if dataset.get("ModalityLUTSequence"):
-        return lambda values: np.asarray(
-            pydicom_pixels.apply_modality_lut(values, dataset), np.float64
-        )
+        signed = bool(dataset.get("PixelRepresentation") or 0)
+        table = _table(dataset, "ModalityLUTSequence", signed=signed)
+        return lambda values: table(values).astype(np.float64)
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
 
     def rescaled(values: np.ndarray) -> np.ndarray:
@@ -192,8 +184,21 @@ def _luminance(colours: np.ndarray, white: int) -> np.ndarray:
     return result
 
 
-def _largest_entry(table: pydicom.Dataset) -> int:
-    return 2 ** int(table.LUTDescriptor[2]) - 1
+def _table(dataset: pydicom.Dataset, keyword: str, *, signed: bool) -> dicom_luts.Table:
+    """The first table of a LUT sequence; `signed` if its inputs are signed 16-bit integers."""
+    little_endian = dataset.file_meta.TransferSyntaxUID.is_little_endian
+    return dicom_luts.read_table(dataset[keyword][0], little_endian=little_endian, signed=signed)
+
+
+def _is_signed(
+    dataset: pydicom.Dataset, dtype: np.dtype, to_modality: Callable[[np.ndarray], np.ndarray]
+) -> bool:
+    """True if values in the modality's units can be negative and do not exceed 32767."""
+    if dtype.kind == "f":
+        return False
+    signed = bool(dataset.get("PixelRepresentation") or 0)
+    ends = to_modality(np.array(stored_range(int(dataset.BitsStored), signed)))
+    return float(ends.min()) < 0 and float(ends.max()) < 1 << 15
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:

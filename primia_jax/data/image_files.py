@@ -43,6 +43,7 @@ _OTHER_SUFFIXES = frozenset(
     {".avif", ".eps", ".exr", ".heic", ".heif", ".ico", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
     | {".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga"}
 )
+_DIGEST_BLOCK = 1 << 20  # pixels that are widened at a time
 MIN_SIDE = 2  # a line or a point is no picture
 
 # What archives and desktops leave behind: the macOS resource forks of a zip archive carry image
@@ -197,13 +198,17 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def pixel_digest(pixels: np.ndarray) -> str:
-    """SHA-256 of the decoded grey values and their shape.
+    """SHA-256 of the decoded grey values, on a common scale of 16 bits, and of their shape.
 
-    Two files of the same picture agree whatever their metadata or their lossless container.
+    Two files of the same picture agree whatever their metadata or their lossless container, and
+    also if one holds the 8-bit values of the other widened to 16 bits.
     """
-    header = f"{pixels.shape[0]}x{pixels.shape[1]} {pixels.dtype.name} ".encode()
-    state = hashlib.sha256(header)
-    state.update(np.ascontiguousarray(pixels).data)
+    height, width = pixels.shape
+    state = hashlib.sha256(f"{height}x{width} ".encode())
+    rows = max(1, _DIGEST_BLOCK // width)
+    for start in range(0, height, rows):
+        levels = pixels[start : start + rows].astype("<u2", order="C")
+        state.update(levels * np.uint16(257) if pixels.dtype == np.uint8 else levels)
     return state.hexdigest()
 
 

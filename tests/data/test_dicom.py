@@ -300,3 +300,55 @@ def test_the_library_does_not_warn_on_the_console(tmp_path):
     arguments = [sys.executable, "-c", program, str(tmp_path / "a")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.stdout.strip() == "(64, 64)" and done.stderr == ""
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ExplicitVRBigEndian", "Implicit"])
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_tables_in_every_encoding(tmp_path, vr, syntax, keyword):
+    """Explicit or implicit VR, either byte order, words or a string of bytes."""
+    order = ">" if syntax.endswith("BigEndian") else "<"
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a", RAMP))
+    entries = np.arange(4095, -1, -1, dtype=order + "u2")
+    item = table(0, 12, entries.tolist())[0]
+    if vr == "OW":
+        item.add_new("LUTData", "OW", entries.tobytes())
+    dataset[keyword] = pydicom.DataElement(keyword, "SQ", [item])
+    dataset.PixelData = RAMP.astype(order + "u2").tobytes()
+    name = "ImplicitVRLittleEndian" if syntax == "Implicit" else syntax
+    dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
+    content = io.BytesIO()
+    pydicom.dcmwrite(content, dataset, implicit_vr=syntax == "Implicit", little_endian=order == "<")
+    pixels = image_files.decode(content.getvalue()).pixels
+    np.testing.assert_array_equal(pixels, np.rint((4095.0 - RAMP) / 4095 * 65535))
+
+
+def test_modality_lut_spans_its_own_range(tmp_path):
+    """A table of 10-bit output that is declared with 16 bits keeps its contrast."""
+    table_10 = table(0, 16, (np.arange(4096) // 4).tolist())
+    for kind, ends in (("MONOCHROME2", (0, 65535)), ("MONOCHROME1", (65535, 0))):
+        attributes = {"ModalityLUTSequence": table_10, "PhotometricInterpretation": kind}
+        pixels = shown(save_dicom(tmp_path / "a", RAMP, **attributes)).ravel()
+        assert (pixels[0], pixels[-1]) == ends
+
+
+def test_first_input_of_a_signed_table(tmp_path):
+    """−2048, also where the header stores it as the unsigned 63488."""
+    values = (RAMP.astype(np.int16) - 2048).view(np.uint16)
+    for first in (-2048, 63488):
+        sequence = table(max(first, 0), 12, list(range(4096)))
+        sequence[0].add_new("LUTDescriptor", "US" if first > 0 else "SS", [4096, first, 12])
+        attributes = {"VOILUTSequence": sequence, "PixelRepresentation": 1}
+        pixels = shown(save_dicom(tmp_path / "a", values, **attributes))
+        np.testing.assert_array_equal(pixels, np.rint(RAMP / 4095 * 65535))
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "reason"),
+    [([4096, 0, 12], "3 entries, where 4096"), ([3, 0, 0], "0 bits"), ([3, 0, 8], "300 among")],
+)
+def test_damaged_tables(tmp_path, descriptor, reason):
+    sequence = table(0, 12, [0, 100, 300])
+    sequence[0].LUTDescriptor = descriptor
+    with pytest.raises(ImageError, match=reason):
+        shown(save_dicom(tmp_path / "a", RAMP, VOILUTSequence=sequence))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_sets import grey, save
+from image_sets import grey, save, save_dicom
 from PIL import Image
 
 from primia_jax.data import image_files
@@ -190,6 +190,20 @@ def test_digest_is_of_the_picture():
     changed[3, 3] ^= 1
     others = [changed, pixels.T, pixels.reshape(52, 40), pixels.astype(np.uint16)]
     assert len({digest, *map(image_files.pixel_digest, others)}) == 5
+
+
+def test_digest_is_of_any_depth(tmp_path):
+    """A copy with 16 bits, as PNG or DICOM, and an 8-bit DICOM file are the same picture."""
+    pixels = grey(1)
+    depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelData": pixels.tobytes()}
+    contents = [
+        encoded(Image.fromarray(pixels), "PNG"),
+        encoded(Image.fromarray(pixels * np.uint16(257)), "PNG"),
+        save_dicom(tmp_path / "a", pixels.astype(np.uint16), **depth).read_bytes(),
+    ]
+    decoded = [image_files.decode(content).pixels for content in contents]
+    assert {image.dtype.itemsize for image in decoded} == {1, 2}
+    assert len(set(map(image_files.pixel_digest, decoded))) == 1
 
 
 def test_candidates_by_suffix_or_content(tmp_path):
