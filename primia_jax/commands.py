@@ -71,7 +71,10 @@ def _print_judged(found: Mapping[str, Any]) -> None:
 
 def evaluate(config: ExperimentConfig, workdir: str) -> None:
     """--mode=evaluate."""
-    _print_scores(experiment.evaluate(config, workdir))
+    scores = experiment.evaluate(config, workdir)
+    for warning in scores["warnings"]:
+        print(f"warning: {warning}")
+    _print_scores(scores)
     print(f"written: {pathlib.Path(workdir) / 'evaluation.json'}")
 
 

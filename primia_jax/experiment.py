@@ -213,9 +213,10 @@ def evaluate(
             f"the test set has classes {', '.join(plan.class_names)}; the model knows "
             f"{', '.join(model.class_names)}"
         )
-    directory.check_unseen(plan)
+    warning = directory.check_unseen(plan)
     with only_writer(directory.path, "an evaluation"):
         scores = _test(config, directory, plan).scores
+        scores["warnings"] = [warning] if warning else []
         write_json(directory.path / "evaluation.json", scores)
     return scores
 

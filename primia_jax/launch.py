@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
 from primia_jax.core.names import printable, user_path
+from primia_jax.core.storage import check_regular
 from primia_jax.errors import ConfigError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experiment's settings.")
@@ -61,8 +62,13 @@ _HOME = re.compile(r"^(--?(?:config|workdir|input|checkpoint)=)(~.*)$")
 _PIPE_WIDTH = 160
 
 
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the mode that the flags ask for."""
+    if len(arguments) > 1:
+        raise ConfigError(
+            f"{printable(arguments[1])!r} on the command line belongs to no flag; flags begin with "
+            "--, e.g. --resume"
+        )
     if logging.get_verbosity() == logging.INFO:  # absl's default
         logging.set_verbosity(logging.FATAL)  # what libraries log through it
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
@@ -148,13 +154,39 @@ def _show_status(workdir: str) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake in the flags as one line, and `~` in paths expanded."""
     try:
-        return flags.FLAGS([_HOME.sub(_expanded, argument) for argument in argv])
+        argv = [_HOME.sub(_expanded, argument) for argument in argv]
+        for argument in argv:
+            if argument.startswith("--config=") and (path := argument[9:].split(":")[0]):
+                _check_readable(path)
+        return flags.FLAGS(argv)
     except UserError:
         raise
     except FileNotFoundError as error:
         raise ConfigError(f"--config: no such file: {error.filename or error}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:  # a key that the configuration does not have
+        raise ConfigError(_unknown_key(argv, error)) from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def _check_readable(path: str) -> None:
+    """Refuses a named pipe or device, whose reading would not end."""
+    if os.path.exists(path):
+        check_regular(pathlib.Path(path), error=ConfigError)
+
+
+def _unknown_key(argv: Sequence[str], error: Exception) -> str:
+    """A message that names the flag with the key that ml_collections does not find."""
+    text = _one_line(error).replace("\\n", " ")
+    missing, near = re.split(r"[Dd]id you mean", text + "did you mean")[:2]
+    names = set(re.findall(r"\w+", missing))
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--config.") and names.intersection(flag.split(".")[1:]):
+            close = re.findall(r"\w+", near)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            return f"{printable(flag)}: the configuration has no such key{hint}"
+    return text
 
 
 def _expanded(flag: re.Match[str]) -> str:

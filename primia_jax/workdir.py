@@ -96,12 +96,17 @@ class Workdir:
             "fingerprint": plan.fingerprint,
             "used": sorted(plan.used),
             "used_patients": sorted(plan.used_patients),
+            "used_numbers": sorted(plan.used_numbers),
+            "compared": sorted(plan.compared),
         }
         write_json(self.path / "data.json", data)
         write_json(self.path / CONFIG, to_plain(config))  # last: with it a run can be resumed
 
-    def check_unseen(self, plan: DataPlan) -> None:
+    def check_unseen(self, plan: DataPlan) -> str:
         """Refuses test images that this run trained or validated on, or whose patients it did.
+
+        Returns:
+          a warning where hospitals read images of their own, which cannot be compared here; or "".
 
         Raises:
           DataError: naming one of the images, or counting those whose patients were trained on.
@@ -116,14 +121,25 @@ class Workdir:
                 f"{self.path}, e.g. {first}; evaluate with the training's config.data, "
                 "config.seed and files, or name other images by config.data.test_path"
             )
-        patients = patient_digests(plan.test_catalogue, plan.test)
-        known = patients.intersection(data.get("used_patients", ()))
+        # A number without a site can be that of any site.
+        numbers, trained = data.get("used_numbers", ()), data.get("used_patients", ())
+        sites_differ = plan.test_catalogue.sites is None or set(numbers) == set(trained)
+        patients = patient_digests(plan.test_catalogue, plan.test, bare=sites_differ)
+        known = patients.intersection(numbers if sites_differ else trained)
         if known:
             raise DataError(
                 f"{len(known)} of {len(patients)} test patients have other images among those "
                 f"that the model in {self.path} was trained on; name a test set of other patients "
                 "by config.data.test_path"
             )
+        unknown = set(digests) - set(data.get("compared", ()))
+        if data["used"] or not unknown:
+            return ""
+        return (
+            f"the hospitals of the run in {self.path} read images of their own: "
+            f"{len(unknown)} of {len(digests)} test images were never compared with them, and no "
+            "patients were; make sure that none of them was trained on"
+        )
 
     def resume(self, config: ExperimentConfig, plan: DataPlan) -> Progress:
         """How far the run in the folder came; drops what was logged of later rounds.

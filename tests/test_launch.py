@@ -65,6 +65,9 @@ def launch(*arguments, **options):
             2,
             ["'aby'", "fss | ariann"],
         ),
+        (["resume"], 2, ["'resume'", "belongs to no flag", "--resume"]),
+        (["--config.nosuch=1"], 2, ["--config.nosuch: the configuration has no such key"]),
+        (["--config.federated.roundz=1"], 2, ["--config.federated.roundz", "did you mean rounds?"]),
         (
             ["--mode=benchmark", "--config.latency_study.repetitions=1"],
             2,

@@ -82,7 +82,9 @@ def test_a_second_run_in_a_folder_is_refused_and_moves_nothing(verb, tmp_path, m
 
 def test_what_a_run_has_begun_is_its_owners_alone(tmp_path):
     config = experiment.checked(_config())
-    plan = types.SimpleNamespace(fingerprint="f", used={"a"}, used_patients=set())
+    plan = types.SimpleNamespace(
+        fingerprint="f", used={"a"}, used_patients=set(), used_numbers=set(), compared=set()
+    )
     directory = Workdir(tmp_path / "run")
     former = os.umask(0o002)
     try:
@@ -102,7 +104,9 @@ def test_what_a_run_has_begun_is_its_owners_alone(tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": "f"}'])
 def test_a_damaged_record_of_the_images_is_one_line(content, tmp_path):
     config = experiment.checked(_config())
-    plan = types.SimpleNamespace(fingerprint="f", used={"a"}, used_patients=set())
+    plan = types.SimpleNamespace(
+        fingerprint="f", used={"a"}, used_patients=set(), used_numbers=set(), compared=set()
+    )
     directory = Workdir(tmp_path)
     directory.begin(config, plan)
     (tmp_path / "data.json").write_text(content)
@@ -128,7 +132,9 @@ def test_a_home_folder_in_a_path_is_expanded(tmp_path, monkeypatch):
 def test_the_configuration_is_written_last(tmp_path, monkeypatch):
     """A run whose beginning was cut short cannot be resumed by half."""
     config = experiment.checked(_config())
-    plan = types.SimpleNamespace(fingerprint="f", used=set(), used_patients=set())
+    plan = types.SimpleNamespace(
+        fingerprint="f", used=set(), used_patients=set(), used_numbers=set(), compared=set()
+    )
     Workdir(tmp_path).begin(config, plan)
     times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert max(times, key=times.get) == "config.json"

@@ -12,8 +12,11 @@ from primia_jax.errors import ConfigError, DataError
 
 # Names with a meaning of their own: lines of rounds.jsonl and parties of the computation.
 RESERVED_SITES = frozenset(
-    ("all", "model_owner", "crypto_provider", "data_owner", "driver", "operator", "owner", "server")
-)
+    (
+        "all", "model_owner", "model owner", "crypto_provider", "data_owner", "driver", "operator",
+        "owner", "pooled", "server", "test",
+    )
+)  # fmt: skip
 MAX_SITE_BYTES = 200
 _MAX_FILE_BYTES = 200  # leaves room for an ending; file systems allow 255
 _KEPT_BYTES = 120  # of a name that is shortened; 65 more for its digest
@@ -71,7 +74,8 @@ def check_site_name(name: str, source: str = "") -> str:
         )
     if not name.isprintable():
         raise DataError(
-            f"the hospital's name {shown}{where} has control characters or is not UTF-8; rename it"
+            f"the hospital's name {shown}{where} has letters that are not shown (control "
+            "characters, special spaces) or is not UTF-8; rename it"
         )
     if len(name.encode()) > MAX_SITE_BYTES:
         raise DataError(

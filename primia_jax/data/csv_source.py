@@ -175,4 +175,4 @@ def _check_alike(rows: list[Row], values: list[str], where: str) -> None:
 
 
 def _is_integer(text: str) -> bool:
-    return re.fullmatch(r"[+-]?[0-9]+", text) is not None
+    return re.fullmatch(r"[+-]?[0-9]{1,9}", text) is not None

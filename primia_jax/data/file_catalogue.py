@@ -163,6 +163,11 @@ def check_classes(
             f"{where}: only one class ({names}); two or more are needed to tell apart. If others "
             "are elsewhere, name them all: config.data.classes"
         )
+    hidden = [name for name in class_names if not name.isprintable()]
+    if hidden:
+        raise DataError(
+            f"{where}: the class {hidden[0]!r} has letters that are not shown; rename it"
+        )
     pair = spelling.alike(class_names)
     if pair:
         raise DataError(
@@ -300,12 +305,19 @@ def _doubts(usable: Sequence[tuple[Entry, _Verified]], where: str) -> tuple[str,
 
 
 def _remarks(patients: np.ndarray, where: str) -> tuple[str, ...]:
-    """A warning where images without a known patient are taken for patients of their own."""
+    """Warnings where who is the same patient is doubtful; they name no patient."""
+    remarks = []
+    if spelling.alike(patients[~np.char.startswith(patients, OWN_PATIENT)].tolist()):
+        remarks.append(
+            f"{where}: some patients' names differ only in case or spaces; they count as different "
+            "people"
+        )
     unnamed = int(np.char.startswith(patients, OWN_PATIENT).sum())
-    if not unnamed:
-        return ()
-    return (
-        f"{where}: {unnamed} of {len(patients)} images name no patient, so each of them counts as "
-        "a patient of its own; if some show the same person, training and test set overlap. Name "
-        "patients by folders CLASS/PATIENT/FILE, a table's column `patient` or DICOM headers",
-    )
+    if unnamed:
+        remarks.append(
+            f"{where}: {unnamed} of {len(patients)} images name no patient, so each of them counts "
+            "as a patient of its own; if some show the same person, training and test set overlap. "
+            "Name patients by folders CLASS/PATIENT/FILE, a table's column `patient` or DICOM "
+            "headers"
+        )
+    return tuple(remarks)

@@ -77,6 +77,8 @@ class DataPlan:
     fingerprint: str  # of all records known at the door and what each is for
     used: frozenset[str] = frozenset()  # digests of the images for training and validation
     used_patients: frozenset[str] = frozenset()  # as `patient_digests`, of the same records
+    used_numbers: frozenset[str] = frozenset()  # the same, without the patients' sites
+    compared: frozenset[str] = frozenset()  # digests of test images that hospitals compare
     remarks: tuple[str, ...] = ()  # assumptions about the sources that a user should check
 
     def load_test(self, image_size: int) -> Dataset:
@@ -133,6 +135,8 @@ def make_plan(config: ExperimentConfig) -> DataPlan:
         _fingerprint((catalogue, splits), (test_catalogue, None)),
         frozenset(catalogue.digests[i] for i in held),
         patient_digests(catalogue, held),
+        patient_digests(catalogue, held, bare=True),
+        frozenset(),
         tuple(dict.fromkeys((*catalogue.remarks, *test_catalogue.remarks))),
     )
 
@@ -208,6 +212,7 @@ def _plan_of_own_paths(config: ExperimentConfig) -> DataPlan:
         summary,
         catalogue.skipped,
         _fingerprint((catalogue, None)),
+        compared=digests,
         remarks=catalogue.remarks,
     )
 
@@ -223,12 +228,19 @@ def _own_test_set(
     return catalogue, np.arange(len(catalogue))
 
 
-def patient_digests(catalogue: Catalogue, records: np.ndarray) -> frozenset[str]:
+def patient_digests(
+    catalogue: Catalogue, records: np.ndarray, *, bare: bool = False
+) -> frozenset[str]:
     """SHA-256 of the patients of `records`, those left out that are only an image's own name.
 
     They tell apart, they do not hide: whoever guesses a patient number can check it.
+
+    Args:
+      catalogue: the images.
+      records: [m] some of them.
+      bare: True for patients without their sites.
     """
-    patients = {str(patient) for patient in catalogue.patients[records]}
+    patients = {_patient(catalogue, record, bare=bare) for record in records}
     return frozenset(
         hashlib.sha256(b"patient\0" + patient.encode("utf-8", "surrogateescape")).hexdigest()
         for patient in patients

@@ -40,6 +40,8 @@ def open_catalogue(
         return phantom.catalogue(data.phantom, hospitals, seed)
     path = os.path.expanduser(data.path if path is None else path)
     class_names = class_names or data.classes
+    if "\0" in path:
+        raise DataError(f"config.data.path = {path!r} has a NUL character; mend it")
     if not path:
         raise DataError(f"config.data.path is empty; the source '{data.source}' needs one")
     if "{site}" in path:

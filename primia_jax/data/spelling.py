@@ -1,9 +1,11 @@
 """Values of a table or folder that look like slips: ask the user rather than guess."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
-_NOT_A_VALUE = frozenset({"nan", "n/a", "#n/a", "null", "<na>"})  # what table programs write
+# What table programs write for an empty cell.
+_NOT_A_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "#na", "nat", "null", "<na>"})
 
 
 def is_missing_marker(text: str) -> bool:
@@ -12,10 +14,15 @@ def is_missing_marker(text: str) -> bool:
 
 
 def alike(values: Iterable[str]) -> tuple[str, str] | None:
-    """Two different values that differ only in case or spaces, or None if there are none."""
+    """Two different values that differ only in case, spaces or invisible letters, or None.
+
+    Letters with accents count as the same however they are put together (Unicode's NFKC).
+    """
     first: dict[str, str] = {}
     for value in dict.fromkeys(values):
-        other = first.setdefault(re.sub(r"\s+", "", value).casefold(), value)
+        shown = "".join(char for char in value if unicodedata.category(char) != "Cf")
+        key = re.sub(r"\s+", "", unicodedata.normalize("NFKC", shown)).casefold()
+        other = first.setdefault(key, value)
         if other != value:
             return other, value
     return None

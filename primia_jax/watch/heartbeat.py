@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from primia_jax.core.storage import lock_folder, write_json
-from primia_jax.errors import StorageError
+from primia_jax.core.storage import check_regular, lock_folder, write_json
+from primia_jax.errors import DataError, StorageError
 
 STATUS = "status.json"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 _BEAT_S = 20.0
+_MAX_STATUS_BYTES = 1 << 24
 _SILENT_S = 120.0  # a process of another machine not heard of for so long is taken for dead
 
 
@@ -109,8 +110,9 @@ class Heartbeat:
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
     """What status.json of `folder` says; None where there is none, or none that can be read."""
     try:
+        check_regular(folder / STATUS, _MAX_STATUS_BYTES)
         found = json.loads((folder / STATUS).read_text())
-    except (OSError, ValueError):
+    except (DataError, OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -54,6 +54,13 @@ def test_a_patient_number_counts_within_its_site(table):
     assert set(table(header[:3], [row[:3] for row in rows]).patients) == {"p0", "p1"}
 
 
+def test_patients_that_differ_in_case_are_remarked_on(table):
+    """Without their names, which a report would show."""
+    rows = [[f"scans/{n}.png", "xy"[i % 2], ["P1", "p1"][i % 2]] for i, n in enumerate("abcdef")]
+    (remark,) = table(["path", "label", "patient"], rows).remarks
+    assert "differ only in case or spaces" in remark and "1" not in remark.rpartition(".csv")[2]
+
+
 def test_declared_classes(table):
     """Labels are the declared names, or integers in their order; some may not occur."""
     declared = ("normal", "bacterial", "viral")
@@ -150,6 +157,31 @@ def test_byte_order_mark(tmp_path, folder_config):
             ["path", "label", "patient"],
             [["scans/a.png", "x", "nan"], ["scans/b.png", "y", "p"]],
             "row 2, column patient: 'nan' reads like a missing value",
+        ),
+        (
+            ["path", "label", "patient"],
+            [["scans/a.png", "x", "NA"], ["scans/b.png", "y", "p"]],
+            "row 2, column patient: 'NA' reads like a missing value",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "Zu\u0308"], ["scans/b.png", "x"], ["scans/c.png", "Z\u00fc"]],
+            r"\(row 2\) and .* \(row 4\) differ only in case or spaces",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "b"], ["scans/b.png", "b\u200b"]],
+            r"\(row 2\) and .* \(row 3\) differ only in case or spaces",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "a\nb"], ["scans/b.png", "c"]],
+            r"class 'a\\nb' has letters that are not shown",
+        ),
+        (
+            ["path", "label"],
+            [["scans/a.png", "1" * 5000], ["scans/b.png", "0"]],
+            "is a name where other rows have integers",
         ),
     ],
 )

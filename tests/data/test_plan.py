@@ -11,6 +11,7 @@ from primia_jax.config import ExperimentConfig, from_config_dict
 from primia_jax.data import make_plan, make_test_plan, plan
 from primia_jax.errors import DataError
 from primia_jax.federated.federation import party_makers
+from primia_jax.workdir import Workdir
 
 
 def config(mode="federated", **data):
@@ -130,6 +131,48 @@ def test_test_images_and_patients_are_not_trained_on(tmp_path):
     trained = {"source": "csv", "path": table(films, "patient,site", lambda i: f"p{i},south")}
     assert plan_of(**trained, test_path=table(other, "patient,site", lambda i: f"p{i},north")).sites
     assert plan_of(source="folder", path=str(films), test_path=str(other)).sites
+
+
+def test_evaluation_compares_patients_with_and_without_sites(tmp_path):
+    """A number without a site can be that of any site; one with a site is that site's."""
+    films, other = pictures(tmp_path / "films", THREE), pictures(tmp_path / "other", THREE, seed=1)
+
+    def table(folder, header, ending):
+        rows = [f"{n},{n.split('/')[0]},{ending(i)}" for i, n in enumerate(THREE)]
+        (folder / "table.csv").write_text("\n".join([f"path,label,{header}", *rows]))
+        return str(folder / "table.csv")
+
+    trained = {"source": "csv", "partition": "iid"}
+    path = table(films, "patient,site", lambda i: f"p{i},{'ns'[i % 2]}")
+    directory = Workdir(tmp_path / "run")
+    experiment = config(path=path, test_fraction=0.0, **trained)
+    directory.begin(experiment, make_plan(experiment))
+
+    def check(header, ending):
+        judged = config(path=path, test_path=table(other, header, ending), **trained)
+        return directory.check_unseen(make_test_plan(judged))
+
+    for header, ending in (
+        ("patient", lambda i: f"p{i}"),
+        ("patient,site", lambda i: f"p{i},{'ns'[i % 2]}"),
+    ):
+        with pytest.raises(DataError, match="24 of 24 test patients have other images"):
+            check(header, ending)
+    assert check("patient,site", lambda i: f"p{i},elsewhere") == ""
+    assert check("patient", lambda i: f"q{i}") == ""
+
+
+def test_evaluation_says_that_hospitals_images_were_not_compared(tmp_path):
+    """Where hospitals read their own paths only the training's test set was compared with them."""
+    for i, folder in enumerate(("hospital_0", "hospital_1", "hospital_2", "test", "new")):
+        pictures(tmp_path / folder, THREE, seed=i)
+    paths = {"source": "folder", "path": f"{tmp_path}/{{site}}"}
+    experiment = config(test_path=f"{tmp_path}/test", **paths)
+    directory = Workdir(tmp_path / "run")
+    directory.begin(experiment, make_plan(experiment))
+    assert directory.check_unseen(make_test_plan(experiment)) == ""
+    elsewhere = make_test_plan(config(test_path=f"{tmp_path}/new", **paths))
+    assert "24 of 24 test images were never compared" in directory.check_unseen(elsewhere)
 
 
 def test_a_hospital_refuses_test_images(tmp_path):

@@ -1,6 +1,7 @@
 """`--mode=status`: from the files alone, of runs that go on, ended, or died."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -210,3 +211,10 @@ def test_where_there_is_no_run(tmp_path):
     shown = launch(f"--workdir={tmp_path}")
     assert shown.returncode == 4 and shown.stderr.startswith("primia_jax: no run in")
     assert len(shown.stderr.strip().splitlines()) == 1
+
+
+def test_a_pipe_is_no_status(tmp_path):
+    """Nobody would write to it: reading must not wait."""
+    os.mkfifo(tmp_path / "status.json")
+    with pytest.raises(CheckpointError, match="no run in"):
+        status.read(tmp_path, NOW)
