@@ -121,7 +121,7 @@ def _check_not_private(run: pathlib.Path, hospitals: Collection[str]) -> None:
     """
     if not (run / CONFIG).exists() or not privacy.is_on(recorded := recorded_config(run)):
         return
-    known = {line.get("site") for line in read_rounds(run / ROUNDS)} - {"all"}
+    known = {str(line.get("site")) for line in read_rounds(run / ROUNDS)} - {"all"}
     shared = sorted(known.intersection(hospitals)) if known else list(hospitals)
     if shared:
         raise ConfigError(

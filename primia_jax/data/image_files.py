@@ -208,7 +208,9 @@ def pixel_digest(pixels: np.ndarray) -> str:
     rows = max(1, _DIGEST_BLOCK // width)
     for start in range(0, height, rows):
         levels = pixels[start : start + rows].astype("<u2", order="C")
-        state.update(levels * np.uint16(257) if pixels.dtype == np.uint8 else levels)
+        if pixels.dtype == np.uint8:
+            levels *= np.uint16(257)
+        state.update(levels.tobytes())
     return state.hexdigest()
 
 
