@@ -99,6 +99,7 @@ def make(
     *,
     of_models: bool = False,
     complete: bool = False,
+    purpose: str = "",
 ) -> Aggregation:
     """The aggregation that the configuration asks for: secure in mode `federated_secure` only.
 
@@ -107,6 +108,7 @@ def make(
       hospitals: that take part, in an order that all agree on.
       of_models: whether models are averaged, robustly where that is asked for.
       complete: True if a secure sum must be over all of `hospitals`.
+      purpose: of the sum, for the fewest hospitals that it may be over.
 
     Raises:
       ConfigError: if a secure sum could overflow the ring, or robust averages do not go with it.
@@ -121,7 +123,7 @@ def make(
             config.secure_aggregation,
             config.seed,
             patience,
-            safety.fewest(config, len(hospitals)),
+            safety.fewest(config, len(hospitals), purpose),
             complete=complete or config.privacy.mode == "client",
         )
     combine = robust.make(config.federated) if of_models else None

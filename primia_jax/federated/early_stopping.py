@@ -3,9 +3,9 @@
 Within a round, a site watches its own validation loss every `check_every` local steps, stops once
 it has not improved for `patience` checks, and sends its best weights of that round. Over rounds, a
 site whose best loss has not improved for `stop_after_rounds` stops for good: from the next round
-on it no longer trains and has no weight in the average, but still receives the model. The training
-ends for all when nobody goes on; under secure aggregation when fewer than
-`config.secure_aggregation.min_participants` do, since those that have stopped add nothing to a sum.
+on it no longer trains and is in no sum of updates, but still receives the model and evaluates it.
+The training ends for all when nobody goes on; under secure aggregation when fewer than
+`config.secure_aggregation.min_participants` do.
 
 The paper names the technique and leaves it undefined; this is our reading of it.
 """

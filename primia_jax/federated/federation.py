@@ -30,7 +30,7 @@ from primia_jax.federated import (
     safety,
 )
 from primia_jax.federated.aggregation import OWNER, PROVIDER
-from primia_jax.federated.quantities import DUE, UPDATE
+from primia_jax.federated.quantities import DUE, UPDATE, VALIDATION
 from primia_jax.runtime import Driver, Locally, Trace
 
 ERRORS = "errors.txt"  # in a hospital's own folder: why its images cannot be used
@@ -237,19 +237,25 @@ class Federation:
             self._run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
         revealed = self._revealed(number)
         due = tuple(purpose for purpose in DUE if purpose not in revealed)
+        trainers = tuple(name for name in taking_part if name not in self._stopped)
         if UPDATE in due:
-            self._check_not_alone(taking_part)
+            self._check_not_alone(trainers)
         programs: dict[str, Any] = {
             name: functools.partial(
                 hospital.train_round,
                 number=number,
                 due=due,
-                trained=name in revealed.get(UPDATE, taking_part),
+                trained=name in revealed.get(UPDATE, trainers),
+                trainers=trainers,
             )
             for name in taking_part
         }
-        programs[OWNER] = functools.partial(model_owner.train_round, number=number, due=due)
-        optional = taking_part if due and self._sums_without_some(len(taking_part)) else ()
+        programs[OWNER] = functools.partial(
+            model_owner.train_round, number=number, due=due, trainers=trainers
+        )
+        parts = {UPDATE: trainers, VALIDATION: taking_part}
+        survives = due and all(self._sums_without_some(len(parts[purpose])) for purpose in due)
+        optional = taking_part if survives else ()
         reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
         self._lost, self._best = tuple(trace.lost), reports[OWNER]["best_round"]
         for name in reports.keys() & set(taking_part):
@@ -274,16 +280,12 @@ class Federation:
         )
         return reports[OWNER]
 
-    def _check_not_alone(self, names: tuple[str, ...]) -> None:
-        """Refuses a secure sum in which too few of these hospitals train.
-
-        The others add nothing, and the sum would be over so few.
-        """
-        training = [name for name in names if name not in self._stopped]
-        if safety.is_secure(self.config) and len(training) < self._fewest:
+    def _check_not_alone(self, trainers: tuple[str, ...]) -> None:
+        """Refuses a sum of updates over too few hospitals, before they do; or over none."""
+        if len(trainers) < self._fewest:
             raise TrainingError(
-                f"of the available hospitals only {', '.join(training) or 'none'} still train "
-                "(config.federated.early_stopping), and a secure sum needs "
+                f"of the available hospitals only {', '.join(trainers) or 'none'} still train "
+                "(config.federated.early_stopping), and a sum of updates needs "
                 f"{self._fewest} (config.secure_aggregation.min_participants); the best round so "
                 "far is kept, --mode=evaluate judges it"
             )

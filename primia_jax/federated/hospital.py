@@ -20,7 +20,7 @@ from primia_jax import environment
 from primia_jax.config import ExperimentConfig
 from primia_jax.core.identity import Credentials
 from primia_jax.data import Dataset
-from primia_jax.errors import CheckpointError, TrainingError
+from primia_jax.errors import CheckpointError, ProtocolError, TrainingError
 from primia_jax.federated import (
     checkpoints,
     credentials,
@@ -84,14 +84,22 @@ class Hospital:
         units = self.guarantee.validation if self.guarantee else None
         return len(self.validation) if units is None else len(units)
 
-    def contribute(self, quantity: Quantity, make: Making) -> Steps:
-        """Contributes to one sum over the hospitals that take part, or refuses (`sums`)."""
+    def contribute(
+        self, quantity: Quantity, make: Making, participants: tuple[str, ...] | None = None
+    ) -> Steps:
+        """Contributes to one sum, or refuses (`sums`).
+
+        Args:
+          quantity: what is summed.
+          make: makes the contribution, called when it is due.
+          participants: hospitals in the sum; None: all that take part at present.
+        """
         yield from sums.contribute(
             self.name,
             self.keys,
             self.journal,
             self.config,
-            self.hospitals,
+            self.hospitals if participants is None else participants,
             self.roster,
             quantity,
             make,
@@ -218,7 +226,11 @@ def catch_up(state: Hospital) -> Steps:
 
 
 def train_round(
-    state: Hospital, number: int, due: Collection[str] = DUE, trained: bool = True
+    state: Hospital,
+    number: int,
+    due: Collection[str] = DUE,
+    trained: bool = True,
+    trainers: tuple[str, ...] | None = None,
 ) -> Steps:
     """Round `number` (from 1): trains, contributes, receives the new model, evaluates it.
 
@@ -228,12 +240,20 @@ def train_round(
       due: purposes of the round's sums that were not revealed yet. A sum that was is final: of its
         round this hospital only makes up what it lacks.
       trained: False if this hospital is not in the sum of updates that was revealed.
+      trainers: hospitals in the sum of updates; None: all that take part. The others receive the
+        new model and evaluate it.
+
+    Raises:
+      ProtocolError: if this hospital refuses a sum.
     """
     start = state.quantity(UPDATE, number, state.variables)
-    if UPDATE in due:
-        state, result = yield from _contribute_update(state, number, start)
-    else:
+    trainers = state.hospitals if trainers is None else trainers
+    if UPDATE not in due:
         state, result = _make_up(state, number, trained)
+    elif state.name in trainers:
+        state, result = yield from _contribute_update(state, number, start, trainers)
+    else:
+        state, result = _make_up(state, number, trained=False)
     state = _take_over(state, result, (yield Receive(OWNER)))
     state.note_final(start)
     judged = _score(state, state.variables)
@@ -257,9 +277,21 @@ def train_round(
     return state, report
 
 
-def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
-    """Trains when the sum is due, and contributes; returns the state and what it is worth."""
-    weight = 0 if state.watch.stopped else state.size
+def _contribute_update(
+    state: Hospital, number: int, start: Quantity, trainers: tuple[str, ...]
+) -> Steps:
+    """Trains when the sum is due, and contributes; returns the state and what it is worth.
+
+    Raises:
+      ProtocolError: if it has stopped: it would add nothing, and the sum would be over fewer
+        hospitals than it seems.
+    """
+    if state.watch.stopped:
+        raise ProtocolError(
+            f"{state.name} refuses to be in the sum of updates of round {number}: it has stopped "
+            "training (config.federated.early_stopping), and the sum would hide the others less"
+        )
+    weight = state.size
     mode, round_name = state.config.privacy.mode, f"round {number}"
     if state.guarantee:
         releases = state.guarantee.mechanisms.of_round(mode, number)
@@ -279,7 +311,7 @@ def _contribute_update(state: Hospital, number: int, start: Quantity) -> Steps:
         trained.append((new, _to_keep(state.config, result)))
         return contribution
 
-    yield from state.contribute(start, update)
+    yield from state.contribute(start, update, trainers)
     return trained.pop()
 
 
@@ -295,10 +327,9 @@ def _make_up(state: Hospital, number: int, trained: bool) -> tuple[Hospital, "_T
             state.config.training, (number - 1) / state.config.federated.rounds
         )
         return state, _Trained(state.variables, _optimizer_state(state), None, 0, rate)
-    weight = 0 if state.watch.stopped else state.size
     with environment.memory_kept():
         new, result = _train_locally(state, number)
-    return _recorded(new, number, result, weight), _to_keep(state.config, result)
+    return _recorded(new, number, result, state.size), _to_keep(state.config, result)
 
 
 def _recorded(state: Hospital, number: int, result: "_Trained", weight: int) -> Hospital:
@@ -363,8 +394,6 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     per_round = steps_per_round(config, len(state.train))
     rate = local_training.learning_rate(config.training, (number - 1) / fed.rounds)
     opt_state = _optimizer_state(state)
-    if state.watch.stopped:
-        return state, _Trained(state.variables, opt_state, None, 0, rate)
     if state.private_learner is not None:
         return state, _train_privately(state, number, opt_state)  # its samples are always new
     stopping = fed.early_stopping
@@ -488,8 +517,7 @@ def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
 def _contribution(state: Hospital, result: _Trained, weight: int) -> Contribution:
     """The site's part of the model average, and whether it will train in the next round (1 or 0).
 
-    A site that has stopped for good has weight 0; in the round in which it decides so it still
-    counts, so that nobody's model is ever summed alone (see `model_owner.train_round`).
+    In the round in which a site decides to stop it still counts; from then on it is in no such sum.
 
     Raises:
       TrainingError: if the training diverged; never in mode `client`, as that tells of the data.

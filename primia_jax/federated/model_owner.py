@@ -120,16 +120,24 @@ def _revealed(state: ModelOwner, purpose: str, number: int | None) -> Total | No
 
 
 def _collecting(
-    state: ModelOwner, purpose: str, number: int | None, *, of_models: bool = False
+    state: ModelOwner,
+    purpose: str,
+    number: int | None,
+    participants: Sequence[str] | None = None,
+    *,
+    of_models: bool = False,
 ) -> sums.Collect:
-    """The owner's part of one sum, from the present model."""
+    """The owner's part of one sum, from the present model.
+
+    `participants` are the hospitals in it; None: all that take part at present.
+    """
     model = ""
     if state.journal is not None and number is not None:
         model = quantities.digest_of_vectors(state.vectors)
     return sums.collecting(
         state.journal,
         state.config,
-        state.hospitals,
+        state.hospitals if participants is None else participants,
         Quantity(purpose, number, model),
         of_models=of_models,
     )
@@ -165,16 +173,23 @@ def send_model(state: ModelOwner, to: Sequence[str]) -> Steps:
     return state, None
 
 
-def train_round(state: ModelOwner, number: int, due: Collection[str] = DUE) -> Steps:
+def train_round(
+    state: ModelOwner,
+    number: int,
+    due: Collection[str] = DUE,
+    trainers: tuple[str, ...] | None = None,
+) -> Steps:
     """Round `number` (from 1): averages, applies the rule, has the new model evaluated.
 
     The training is finished once too few sites will go on: under secure aggregation fewer than
-    `safety.min_participants`, since those that have stopped add nothing to the sum.
+    `safety.min_participants`, since those that have stopped are in no sum of updates.
 
     Args:
       state: of the owner.
       number: of the round.
       due: purposes of the round's sums that were not revealed yet; the others are in the journal.
+      trainers: hospitals in the sum of updates; None: all that take part at present. Each of them
+        refuses if it has stopped (`hospital.train_round`).
     """
     if state.config.privacy.mode == "client":
         return (yield from _client_round(state, number, due))
@@ -182,7 +197,8 @@ def train_round(state: ModelOwner, number: int, due: Collection[str] = DUE) -> S
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
         sizes += state.optimizer_sizes
-    total = yield from _collecting(state, UPDATE, number, of_models=True)(sizes, 1)
+    collect = _collecting(state, UPDATE, number, trainers, of_models=True)
+    total = yield from collect(sizes, 1)
     if recording.wanted(state.config.federated, number):
         state = _recorded(state, total)
     mean = total.mean()
@@ -193,7 +209,7 @@ def train_round(state: ModelOwner, number: int, due: Collection[str] = DUE) -> S
     more = {}
     if optimizer:
         more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
-    yield from _send_model(_present(state, total, due), state.vectors, **more)
+    yield from _send_model(_present(state, total, due, trainers), state.vectors, **more)
     state, metrics = yield from _judged(state, number)
     report = {
         "validation": metrics,
@@ -204,9 +220,17 @@ def train_round(state: ModelOwner, number: int, due: Collection[str] = DUE) -> S
     return state, report
 
 
-def _present(state: ModelOwner, total: Total, due: Collection[str]) -> tuple[str, ...]:
+def _present(
+    state: ModelOwner,
+    total: Total,
+    due: Collection[str],
+    trainers: tuple[str, ...] | None = None,
+) -> tuple[str, ...]:
     """Hospitals that the round goes on with after the sum of updates."""
-    return total.present if UPDATE in due else state.hospitals
+    if UPDATE not in due or trainers is None:
+        return total.present if UPDATE in due else state.hospitals
+    lost = set(trainers).difference(total.present)
+    return tuple(name for name in state.hospitals if name not in lost)
 
 
 def _recorded(state: ModelOwner, total: Total, *, changes: bool = False) -> ModelOwner:

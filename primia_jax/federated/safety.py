@@ -6,7 +6,9 @@ run began; neither the operator nor the model owner can lower it.
 *Fewest hospitals.* From a sum over two, each hospital learns the other's update by taking its own
 away, and so does anybody else who is sent the new model and knows one of them. So a sum is over at
 least `config.secure_aggregation.min_participants` hospitals: 3 unless the configuration asks for 2
-by name. `config.federated.quorum` can ask for more.
+by name. `config.federated.quorum` can ask for more. A hospital that has stopped early would add
+nothing to a sum of updates, and could leave others alone in it. So it refuses to be in one, and the
+least number counts hospitals that train, after dropouts as well.
 
 *Counts.* The total of samples over the hospitals {a, b, c} less that over {a, b} is the number of
 samples of c, and confusion matrices give the number of validation images by class in the same way.
@@ -30,6 +32,7 @@ from collections.abc import Sequence
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.errors import ProtocolError
+from primia_jax.federated.quantities import UPDATE
 
 
 def is_secure(config: ExperimentConfig) -> bool:
@@ -42,14 +45,15 @@ def min_participants(config: ExperimentConfig) -> int:
     return config.secure_aggregation.fewest_participants if is_secure(config) else 1
 
 
-def fewest(config: ExperimentConfig, n_drawn: int) -> int:
+def fewest(config: ExperimentConfig, n_drawn: int, purpose: str = "") -> int:
     """Fewest hospitals that a sum begun by `n_drawn` may be over.
 
-    `config.federated.quorum` is a fraction of all hospitals, or, where a round draws some, of those
-    drawn.
+    `config.federated.quorum` is a fraction of all hospitals; where a round draws some, of those
+    drawn; of a sum of updates (`purpose`) under early stopping, of those that still train.
     """
     fed = config.federated
-    whole = fed.hospitals if fed.participation == 1 else n_drawn
+    some = fed.participation < 1 or (purpose == UPDATE and fed.early_stopping.enabled)
+    whole = n_drawn if some else fed.hospitals
     return max(min_participants(config), math.ceil(fed.quorum * whole))
 
 
@@ -84,7 +88,11 @@ def counts_statement(config: ExperimentConfig) -> str:
 
 
 def check_participants(
-    me: str, participants: Sequence[str], roster: Sequence[str], config: ExperimentConfig
+    me: str,
+    participants: Sequence[str],
+    roster: Sequence[str],
+    config: ExperimentConfig,
+    purpose: str = "",
 ) -> None:
     """Refuses a sum over a set of hospitals that would not hide a single one.
 
@@ -93,6 +101,7 @@ def check_participants(
       participants: of the sum.
       roster: all hospitals of the run, as fixed when it began.
       config: of the experiment, as this hospital has it.
+      purpose: of the sum.
 
     Raises:
       ProtocolError: naming what is wrong with the set.
@@ -104,7 +113,7 @@ def check_participants(
         raise ProtocolError(f"{me} refuses a sum in which a hospital stands twice")
     if me not in participants:
         raise ProtocolError(f"{me} refuses to contribute to a sum that it is not in")
-    least = fewest(config, len(participants))
+    least = fewest(config, len(participants), purpose)
     if len(participants) < least:
         raise ProtocolError(
             f"{me} refuses a sum over {len(participants)} hospitals: at least {least} must be in "

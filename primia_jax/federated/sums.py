@@ -54,9 +54,9 @@ def contribute(
     if journal is None:
         raise ProtocolError(f"{me} refuses to contribute: its record of sums is not open")
     announced = Announcement.of((yield Receive(OWNER)))
-    safety.check_participants(me, participants, roster, config)
+    safety.check_participants(me, participants, roster, config, quantity.purpose)
     complete = journal.contribute(quantity, participants, announced)
-    scheme = aggregation.make(config, participants, complete=complete)
+    scheme = aggregation.make(config, participants, complete=complete, purpose=quantity.purpose)
     narrow = functools.partial(journal.narrow, announced.number)
     yield from scheme.contribute(me, keys, make, narrow)
 
@@ -92,10 +92,12 @@ def collecting(
             return kept
         announced, complete = journal.begin(quantity, participants)
         yield Send(tuple(participants), announced.message(), "number of a sum, and of void ones")
-        scheme = aggregation.make(config, participants, of_models=of_models, complete=complete)
+        scheme = aggregation.make(
+            config, participants, of_models=of_models, complete=complete, purpose=quantity.purpose
+        )
 
         def reveal(took_part: Sequence[str]) -> None:
-            least = safety.fewest(config, len(participants))
+            least = safety.fewest(config, len(participants), quantity.purpose)
             if len(took_part) < least:
                 raise ProtocolError(
                     f"the sum would be over {len(took_part)} hospitals, {least} must be in it"

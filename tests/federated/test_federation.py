@@ -201,6 +201,7 @@ def test_a_stopped_site_is_left_out_and_still_gets_the_model(tmp_path):
     site = at(federation, "hospital_0")
     stopped = dataclasses.replace(site, watch=site.watch._replace(stopped=True))
     federation.driver.states["hospital_0"] = stopped
+    federation._stopped.add("hospital_0")
     reports, _ = federation.train_round(2)
     others = sum(len(at(federation, name).train) for name in federation.hospitals[1:])
     assert reports[OWNER]["samples"] == others and reports["hospital_0"]["steps"] == 0

@@ -365,6 +365,59 @@ def test_a_set_that_hides_nobody_is_refused_by_the_hospital(monkeypatch, tmp_pat
 STOPPING = {"early_stopping": {"enabled": True}, "rounds": 3}
 
 
+def stopped(federation, names):
+    """Has these hospitals stop for good, as after a round that did not improve their models."""
+    for name in names:
+        site = at(federation, name)
+        watch = site.watch._replace(stopped=True)
+        federation.driver.states[name] = hospital.dataclasses.replace(site, watch=watch)
+    federation._stopped.update(names)
+
+
+@pytest.mark.fault(
+    "five of eight hospitals have stopped early, and all but one of the others drop out of a sum",
+    "the sum is given up; one without dropouts is over those that train alone",
+)
+def test_a_hospital_that_has_stopped_hides_nobody(monkeypatch, tmp_path):
+    runs = Runs(monkeypatch, hospitals=8, **STOPPING)
+    federation = runs.start(tmp_path)
+    federation.set_up()
+    stopped(federation, runs.names[:5])
+    driver, before = federation.driver, list(runs.revealed)
+    federation.driver = driver.with_faults(
+        *(Vanish(name, stage=secagg.MASK) for name in runs.names[5:7])
+    )
+    with pytest.raises(UserError, match="given up"):
+        federation.train_round(1)
+    assert runs.revealed == before
+    federation.driver = driver
+    reports, _ = federation.train_round(1)
+    sets = {purpose: hospitals for purpose, _, hospitals in runs.revealed}
+    assert sets["update"] == set(runs.names[5:]) and sets["validation"] == set(runs.names)
+    assert reports[OWNER]["samples"] == sum(reports[name]["samples"] for name in runs.names[5:])
+    for name in runs.names:
+        assert_same(at(federation, name).variables["params"],
+                    at(federation, runs.names[0]).variables["params"])  # fmt: skip
+
+
+@pytest.mark.parametrize("named", [slice(None), slice(1, None)])
+def test_a_hospital_that_has_stopped_refuses_a_sum_of_updates(monkeypatch, tmp_path, named):
+    """The operator has a round made after training has ended; nobody else looks at who trains."""
+    runs = Runs(monkeypatch, hospitals=3, secure={"min_participants": 2}, **STOPPING)
+    federation = runs.start(tmp_path)
+    federation.set_up()
+    stopped(federation, runs.names[:2])
+    before = list(runs.revealed)
+    trainers = runs.names[named]
+    programs = dict.fromkeys(
+        runs.names, lambda state: hospital.train_round(state, 1, trainers=trainers)
+    )
+    programs[OWNER] = lambda state: model_owner.train_round(state, 1, trainers=trainers)
+    with pytest.raises(ProtocolError, match=r"hospital_[01] refuses .* has stopped training"):
+        federation.driver.run(programs)
+    assert runs.revealed == before
+
+
 @pytest.mark.parametrize(
     ("federated", "events", "public"),
     [
