@@ -16,6 +16,7 @@ import shutil
 import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -268,6 +269,34 @@ def lock_folder(folder: pathlib.Path, activity: str = "a run") -> Iterator[None]
                 os.unlink(folder / LOCK)
     finally:
         os.close(descriptor)
+
+
+class Hold:
+    """Sole use of a folder, beyond a block: until `close`, or the end of the process.
+
+    Threads and programs of one process exclude one another too.
+    """
+
+    def __init__(self, path: pathlib.Path, refusal: str):
+        """Takes the lock `path`; its folder is made if missing.
+
+        Raises:
+          StorageError: `refusal`, if another holds it; or if it cannot be locked.
+        """
+        with storing(f"{path} cannot be locked"):
+            make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.close = weakref.finalize(self, os.close, descriptor)
+        if fcntl is None:
+            return
+        try:
+            with storing(f"{path} cannot be locked"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except StorageError as error:
+            self.close()
+            if isinstance(error.__cause__, BlockingIOError):
+                raise StorageError(refusal) from None
+            raise
 
 
 @contextlib.contextmanager

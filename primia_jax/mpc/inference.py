@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config.sections import MpcConfig
+from primia_jax.core.storage import Hold
 from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import sessions
 from primia_jax.mpc.circuit import check_image
@@ -180,6 +181,7 @@ class SecureProgram:
         self.offline_trace: Trace | None = None
         self.out_of_range: tuple[str, ...] | None = None
         self._driver: LocalDriver | None = None
+        self._holds: list[Hold] = []  # of the session's folders
         self._others: dict[int, SecureProgram] = {}
 
     @property
@@ -219,19 +221,47 @@ class SecureProgram:
         Raises:
           ProtocolError: if the session in `folder` is one of another network or other weights, or
             if a ledger of its used keys is missing.
+          StorageError: if another program has the session in `folder` open.
         """
+        self.close()
         kept = pathlib.Path(folder) if folder is not None else None
-        protocol, circuit = self.protocol, self.circuit
+        protocol = self.protocol
         if kept is not None and not protocol.keys_on_disk:
             raise ConfigError(
                 f"config.mpc.protocol = {protocol.name} keeps its keys in memory: set up without "
                 "a folder, or take fss"
             )
-        if kept is not None and sessions.exists(kept):
-            states = sessions.resume(circuit, self._params, kept)
-            self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
-            self._driver.run(dict.fromkeys(states, protocol.begin_epoch))
-            return None
+        if kept is None:
+            return self._begin(None)
+        holds = sessions.hold(kept)
+        try:
+            trace = None
+            if sessions.exists(kept):
+                self._resume(kept)
+            else:
+                trace = self._begin(kept)
+        except BaseException:
+            self.close()
+            for held in holds:
+                held.close()
+            raise
+        self._holds = holds
+        return trace
+
+    def close(self) -> None:
+        """Ends the session; one that is kept in a folder can be taken up by another program."""
+        self._driver = None
+        for held in self._holds:
+            held.close()
+        self._holds = []
+
+    def _resume(self, kept: pathlib.Path) -> None:
+        states = sessions.resume(self.circuit, self._params, kept)
+        self._driver = LocalDriver({n: functools.partial(states.get, n) for n in states})
+        self._driver.run(dict.fromkeys(states, self.protocol.begin_epoch))
+
+    def _begin(self, kept: pathlib.Path | None) -> Trace:
+        protocol, circuit = self.protocol, self.circuit
         if kept is not None:
             states = sessions.begin(circuit, self._params, kept)
         else:

@@ -6,6 +6,7 @@ import operator
 import os
 import pathlib
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import SupportsIndex
 
@@ -22,7 +23,8 @@ class Ledger:
 
     In a file, a number is on disk before `burn` returns, and processes that share the file exclude
     one another. A line is the number of digits as a letter, and the number: what a crash leaves of
-    a line bounds what it was to be, and all up to that bound counts as burned.
+    a line bounds what it was to be, and all up to that bound counts as burned. A file that replaces
+    the one that was opened, as one from a backup does, is refused.
     """
 
     def __init__(self, path: pathlib.Path | None, session: str = "", begun: bool = False):
@@ -41,6 +43,7 @@ class Ledger:
         if begun and path is not None:
             check_kept(path)
         self._highest, self._read_to = -1, 0
+        self._file: int | None = None  # stays open, so that its inode serves no other file
         self._mutex = threading.Lock() if path is None else None
         if path is not None:
             with storing(f"ledger {path} cannot be made"):
@@ -100,9 +103,16 @@ class Ledger:
                 header = json.dumps({**about, "session": self.session}) + "\n"
                 write_bytes(self.path, header.encode())
             with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
+                status = os.fstat(file.fileno())
+                size = status.st_size
+                if self._file is None:
+                    self._file = os.dup(file.fileno())
+                    weakref.finalize(self, os.close, self._file)
+                is_same = os.path.samestat(status, os.fstat(self._file))
                 file.seek(self._read_to)
                 text = file.read()
+        if not is_same:
+            raise self._damaged("another file has taken its place")
         if size < self._read_to:
             raise self._damaged("it has become shorter")
         *lines, torn = text.split(b"\n")

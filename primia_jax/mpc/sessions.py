@@ -2,12 +2,16 @@
 
     folder/data_owner/session.npz       its seed, and the masked weights
     folder/data_owner/keys/             its key store, and the epoch of the last start
+    folder/PARTY/session.lock           held while a program has the session open
     folder/model_owner/...              its seed, and a digest of the weights
     folder/crypto_provider/session.npz  three seeds
     folder/crypto_provider/ledger       the key numbers that it dealt, and beside it the epoch
 
 In a hospital network each party keeps its own folder on its own disk; they are side by side here
 because one process plays all three. All are secrets of their party.
+
+One program at a time has a session open: two would each take a key of the same number once a
+party's ledger comes back from a backup under them.
 """
 
 import dataclasses
@@ -20,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.core.storage import private_folder, write_bytes
+from primia_jax.core.storage import Hold, private_folder, write_bytes
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import prg, ring
 from primia_jax.mpc.circuit import Circuit
@@ -29,11 +33,25 @@ from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES, fss
 
 _FILE, _KEYS, _LEDGER = "session.npz", "keys", "ledger"
+_LOCK = "session.lock"
 
 
 def exists(folder: pathlib.Path) -> bool:
     """True if any party keeps a session in `folder`."""
     return any((folder / party / _FILE).exists() for party in PARTIES)
+
+
+def hold(folder: pathlib.Path) -> list[Hold]:
+    """Sole use of the parties' folders of the session in `folder`.
+
+    Raises:
+      StorageError: if another program has it open.
+    """
+    refusal = (
+        f"{folder}: another program has this session open; close it first, or begin a new session "
+        "in another folder"
+    )
+    return [Hold(private_folder(folder / party) / _LOCK, refusal) for party in PARTIES]
 
 
 def begin(circuit: Circuit, params: Any, folder: pathlib.Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from primia_jax.config import MpcConfig
-from primia_jax.errors import ProtocolError
+from primia_jax.errors import ProtocolError, StorageError
 from primia_jax.mpc import inference
 from primia_jax.mpc.ledger import Ledger
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss
@@ -47,6 +47,7 @@ def test_a_session_is_taken_up_again(tmp_path, settings):
     assert first.set_up(tmp_path / "s") is not None
     first.prepare(3)
     before, _ = first.run(IMAGES[:1])
+    first.close()
     second = fresh(params, **settings)
     assert second.set_up(tmp_path / "s") is None
     stores = [second._driver.states[name].store for name in ("data_owner", "model_owner")]
@@ -57,6 +58,7 @@ def test_a_session_is_taken_up_again(tmp_path, settings):
     second.run(IMAGES[:1])
     assert [store.available() for store in stores] == [0, 0]
     second.run(IMAGES[:1])  # makes a key, with a number of its own
+    second.close()
     third = fresh(params, **settings)
     third.set_up(tmp_path / "s")
     third.run(IMAGES[:1])
@@ -121,6 +123,7 @@ def kept(tmp_path_factory):
     program.set_up(folder)
     program.prepare(3)
     program.run(IMAGES[:1])
+    program.close()
     return folder
 
 
@@ -169,6 +172,7 @@ def test_no_mask_returns_when_all_ledgers_are_lost(session, openings):
         program = resumed(session)
         program.run(IMAGES[:1])
         assert [store.ledger.next() for store in stores(program)] == [1, 1]  # number 0 again
+        program.close()
     first, second = openings
     assert np.count_nonzero(first == second) == 0
 
@@ -201,6 +205,30 @@ def test_owners_that_are_restored_together_use_no_key_from_before_the_last_start
     np.testing.assert_allclose(logits, apply_fn(make_params(), IMAGES[:1]), atol=0.02)
 
 
+def test_one_program_at_a_time_has_a_session_open(session, openings):
+    """Two would use one key twice, once a ledger comes back from a backup under them."""
+    program = resumed(session)
+    with pytest.raises(StorageError, match="another program has this session open; close it") as e:
+        resumed(session)
+    assert "\n" not in str(e.value)
+    program.run(IMAGES[:1])
+    program.close()
+    resumed(session).run(IMAGES[:1])
+    assert np.count_nonzero(openings[0] == openings[1]) == 0
+
+
+@pytest.mark.parametrize("party", (DATA_OWNER, MODEL_OWNER))
+def test_no_image_is_sent_once_a_ledger_was_replaced(session, tmp_path, party, openings):
+    """A folder that comes back from a backup takes its lock and its ledger along."""
+    program = resumed(session)
+    backup = shutil.copytree(session / party, tmp_path / "backup")
+    shutil.rmtree(session / party)
+    shutil.copytree(backup, session / party)
+    with pytest.raises(ProtocolError, match="another file has taken its place"):
+        program.run(IMAGES[:1])
+    assert len(openings) == (party == MODEL_OWNER)
+
+
 def test_folders_of_two_sessions_do_not_go_together(session, tmp_path):
     other = fresh(make_params())
     other.set_up(tmp_path / "other")
@@ -215,6 +243,7 @@ def test_keys_of_an_earlier_epoch_still_serve(session):
     before = [program._driver.states[p].epoch.id for p in PARTIES]
     assert len(set(before)) == 1
     program.prepare(1)
+    program.close()
     again = resumed(session)
     assert again._driver.states[DATA_OWNER].epoch.id != before[0]
     assert [store.available() for store in stores(again)] == [3, 3]
