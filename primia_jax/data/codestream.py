@@ -6,6 +6,7 @@ Sources: ITU-T T.81 (JPEG), B.2.2; T.87 (JPEG-LS), C.2.2; T.800 (JPEG 2000), A.5
 import struct
 from typing import NamedTuple
 
+MAX_SCANS = 32  # of a JPEG; encoders make about ten, and each costs a pass over the image
 _JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC, then SIZ
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, SOF55
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF, 0xF7)
@@ -52,6 +53,16 @@ def repaired(stream: bytes) -> bytes:
     if kind not in (0xC0, 0xC1) or last >= len(stream) or stream[last] == 63:
         return stream
     return stream[:last] + b"\x3f" + stream[last + 1 :]
+
+
+def count_scans(stream: bytes) -> int:
+    """Scans of a JPEG codestream, each of which runs over the whole image; 0 for other data.
+
+    Those of a preview in the headers (EXIF) do not count, unless the headers are irregular.
+    """
+    if not stream.startswith(b"\xff\xd8"):
+        return 0
+    return stream.count(b"\xff\xda", _seek(stream, {0xDA})[0])
 
 
 def _jpeg(stream: bytes) -> Header | None:

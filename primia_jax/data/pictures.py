@@ -41,7 +41,9 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: np.rot90(pixels, 2).T,
     8: np.rot90,
 }
-_LUMINANCE = np.array([19595, 38470, 7471], np.uint32)
+# ITU-R 601 in fractions of 2^16 that add up to 1, as Pillow has them for 8 bits.
+_LUMINANCE = tuple(np.uint32(weight) for weight in (19595, 38470, 7471))
+_BLOCK = 1 << 20  # pixels that are computed at a time
 
 
 def is_picture(content: bytes) -> bool:
@@ -90,9 +92,12 @@ def _check(stored: Image.Image, content: bytes) -> None:
     width, height = stored.size
     check_size(height, width, 2 * len(stored.getbands()), len(content))
     # Some cameras append a preview as a second frame (MPO); the first is the photograph.
-    frames = 1 if stored.format == "MPO" else getattr(stored, "n_frames", 1)
-    if frames != 1:
-        raise ImageError(f"{frames} frames; only single images are read")
+    # Frames are not counted: in a TIFF file that takes time quadratic in their number.
+    if stored.format != "MPO" and getattr(stored, "is_animated", False):
+        raise ImageError("several frames; only single images are read")
+    if codestream.count_scans(content) > codestream.MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {codestream.MAX_SCANS} scans; not decoded")
+    tiff.check_samples(getattr(stored, "tag_v2", {}))
 
 
 def _grey_levels(stored: Image.Image, file: tiff.Rewritten, content: bytes) -> np.ndarray:
@@ -159,13 +164,27 @@ def _luminance_16(stored: Image.Image, content: bytes, raw_mode: str) -> np.ndar
     if name not in ("RGB", "RGBA", "RGBX") or _is_planar(stored):
         raise ImageError(f"16 bits a channel in the layout {raw_mode}, which is not read")
     little = order == "L" or (order == "N" and sys.byteorder == "little")
-    high = np.asarray(stored)[..., :3].astype(np.uint32)
-    with _open(content) as again:
+    levels = np.zeros((stored.height, stored.width), np.uint32)
+    with _open(content) as again:  # closed before the other is decoded, to hold one at a time
         _set_raw_mode(again, f"{name};16{'B' if little else 'L'}")
-        low = np.asarray(again)[..., :3].astype(np.uint32)
-    channels = high << 8 | low
-    # ITU-R 601 in fractions of 2^16 that add up to 1, as Pillow has them for 8 bits.
-    return (channels @ _LUMINANCE + (1 << 15) >> 16).astype(np.uint16)
+        _add_luminance(levels, again, 0)
+    _add_luminance(levels, stored, 8)
+    levels += 1 << 15
+    levels >>= 16
+    return levels.astype(np.uint16)
+
+
+def _add_luminance(levels: np.ndarray, picture: Image.Image, shift: int) -> None:
+    """Adds the luminance of [h, w] 8-bit colours, times 2^(`shift` + 16), to uint32 `levels`.
+
+    Blocks of rows bound the memory that is needed beside the picture's.
+    """
+    rows = max(1, _BLOCK // picture.width)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        block = np.asarray(picture.crop((0, top, picture.width, bottom)))
+        for channel, weight in enumerate(_LUMINANCE):
+            levels[top:bottom] += block[..., channel] * (weight << shift)
 
 
 def _jpeg_2000(stored: Image.Image, content: bytes) -> np.ndarray:

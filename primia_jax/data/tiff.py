@@ -5,13 +5,16 @@ Source: TIFF 6.0 (1992), sections 2 and 8.
 
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from primia_jax.data.decoded import ImageError
 
 _WIDTH, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 258, 262, 274, 277
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _EXTRA, _FORMAT = 284, 317, 322, 338, 339
 _SHORT, _LONG = 3, 4
+_SIGNED, _FLOAT = 2, 3  # values of `_FORMAT`
 _MAX_SIDE = 1 << 31  # so that twice a width can be written
 
 
@@ -68,6 +71,26 @@ def rewritten(content: bytes) -> Rewritten:
         white_is_zero=tags[_PHOTOMETRIC] == 0,
         orientation=tags.get(_ORIENTATION, 1),
     )
+
+
+def check_samples(tags: Mapping[int, Any]) -> None:
+    """Refuses integers whose black and white are undefined: signed ones, and those of 32 bits.
+
+    Args:
+      tags: of the image's directory, as Pillow reads them; empty for other formats.
+
+    Raises:
+      ImageError: for such samples.
+    """
+    formats, bits = (
+        np.atleast_1d(tags.get(tag, default)) for tag, default in ((_FORMAT, 1), (_BITS, 1))
+    )
+    if (formats == _SIGNED).any():
+        raise ImageError("signed grey values: black and white are undefined; save them unsigned")
+    if (formats != _FLOAT).all() and (bits > 16).any():
+        raise ImageError(
+            f"integers of {bits.max()} bits: black and white are undefined; save 8 or 16 bits"
+        )
 
 
 def restored(pixels: np.ndarray, file: Rewritten) -> np.ndarray:

@@ -94,12 +94,6 @@ def test_float_images():
             image_files.decode(encoded(Image.fromarray(values), "TIFF"))
 
 
-def test_32_bit_integers_out_of_range():
-    values = np.full((4, 4), 70000, np.int32)
-    with pytest.raises(ImageError, match="outside 0 to 65535"):
-        image_files.decode(encoded(Image.fromarray(values), "TIFF"))
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -115,7 +109,7 @@ def test_32_bit_integers_out_of_range():
                 save_all=True,
                 append_images=[Image.fromarray(grey(2))],
             ),
-            "2 frames",
+            "several frames",
         ),
     ],
     ids=["text", "cut png", "cut jpeg", "one pixel", "a line", "two pages"],

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from image_sets import grey, save
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from primia_jax.data import image_files, pictures, read_inputs
 from primia_jax.data.image_files import ImageError
@@ -128,8 +128,80 @@ def test_16_bit_jpeg_2000():
 def test_animations_are_refused(kind):
     frames = [Image.fromarray(grey(i)) for i in (1, 2)]
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageError, match="2 frames"):
+    with pytest.raises(ImageError, match="several frames"):
         pixels_of(content)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full((8, 8), 9, np.int8), "signed grey values"),
+        (np.full((8, 8), 9, np.int16), "signed grey values"),
+        (np.full((8, 8), 9, np.int32), "signed grey values"),
+        (np.full((8, 8), 9, np.uint32), "integers of 32 bits"),
+        (np.full((8, 8), 70000, np.uint32), "integers of 32 bits"),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_integers_without_black_and_white_are_refused(values, reason, order):
+    """Also where every value would pass for one of 16 bits."""
+    bits, signed = 8 * values.itemsize, values.dtype.kind == "i"
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: 1, 273: 8 + 2 + 10 * 12 + 4, 277: 1, 278: 8}
+    tags |= {279: values.nbytes, 339: 2 if signed else 1}
+    entries = [struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(order + "IH", 8, 10) + b"".join(entries) + bytes(4)
+    if order == ">" and values.dtype == np.uint32:
+        reason = "of a kind that is not read"  # by Pillow
+    with pytest.raises(ImageError, match=reason):
+        pixels_of(head + values.astype(values.dtype.newbyteorder(order)).tobytes())
+
+
+def test_pages_of_a_tiff_are_not_counted(monkeypatch):
+    """Reading stops at the second of many directories."""
+    pages = 50
+    content = bytearray(encoded(Image.fromarray(grey(1)), "TIFF"))
+    content += bytes(len(content) % 2)
+    first = struct.unpack_from("<I", content, 4)[0]
+    after = first + 2 + 12 * struct.unpack_from("<H", content, first)[0]
+    struct.pack_into("<I", content, after, len(content))
+    for i in range(pages):
+        content += struct.pack("<HI", 0, len(content) + 6 if i < pages - 1 else 0)
+    directory = TiffImagePlugin.ImageFileDirectory_v2
+    load, loads = directory.load, []
+
+    def counted(self, file):
+        loads.append(1)
+        load(self, file)
+
+    monkeypatch.setattr(directory, "load", counted)
+    with pytest.raises(ImageError, match="several frames"):
+        pixels_of(bytes(content))
+    assert len(loads) <= 4
+
+
+def test_scans_of_a_jpeg_are_bounded():
+    """Each scan of a progressive JPEG costs a pass over the image; a usual file is read."""
+    content = encoded(Image.fromarray(grey(1)), "JPEG", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    assert pixels_of(content[:-2] + 10 * last + content[-2:]).shape == grey(1).shape
+    for start in (content[:2], content[:2] + b"\0"):  # a stray byte, which decoders skip
+        with pytest.raises(ImageError, match="more than 32 scans"):
+            pixels_of(start + content[2:-2] + 200 * last + content[-2:])
+
+
+def test_memory_of_16_bit_colour_is_bounded():
+    """Beside Pillow's own picture: less than 12 bytes a pixel of arrays, plus the file."""
+    side = 3000
+    header = struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)
+    data = zlib.compress(bytes((1 + 6 * side) * side), 1)
+    parts = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    tracemalloc.start()
+    assert pixels_of(content).shape == (side, side)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * side**2
 
 
 def test_formats_that_are_not_read_are_listed(tmp_path):
