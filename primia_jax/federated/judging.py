@@ -70,7 +70,7 @@ def check_no_ledger(state: Hospital, folders: Collection[pathlib.Path]) -> tuple
         for path in (
             privacy_ledger.path_of(state.config.privacy, state.name, folder),
             folder / privacy_ledger.FILE,
-            folder / privacy_ledger.BEGUN,
+            *privacy_ledger.marks_of(state.config.privacy, state.name, folder),
         ):
             if path.exists():
                 raise ConfigError(

@@ -53,6 +53,7 @@ from primia_jax.federated.privacy_ledger import (
     Entry,
     Ledger,
     largest_epsilon,
+    marks_of,
     path_of,
 )
 from primia_jax.federated.privacy_units import Units
@@ -142,11 +143,13 @@ def open_site(
     """
     own = config.privacy
     budget = own.budget or own.epsilon
-    ledger = Ledger(path_of(own, name, folder), budget, own.delta, name, own.unit)
+    path, marks = path_of(own, name, folder), marks_of(own, name, folder)
+    ledger = Ledger(path, budget, own.delta, name, own.unit, marks)
     if after_round:
+        ledger.check_whole()
         ledger.check_kept(checkpoints.newest(folder, after_round))
     else:
-        ledger.begin(folder)
+        ledger.begin()
     units = [privacy_units.units_of(own, data) for data in (train, validation)]
     by_patient = own.unit == privacy_units.PATIENT
     shared = np.intersect1d(train.patients, validation.patients)

@@ -3,18 +3,22 @@
 A file of JSON lines that is only added to. A release is written down, and is on disk, before
 anything of it leaves the hospital: after a crash the ledger may have charged for what was never
 sent, but never the other way round. Several runs, one after the other or side by side, may share a
-ledger; each charge is checked and written under the file's lock. A file that is lost is not taken
-for an empty ledger: a run makes it once, at its beginning.
+ledger; each charge is checked and written under the file's lock.
+
+A file that is lost is not taken for an empty ledger, nor an older copy for the whole one. Marks
+outside the file hold its length after the last charge, and a digest of it (`marks_of`). Each is
+written after the ledger and before the release, so that what left the hospital is in both.
 """
 
 import contextlib
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from typing import Any
 
@@ -27,7 +31,8 @@ from primia_jax.federated import accounting
 from primia_jax.federated.accounting import Epsilon, Release
 
 FILE = "privacy_ledger.jsonl"
-BEGUN = "privacy_ledger.begun"  # in a hospital's own folder: this run made, or took over, a ledger
+BEGUN = "privacy_ledger.begun"  # mark in a hospital's own folder: the ledger that the run charges
+_BEGUN = ".begun"  # folder of marks beside those of the hospitals, where runs share ledgers
 IMAGE, PATIENT = "image", "patient"  # units
 TRAINING, VALIDATION, HOSPITAL = "training images", "validation images", "hospital"  # groups
 
@@ -36,6 +41,20 @@ def path_of(config: PrivacyConfig, hospital: str, folder: pathlib.Path) -> pathl
     """Path of the ledger of `hospital`, whose own folder in the run is `folder`."""
     shared = pathlib.Path(config.ledger).absolute() / safe_file_name(hospital)
     return (shared if config.ledger else folder) / FILE
+
+
+def marks_of(
+    config: PrivacyConfig, hospital: str, folder: pathlib.Path
+) -> tuple[pathlib.Path, ...]:
+    """Paths of the marks of the ledger of `hospital`, whose own folder in the run is `folder`.
+
+    One is the run's own. Where runs share ledgers, another lies in their common folder, so that a
+    later run knows of a ledger that is gone.
+    """
+    own = folder / BEGUN
+    if not config.ledger:
+        return (own,)
+    return (own, pathlib.Path(config.ledger).absolute() / _BEGUN / safe_file_name(hospital))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +94,57 @@ class Ledger:
     delta: float
     owner: str  # whose it is, for messages
     unit: str = IMAGE  # that ε is of
+    marks: tuple[pathlib.Path, ...] = ()  # see `marks_of`
 
-    def begin(self, folder: pathlib.Path) -> None:
-        """Makes the file, without entries, if there is none and the run has had none.
+    def begin(self) -> None:
+        """Makes the file, without entries, if there is none and no mark says that there was.
 
-        Args:
-          folder: the hospital's own in the run. A mark is left there: a run that crashed before
-            its first round was complete may have released something, and must find its ledger.
+        A run that crashed before its first round was complete may have released something, and
+        must find its ledger.
 
         Raises:
-          CheckpointError: if the run had a ledger, and it is gone.
+          CheckpointError: if there was a ledger, and it is gone, or is an older copy.
           StorageError: if it cannot be made.
         """
-        if not self.path.exists() and (folder / BEGUN).exists():
+        if any(mark.exists() for mark in self.marks) and not self.path.exists():
             raise self._lost()
+        self.check_whole()
         private_folder(self.path.parent)
         private_file(self.path)
-        storage.write_text(folder / BEGUN, f"{self.path}\n")
+        with self._locked() as file:
+            self._mark(_whole_lines(file.read()))
+
+    def check_whole(self) -> None:
+        """Refuses a ledger that does not begin with what it held at the last charge.
+
+        Raises:
+          CheckpointError: if it is an older copy, or a mark of it is damaged.
+        """
+        known = self._known()  # before the ledger, which others may be adding to
+        if known:
+            content = self._content()
+            self._parsed(content)  # damage has a message of its own
+            self._compare(known, content)
+
+    def _known(self) -> list[tuple[pathlib.Path, int, str]]:
+        """Each mark that is there, with the length and digest in it."""
+        return [(mark, *_marked(mark)) for mark in self.marks if mark.exists()]
+
+    def _compare(self, known: Iterable[tuple[pathlib.Path, int, str]], content: bytes) -> None:
+        for mark, length, digest in known:
+            if length > len(content) or digest != _digest(content[:length]):
+                raise CheckpointError(
+                    f"{self.owner}: the privacy ledger {self.path} lacks charges that it held when "
+                    f"{mark} was written, as an older copy does: what was spent cannot be told; "
+                    "restore the file"
+                )
+
+    def _mark(self, content: bytes) -> None:
+        """Notes in the marks what the ledger holds."""
+        facts = {"ledger": str(self.path), "bytes": len(content), "digest": _digest(content)}
+        for mark in self.marks:
+            private_folder(mark.parent)
+            storage.write_json(mark, facts)
 
     def check_kept(self, number: int) -> None:
         """Refuses a ledger that is gone, or lacks round `number` though the hospital trained it.
@@ -116,8 +169,11 @@ class Ledger:
           CheckpointError: if the file is damaged or not there.
           ConfigError: if ε of a patient is wanted and some releases protect single images only.
         """
+        return self._parsed(self._content())
+
+    def _content(self) -> bytes:
         try:
-            return self._parsed(self.path.read_bytes())
+            return self.path.read_bytes()
         except FileNotFoundError as error:
             raise self._lost() from error
         except OSError as error:
@@ -148,14 +204,16 @@ class Ledger:
 
         Raises:
           BudgetError: if the budget does not cover them; then nothing is written.
+          CheckpointError: if the ledger is damaged, gone or an older copy; likewise.
           StorageError: if they cannot be written; then nothing may be released.
         """
         if not entries:
             return
         with self._locked() as file:
-            content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            self._refuse_beyond_budget(self._parsed(whole), entries, what)
+            whole = _whole_lines(file.read())
+            before = self._parsed(whole)
+            self._compare(self._known(), whole)
+            self._refuse_beyond_budget(before, entries, what)
             try:
                 # What a crash cut short was never followed by a release.
                 file.truncate(len(whole))
@@ -168,6 +226,7 @@ class Ledger:
                 with contextlib.suppress(OSError):
                     file.truncate(len(whole))
                 raise _unwritable(self.path, error) from error
+            self._mark(whole + lines)
 
     def _parsed(self, content: bytes) -> list[Entry]:
         entries = _parsed(self.path, content)
@@ -214,6 +273,31 @@ class Ledger:
         )
 
 
+def _whole_lines(content: bytes) -> bytes:
+    """`content` without a last line that a crash cut short: nothing was released for it."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _marked(path: pathlib.Path) -> tuple[int, str]:
+    """Length and digest of the ledger that a mark was written for.
+
+    Raises:
+      CheckpointError: if the mark is damaged.
+    """
+    facts = storage.read_json(path)
+    try:
+        length, digest = int(facts["bytes"]), str(facts["digest"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: it says how long a privacy ledger was; restore the file"
+        ) from error
+    return length, digest
+
+
 def largest_epsilon(entries: Sequence[Entry], delta: float) -> float:
     """The largest ε of any group, by the accountant that holds the budgets."""
     return max(accounting.by_pld(releases, delta) for releases in _grouped(entries))
@@ -238,7 +322,7 @@ def _grouped(entries: Sequence[Entry]) -> list[list[Release]]:
 def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
     """The entries of all whole lines."""
     entries = []
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    lines = _whole_lines(content).splitlines()
     for number, line in enumerate(lines, 1):
         try:
             facts = json.loads(line)
@@ -251,7 +335,7 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
                 raise ValueError("no such mechanism")
             split, unit = facts.get("split", ""), facts.get("unit", IMAGE)
             entries.append(Entry(facts["group"], release, facts["about"], split, unit))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"the privacy ledger {path} is damaged in line {number} ({error}): what was spent "
                 "cannot be told; restore the file"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import types
 
 import jax
@@ -27,7 +28,7 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.accounting import Release
 from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
-from primia_jax.federated.privacy_ledger import FILE, Entry, Ledger, path_of
+from primia_jax.federated.privacy_ledger import BEGUN, FILE, Entry, Ledger, path_of
 from primia_jax.federated.privacy_units import Units
 from primia_jax.runtime import run_local
 
@@ -241,7 +242,7 @@ def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, sha
     for name in ("hospital_0", "hospital_1"):
         path = path_of(config.privacy, name, tmp_path / "sites" / name)
         ledger = Ledger(path, 100.0, 1e-5, name)
-        ledger.begin(tmp_path / "sites" / name)
+        ledger.begin()
         ledger.charge([Entry("training images", Release(3.0, 1.0, 2))], "two rounds")
     lines = [
         {"site": "hospital_0", "epsilon": 0.5, "epsilon_rdp": 99.0},
@@ -265,6 +266,9 @@ def test_a_run_does_not_go_on_without_a_ledger_it_has_charged(tmp_path):
     (tmp_path / "the_other_node").rename(old.parent)
     lines = old.read_bytes().splitlines(keepends=True)
     old.write_bytes(lines[0])  # the pixel statistics alone
+    with pytest.raises(CheckpointError, match=r"hospital_1: .*as an older copy does"):
+        start(tmp_path, **changes).set_up(1)
+    (old.parent / BEGUN).unlink()
     with pytest.raises(CheckpointError, match=r"hospital_1 trained round 1"):
         start(tmp_path, **changes).set_up(1)
 
@@ -321,6 +325,16 @@ def test_runs_that_share_a_ledger_share_a_budget(tmp_path):
     second = start(tmp_path / "b", privacy={**shared, "budget": spent + 0.01})
     with pytest.raises(BudgetError, match="ledgers/hospital_"):
         train(second)
+
+
+def test_a_shared_ledger_that_is_gone_is_not_begun_anew(tmp_path):
+    """A later run knows of it by a mark in the folder that the ledgers of the hospitals share."""
+    shared = {"ledger": str(tmp_path / "ledgers"), "budget": 100.0}
+    train(start(tmp_path / "a", privacy=shared), rounds=1)
+    shutil.rmtree(tmp_path / "ledgers" / "hospital_1")
+    with pytest.raises(CheckpointError, match=r"hospital_1: there is no privacy ledger"):
+        start(tmp_path / "b", privacy=shared).set_up()
+    assert not (tmp_path / "ledgers" / "hospital_1").exists()
 
 
 def test_without_confusion_matrices_the_last_model_is_the_best(tmp_path):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from primia_jax.config import PrivacyConfig
 from primia_jax.errors import BudgetError, CheckpointError, ConfigError, StorageError
 from primia_jax.federated import accounting, privacy_ledger
 from primia_jax.federated.accounting import Release
@@ -17,8 +18,10 @@ ONE = Entry("training images", Release(4.0), {"round": 1})
 
 
 def ledger_at(folder, budget=8.0):
-    ledger = Ledger(folder / "sites" / "h0" / privacy_ledger.FILE, budget, DELTA, "h0")
-    ledger.begin(ledger.path.parent)
+    own = folder / "sites" / "h0"
+    marks = privacy_ledger.marks_of(PrivacyConfig(), "h0", own)
+    ledger = Ledger(own / privacy_ledger.FILE, budget, DELTA, "h0", marks=marks)
+    ledger.begin()
     return ledger
 
 
@@ -86,7 +89,7 @@ def test_a_ledger_that_lacks_a_trained_round_is_named(tmp_path):
     ledger = ledger_at(tmp_path)
     ledger.check_kept(0)
     ledger.charge([ONE], "round 1")
-    ledger.begin(ledger.path.parent)  # makes no difference to one that is there
+    ledger.begin()  # makes no difference to one that is there
     ledger.check_kept(1)
     with pytest.raises(CheckpointError, match=r"h0 trained round 2, of which its .*holds nothing"):
         ledger.check_kept(2)
@@ -100,6 +103,43 @@ def test_a_run_that_had_a_ledger_does_not_make_another(tmp_path):
     with pytest.raises(CheckpointError, match=r"h0: there is no privacy ledger /.*restore"):
         ledger_at(tmp_path)
     assert not ledger.path.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_older_copy_of_a_ledger_is_not_taken_for_the_whole(tmp_path, kept):
+    """At the beginning of a run, and at each charge: what the others cost would be forgotten."""
+    ledger = ledger_at(tmp_path)
+    old = [b""]
+    for number in (1, 1, 2):  # round 1 twice: no count of rounds tells of the second
+        ledger.charge([dataclasses.replace(ONE, about={"round": number})], f"round {number}")
+        old.append(ledger.path.read_bytes())
+    ledger.check_whole()
+    for content in (old[kept], old[3][: len(old[2])], old[3].replace(b"4.0", b"9.0", 1)):
+        ledger.path.write_bytes(content)
+        for action in (ledger.check_whole, lambda: ledger.charge([ONE], "x"), ledger.begin):
+            with pytest.raises(CheckpointError, match=r"h0: .*as an older copy does.*restore"):
+                action()
+        assert ledger.path.read_bytes() == content
+    ledger.path.write_bytes(old[3])
+    ledger.charge([ONE], "round 3")
+    assert len(ledger_at(tmp_path).entries()) == 4
+
+
+def test_a_damaged_mark_is_named(tmp_path):
+    ledger = ledger_at(tmp_path)
+    for text in ("[]", "{}", "", '{"bytes": "x", "digest": ""}'):
+        ledger.marks[0].write_text(text)
+        with pytest.raises(CheckpointError, match=r"privacy_ledger.begun"):
+            ledger.check_whole()
+
+
+def test_a_mark_that_cannot_be_written_releases_nothing(tmp_path):
+    ledger = ledger_at(tmp_path)
+    (tmp_path / "no_folder").touch()
+    full = dataclasses.replace(ledger, marks=(*ledger.marks, tmp_path / "no_folder" / "mark"))
+    with pytest.raises(StorageError, match="no_folder"):
+        full.charge([ONE], "round 1")
+    ledger.check_whole()
 
 
 def test_releases_that_protect_images_say_nothing_of_patients(tmp_path):

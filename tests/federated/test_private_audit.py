@@ -90,7 +90,7 @@ def audited(tmp_path, unit, batch_size, steps, noise_multiplier, delta):
     units = units_of(config.privacy, data)
     mechanisms = dataclasses.replace(privacy.mechanisms(config, len(units), steps), unit=unit)
     ledger = Ledger(tmp_path / "ledger.jsonl", 1e3, delta, "h", unit)
-    ledger.begin(tmp_path)
+    ledger.begin()
     ledger.charge(mechanisms.of_update("record", 1), "round 1")
 
     learner = local_training.make_learner(config, 3)
