@@ -86,8 +86,7 @@ def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
     if photometric in _COLOURS:
         return _luminance(stored.values, 2 ** int(dataset.BitsStored) - 1)
     if photometric == "PALETTE COLOR":
-        colours = np.asarray(pydicom_pixels.apply_color_lut(stored.values, dataset))
-        return _luminance(colours[..., :3], np.iinfo(colours.dtype).max)
+        return _mapped(stored, lambda values: _palette_luminance(dataset, values))
     levels = _mapped(stored, _grey_levels(dataset, stored.values.dtype))
     if photometric == "MONOCHROME1":
         levels = np.iinfo(np.uint16).max - levels
@@ -199,6 +198,12 @@ def _is_signed(
     signed = bool(dataset.get("PixelRepresentation") or 0)
     ends = to_modality(np.array(stored_range(int(dataset.BitsStored), signed)))
     return float(ends.min()) < 0 and float(ends.max()) < 1 << 15
+
+
+def _palette_luminance(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
+    """Grey levels (uint16) of the palette's colours at [n] `values`."""
+    colours = np.asarray(pydicom_pixels.apply_color_lut(values, dataset))[..., :3]
+    return _luminance(colours.reshape(1, -1, 3), np.iinfo(colours.dtype).max)[0]
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -23,6 +23,15 @@ _SOP_CLASSES = (
 )
 _MODALITY_OF_CLASS = dict(zip(_SOP_CLASSES, ("CR", "DX", "DX")))
 _VIEW_NAMES = {"posteroanterior": "PA", "anteroposterior": "AP"}
+# Codes of frontal views (SRT and SNOMED CT); a code may stand without its meaning.
+_VIEW_CODES = {
+    "R-10214": "PA",
+    "272479007": "PA",
+    "R-10206": "AP",
+    "399348003": "AP",
+}
+_OTHER_VIEWS = re.compile("lateral|oblique", re.IGNORECASE)
+_SQUARE = 0.02  # deviation of a pixel's height over its width from 1 that is allowed
 
 
 def check(dataset: pydicom.Dataset, data: DataConfig) -> tuple[str, ...]:
@@ -40,7 +49,7 @@ def check(dataset: pydicom.Dataset, data: DataConfig) -> tuple[str, ...]:
     objections = tuple(filter(None, (rule(dataset, data) for rule in _RULES)))
     absent = tuple(
         f"no {name} in the header"
-        for name, value in (("body part", _body_part(dataset)), ("view position", _view(dataset)))
+        for name, value in (("body part", _body_part(dataset)), ("view position", _views(dataset)))
         if not value
     )
     if objections and data.dicom_guard == "refuse":
@@ -72,10 +81,25 @@ def _body_part_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
 
 
 def _view_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
-    view, allowed = _view(dataset), [view.upper() for view in data.dicom_views]
-    if not view or not allowed or view in allowed:
-        return ""
-    return f"view {view}, not {' or '.join(allowed)}"
+    allowed = [view.upper() for view in data.dicom_views]
+    views = _views(dataset)
+    others = [view for view in views if view.upper() not in allowed]
+    if allowed and others:
+        return f"view {' and '.join(others)}, not {' or '.join(allowed)}"
+    if allowed and len(views) > 1:
+        return f"contradictory views: {' and '.join(views)}"
+    return ""
+
+
+def _shape_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
+        sides = dataset.get(keyword)
+        if not isinstance(sides, pydicom.multival.MultiValue) or len(sides) != 2:
+            continue
+        height, width = (float(side) for side in sides)
+        if width <= 0 or not abs(height / width - 1) <= _SQUARE:
+            return f"pixels that are not square ({keyword} {sides[0]} and {sides[1]})"
+    return ""
 
 
 def _colour_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
@@ -92,6 +116,7 @@ _RULES = (
     _modality_objection,
     _body_part_objection,
     _view_objection,
+    _shape_objection,
     _colour_objection,
     _raw_objection,
 )
@@ -101,11 +126,21 @@ def _body_part(dataset: pydicom.Dataset) -> str:
     return _text(dataset, "BodyPartExamined") or _meaning(dataset, "AnatomicRegionSequence")
 
 
-def _view(dataset: pydicom.Dataset) -> str:
-    """PA, AP, LL, … as coded, else the meaning of the view's code."""
-    view = _text(dataset, "ViewPosition")
-    meaning = _meaning(dataset, "ViewCodeSequence")
-    return view.upper() or _VIEW_NAMES.get(re.sub(r"[\W_]", "", meaning.lower()), meaning)
+def _views(dataset: pydicom.Dataset) -> list[str]:
+    """PA, AP, LL, … as coded, and the views of the codes beside it, each once.
+
+    A code of a frontal view counts as PA or AP, unless its meaning says otherwise; another code
+    counts by its meaning, or without one by its value.
+    """
+    views = [_text(dataset, "ViewPosition").upper()]
+    for item in dataset.get("ViewCodeSequence") or ():
+        meaning, value = _text(item, "CodeMeaning"), _text(item, "CodeValue")
+        name = _VIEW_NAMES.get(re.sub(r"[\W_]", "", meaning.lower()), meaning)
+        frontal = _VIEW_CODES.get(value, "")
+        views.append(frontal or name or value)
+        if frontal and _OTHER_VIEWS.search(meaning):
+            views.append(meaning)
+    return list(dict.fromkeys(filter(None, views)))
 
 
 def _meaning(dataset: pydicom.Dataset, keyword: str) -> str:

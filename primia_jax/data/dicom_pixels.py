@@ -8,6 +8,7 @@ Source: DICOM PS3.5, 8.1.1 (pixel cells), 8.2 (compression); annex A.5 (deflated
 """
 
 import io
+import itertools
 import zlib
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from primia_jax.data import codestream, gdcm_process
 from primia_jax.data.decoded import MAX_FILE_BYTES, MAX_RATIO, ImageError, check_size
 
 _SMALL_BYTES = 1 << 26
+_PADDING_BYTES = 512  # after uncompressed pixels; devices fill blocks
+_BLOCK = 1 << 20  # pixels whose colours are converted at a time
 _NATIVE = (
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRLittleEndian,
@@ -66,8 +69,9 @@ def stored_values(dataset: pydicom.Dataset) -> Stored:
     overlays. Values of a lossy compression that leave this range are clipped.
 
     Raises:
-      ImageError: for a size beyond the limits, cut or missing pixels, a compression that is not
-        read, and codestreams of another size than the header says.
+      ImageError: for a size beyond the limits, cut or missing pixels, more than one frame, bits
+        that contradict each other, a compression that is not read, and codestreams of another size
+        than the header says.
       Exception: of many types, from the decoders, for damaged files.
     """
     syntax = _transfer_syntax(dataset)
@@ -79,15 +83,14 @@ def stored_values(dataset: pydicom.Dataset) -> Stored:
     if not isinstance(data, bytes) or not data:
         raise ImageError("no pixel data")
     check_size(rows, columns, max(1, samples * allocated // 8), len(data))
-    if not syntax.is_encapsulated:
-        expected = (rows * columns * samples * allocated + 7) // 8
-        if dataset.PhotometricInterpretation == "YBR_FULL_422":
-            expected = expected * 2 // 3
-        if len(data) < expected:
-            raise ImageError(f"cut off: {len(data)} of {expected} bytes of pixels")
+    if syntax.is_encapsulated:
+        _check_fragments(dataset, syntax, data)
+    else:
+        _check_length(dataset, len(data), (rows * columns * samples * allocated + 7) // 8)
     if keyword != "PixelData":
         values = _by_pydicom(dataset, syntax, "")
         return Stored(values, _padding(dataset, values, keyword.removesuffix("Data")))
+    _check_bits(dataset, allocated)
     if samples != 1:
         return Stored(_colour(dataset, syntax, data))
     if syntax in _JPEG:
@@ -102,6 +105,42 @@ def stored_values(dataset: pydicom.Dataset) -> Stored:
     padding = _padding(dataset, values)
     # Some devices pad with a value that the stored bits cannot hold.
     return Stored(values, _padding(dataset, cells) if padding is None else padding)
+
+
+def _check_length(dataset: pydicom.Dataset, length: int, expected: int) -> None:
+    """ImageError unless uncompressed pixels are one frame, up to the padding that devices append.
+
+    Args:
+      dataset: the image.
+      length: bytes of its pixel data.
+      expected: bytes of one frame without subsampling.
+    """
+    # Some files of this kind are not subsampled after all.
+    if dataset.PhotometricInterpretation == "YBR_FULL_422" and length < expected:
+        expected = expected * 2 // 3
+    if length < expected:
+        raise ImageError(f"cut off: {length} of {expected} bytes of pixels")
+    if length - expected > min(expected - 1, _PADDING_BYTES):
+        raise ImageError(f"{length} bytes of pixels, where one frame has {expected}: more frames?")
+
+
+def _check_fragments(dataset: pydicom.Dataset, syntax: uid.UID, data: bytes) -> None:
+    """ImageError for compressed pixels of more than one frame, whatever the header declares."""
+    # Without the table of offsets and the first fragment.
+    fragments = itertools.islice(encaps.generate_fragments(data), 2, None)
+    offsets = encaps.parse_basic_offsets(data)
+    starts = (b"\xff\xd8", b"\xff\x4f\xff\x51")  # of a frame, which may have many fragments
+    every = syntax == uid.RLELossless  # which has one fragment a frame
+    if len(offsets) > 1 or any(every or fragment.startswith(starts) for fragment in fragments):
+        raise ImageError("several frames; only single images are read")
+
+
+def _check_bits(dataset: pydicom.Dataset, allocated: int) -> None:
+    """ImageError unless the stored bits lie within the allocated ones."""
+    stored = _integer(dataset, "BitsStored", allocated)
+    high = _integer(dataset, "HighBit", stored - 1)
+    if not 1 <= stored <= high + 1 <= allocated:
+        raise ImageError(f"BitsStored = {stored} up to HighBit = {high} of {allocated} bits")
 
 
 def _read_meta(content: bytes) -> tuple[int, FileMetaDataset | None]:
@@ -175,9 +214,10 @@ def _colour(dataset: pydicom.Dataset, syntax: uid.UID, data: bytes) -> np.ndarra
         header = _check_codestream(dataset, frame)
         if syntax in _JPEG:
             return _colour_by_gdcm(dataset, syntax, frame, header)
-    return np.asarray(
-        pixels.get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)[0]
+    colours, properties = pixels.get_decoder(syntax).as_array(
+        dataset, index=0, raw=True, decoding_plugin=plugin
     )
+    return _as_rgb(colours, str(properties["photometric_interpretation"]))
 
 
 def _colour_by_gdcm(
@@ -191,8 +231,19 @@ def _colour_by_gdcm(
     decoded = _decoded_by_gdcm(header, syntax, frame, photometric, planar)
     colours = np.frombuffer(decoded, np.uint8).reshape(header.height, header.width, 3)
     # GDCM itself turns the colour spaces of JPEG 2000 to RGB.
-    if photometric in ("YBR_FULL", "YBR_FULL_422"):
-        return np.asarray(pixels.convert_color_space(colours, photometric, "RGB"))
+    return _as_rgb(colours, photometric)
+
+
+def _as_rgb(colours: np.ndarray, photometric: str) -> np.ndarray:
+    """[h, w, 3] red, green and blue; computed in blocks of rows, in place where that is allowed."""
+    if photometric not in ("YBR_FULL", "YBR_FULL_422"):
+        return colours
+    if not colours.flags.writeable:
+        colours = colours.copy()
+    rows = max(1, _BLOCK // colours.shape[1])
+    for start in range(0, len(colours), rows):
+        block = colours[start : start + rows]
+        block[:] = pixels.convert_color_space(block, photometric, "RGB")
     return colours
 
 
@@ -225,6 +276,8 @@ def _decoded_by_gdcm(
 def _check_codestream(dataset: pydicom.Dataset, frame: bytes) -> codestream.Header | None:
     """The frame's own header (None for RLE), which must agree with the data set's."""
     header = codestream.read_header(frame)
+    if codestream.count_scans(frame) > codestream.MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {codestream.MAX_SCANS} scans; not decoded")
     expected = (int(dataset.Rows), int(dataset.Columns), _integer(dataset, "SamplesPerPixel", 1))
     if header is not None and header[:3] != expected:
         raise ImageError(
@@ -266,6 +319,10 @@ def _padding(
     if first is None or first == "":
         return None
     ends = [float(first), float(first if last is None or last == "" else last)]
+    if values.dtype.kind in "iu":  # the header may write a negative value as unsigned, or back
+        held, cells = np.iinfo(values.dtype), 1 << 8 * values.dtype.itemsize
+        ends = [end - cells if end > held.max else end for end in ends]
+        ends = [end + cells if end < held.min else end for end in ends]
     if any(np.isnan(ends)):
         padding = np.isnan(values)
     else:
@@ -282,9 +339,7 @@ def _cut_to_stored_bits(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndar
     """Integer `values` without the bits around those that are stored, and with their sign."""
     allocated = 8 * values.dtype.itemsize
     stored = _integer(dataset, "BitsStored", allocated)
-    if not 1 <= stored <= allocated:
-        raise ImageError(f"BitsStored = {stored} of {allocated} bits")
-    lowest = max(0, _integer(dataset, "HighBit", stored - 1) - stored + 1)
+    lowest = _integer(dataset, "HighBit", stored - 1) - stored + 1
     signed = bool(_integer(dataset, "PixelRepresentation", 0))
     if stored == allocated:
         return values

@@ -137,7 +137,11 @@ def test_float_pixels(tmp_path):
         ({"PixelData": b"\0" * 100}, "cut off: 100 of 8192 bytes"),
         ({"PixelData": b""}, "no pixel data"),
         ({"Rows": None}, "no Rows"),
-        ({"BitsStored": 40}, "value of .40. is invalid"),
+        ({"BitsStored": 40}, "BitsStored = 40 up to HighBit = 11 of 16 bits"),
+        ({"HighBit": 20}, "BitsStored = 12 up to HighBit = 20 of 16 bits"),
+        ({"HighBit": 3}, "BitsStored = 12 up to HighBit = 3 of 16 bits"),
+        ({"PixelData": RAMP.tobytes() * 3}, "24576 bytes of pixels, where one frame has 8192"),
+        ({"PixelData": RAMP.tobytes() * 3, "NumberOfFrames": 1}, "more frames"),
         ({"WindowCenter": 5, "WindowWidth": 0}, "Window Width"),
         ({"RescaleSlope": 0, "RescaleIntercept": 5}, "mapped to one"),
     ],
@@ -150,6 +154,10 @@ def test_float_pixels(tmp_path):
         "empty",
         "no rows",
         "bits",
+        "high bit beyond",
+        "high bit below",
+        "undeclared frames",
+        "frames declared as one",
         "window",
         "flat",
     ],
@@ -205,8 +213,13 @@ def test_signed_padding_that_the_stored_bits_cannot_hold(tmp_path):
     values = np.arange(64, dtype=np.int16).reshape(8, 8)
     values[0] = -2000
     bits = {"BitsStored": 11, "HighBit": 10, "PixelRepresentation": 1, "PixelPaddingValue": -2000}
-    pixels = shown(save_dicom(tmp_path / "a", values.view(np.uint16), **bits))
+    path = save_dicom(tmp_path / "a", values.view(np.uint16), **bits)
+    pixels = shown(path)
     assert (pixels[0] == 0).all() and (pixels[1:] > 30000).all()
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 65536 - 2000)  # as some write it
+    dataset.save_as(tmp_path / "b")
+    np.testing.assert_array_equal(shown(tmp_path / "b"), pixels)
 
 
 def test_padding_of_floats(tmp_path):

@@ -31,9 +31,12 @@ def header(**attributes) -> pydicom.Dataset:
     return dataset
 
 
-def code(meaning: str) -> Sequence:
+def code(meaning: str | None, value: str | None = None) -> Sequence:
     item = pydicom.Dataset()
-    item.CodeMeaning = meaning
+    if meaning is not None:
+        item.CodeMeaning = meaning
+    if value is not None:
+        item.CodeValue = value
     return Sequence([item])
 
 
@@ -48,6 +51,9 @@ def code(meaning: str) -> Sequence:
         {"BodyPartExamined": "Thorax ap"},
         {"BodyPartExamined": None, "AnatomicRegionSequence": code("Chest")},
         {"ViewPosition": "", "ViewCodeSequence": code("postero-anterior")},
+        {"ViewPosition": None, "ViewCodeSequence": code(None, "399348003")},
+        {"ViewCodeSequence": code("PA projection", "R-10214")},
+        {"PixelSpacing": [0.139, 0.14]},
         {"PresentationIntentType": "FOR PRESENTATION"},
     ],
 )
@@ -70,6 +76,13 @@ CT = pydicom.uid.CTImageStorage
         ({"BodyPartExamined": "", "AnatomicRegionSequence": code("Knee")}, "body part Knee"),
         ({"ViewPosition": "LL"}, "view LL, not PA or AP"),
         ({"ViewPosition": None, "ViewCodeSequence": code("left lateral")}, "view left lateral"),
+        ({"ViewPosition": None, "ViewCodeSequence": code(None, "R-10236")}, "view R-10236"),
+        ({"ViewCodeSequence": code(None, "399198007")}, "view 399198007, not PA"),
+        ({"ViewCodeSequence": code("left lateral")}, "view left lateral, not PA"),
+        ({"ViewCodeSequence": code("lateral", "R-10214")}, "view lateral, not PA"),
+        ({"ViewCodeSequence": code(None, "R-10206")}, "contradictory views: PA and AP"),
+        ({"PixelAspectRatio": ["2", "1"]}, "not square .PixelAspectRatio 2 and 1"),
+        ({"ImagerPixelSpacing": ["0.2", "0.1"]}, "not square"),
         ({"PhotometricInterpretation": "RGB"}, "colour image .RGB."),
         ({"PresentationIntentType": "FOR PROCESSING"}, "raw detector data"),
     ],

@@ -233,6 +233,33 @@ def test_damaged_files_are_read_or_refused_in_a_line():
                 assert len(str(error)) <= 300 and str(error).isprintable()
 
 
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless"])
+@pytest.mark.parametrize("frames", [None, 1])
+def test_undeclared_frames_are_refused(tmp_path, syntax, frames):
+    content = changed(save_dicom(tmp_path / "a", WAVES), tmp_path / "b", syntax)
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.NumberOfFrames = frames
+    for offsets in (True, False):
+        dataset.PixelData = encapsulate([frame] * 3, has_bot=offsets)
+        with pytest.raises(ImageError, match="several frames"):
+            dicom_pixels.stored_values(dataset)
+
+
+def test_memory_of_colour_is_bounded(tmp_path):
+    """YBR becomes RGB in blocks of rows: no more than eight bytes a pixel beside the file."""
+    side = 3000
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL", "BitsAllocated": 8}
+    colour |= {"PlanarConfiguration": 0, "BitsStored": 8, "HighBit": 7, "Rows": side}
+    colour |= {"Columns": side, "PixelData": bytes([77, 128, 128]) * side**2}
+    dataset = dicom_pixels.read_dataset(save_dicom(tmp_path / "a", WAVES, **colour).read_bytes())
+    tracemalloc.start()
+    values = dicom_pixels.stored_values(dataset).values
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (values == 77).all() and peak < 8 * side**2
+
+
 def refused_cheaply(content: bytes, reason: str) -> None:
     tracemalloc.start()
     with pytest.raises(ImageError, match=reason):
