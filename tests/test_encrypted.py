@@ -11,8 +11,10 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import traceback
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +27,7 @@ from primia_jax.encrypted import description, parties
 from primia_jax.encrypted.parties import Received
 from primia_jax.errors import CheckpointError, ClusterError, ConfigError, DataError, ProtocolError
 from primia_jax.experiment import checked
+from primia_jax.mpc import inference
 from primia_jax.runtime import LocalDriver
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -203,6 +206,59 @@ def test_what_is_wrong_with_files_stays_with_the_data_owner(workdir, films, tmp_
     assert "notes.png" in errors.read_text() and errors.stat().st_mode & 0o777 == 0o600
 
 
+def failing_at(monkeypatch, at, error):
+    """Has the data owner's part fail at its image number `at`."""
+    original, count = parties._Outcome, []
+
+    def outcome(*arguments):
+        count.append(1)
+        if len(count) == at:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(parties, "_Outcome", outcome)
+
+
+def test_errors_of_the_data_owner_stay_with_it_and_diagnoses_before_them_too(
+    workdir, films, monkeypatch
+):
+    """Its decoders, JAX and the protocol may quote an image in any exception."""
+    own = workdir / "data_owner"
+    own.mkdir()
+    for name in ("predictions.csv", "errors.txt"):
+        (own / name).write_text("of an earlier run")
+    with monkeypatch.context() as patched:
+        failing_at(patched, 2, ValueError("DOE JANE"))
+        with pytest.raises(DataError, match=r"image 2 cannot be diagnosed; see .*errors\.txt") as e:
+            primia_jax.predict_encrypted(make_config(), workdir, films)
+    assert "DOE" not in "".join(traceback.format_exception(e.value))
+    assert "DOE JANE" in (own / "errors.txt").read_text()
+    partly = primia_jax.read_predictions(own)
+    assert partly.names == ["film.png"]
+    assert ("inner/ct.dcm", "not diagnosed: the run ended before") in partly.skipped
+    assert (own / "previous" / "1" / "predictions.csv").read_text() == "of an earlier run"
+
+    def unreadable(*_):
+        raise RuntimeError("DOE JANE")
+
+    monkeypatch.setattr(parties, "read_inputs", unreadable)
+    with pytest.raises(DataError, match="no image can be used; see") as e:
+        primia_jax.predict_encrypted(make_config(), workdir, films)
+    assert "DOE" not in "".join(traceback.format_exception(e.value))
+    assert "DOE JANE" in (own / "errors.txt").read_text()
+    assert not (own / "predictions.csv").exists()
+
+
+def test_without_a_margin_a_white_pixel_is_within_the_range(workdir, tmp_path):
+    Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / "white.png")
+    config = make_config(**{"mpc.margin": 1.0})  # where layers leave their ranges, it is flagged
+    diagnosis = primia_jax.predict_encrypted(config, workdir, tmp_path / "white.png")
+    secret = primia_jax.read_predictions(diagnosis.folder)
+    clear = primia_jax.predict(config, workdir, tmp_path / "white.png")
+    is_close = np.allclose(secret.probabilities, clear.probabilities, atol=CLOSE)
+    assert secret.in_range == (False,) or is_close
+
+
 def test_the_operator_opens_neither_the_model_nor_the_images(workdir, films, monkeypatch):
     """Every party's files are opened in its own process; here, by its own program."""
     opened = []
@@ -238,7 +294,8 @@ def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
     config, path = checked(make_config()), workdir / "checkpoints" / description.FILE
     first = encrypted.describe(config, workdir)
     stored = json.loads(path.read_text())
-    assert set(stored) == {f.name for f in dataclasses.fields(first)}
+    assert set(stored) == {f.name for f in dataclasses.fields(first)} | {"digest"}
+    assert "digest" not in first.to_plain(), "others would recognise weights by it"
     assert stored["mpc"] == to_plain(config.mpc) and stored["ranges"]["image"] == 1.0
     assert not any(isinstance(value, list) and len(value) > 100 for value in stored.values())
 
@@ -281,6 +338,28 @@ def test_a_damaged_description_is_told(workdir):
         encrypted.describe(config, workdir)
 
 
+def test_other_weights_or_a_changed_file_calibrate_anew(workdir, monkeypatch):
+    """Ranges of another model would flag nothing and prove nothing."""
+    config, path = checked(make_config()), workdir / "checkpoints" / description.FILE
+    first = encrypted.describe(config, workdir)
+    good = path.read_text()
+    model = description.load_trained(workdir, config)
+    scaled = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(40), model.variables)
+    other = encrypted.describe(config, workdir, dataclasses.replace(model, variables=scaled))
+    assert other.ranges.outputs != first.ranges.outputs
+    calls, original = [], inference.find_ranges
+    monkeypatch.setattr(
+        inference, "find_ranges", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    damaged = ('"image": NaN', '"image": -1.0', '"image": "x"', '"image": null', '"image": 2.0')
+    texts = [good.replace('"image": 1.0', change) for change in damaged]
+    for text in [*texts[:: len(texts) - 1], "[]", "{}", "7"]:  # each calibrates for a second
+        path.write_text(text)
+        assert encrypted.describe(config, workdir) == first
+        assert path.read_text() == good
+    assert len(calls) == 5
+
+
 def _changed(plain, **changes):
     for key, value in changes.items():
         plain[key] = value
@@ -295,9 +374,17 @@ def test_a_description_travels_as_it_is_and_nothing_else_is_taken(workdir):
     other = dataclasses.replace(config.mpc, margin=3.0)
     with pytest.raises(ProtocolError, match=r"another config\.mpc"):
         description.received(first.message(), other)
+    ranges = first.to_plain()["ranges"]
+    short = first.ranges._replace(gates=first.ranges.gates[1:])
+    with pytest.raises(ProtocolError, match="ranges of gates are not those of its network"):
+        dataclasses.replace(first, ranges=short).circuit()
     wrong = (
         {"image_size": 10**9}, {"image_size": "16"}, {"class_names": [1, 2]}, {"round": None},
         {"ranges": {"image": float("nan")}}, {"ranges": {}}, {"model": {"name": "lent"}},
+        *({"ranges": {**ranges, **bad}} for bad in (
+            {"image": -1.0}, {"image": [1.0]}, {"gates": None}, {"outputs": [float("inf")]},
+            {"headroom": [0.5]}, {"spreads": [-1.0]}, {"products": ["x"]},
+        )),
     )  # fmt: skip
     for changes in wrong:
         with pytest.raises(ProtocolError, match="description cannot be used") as caught:

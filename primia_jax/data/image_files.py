@@ -15,6 +15,7 @@ from PIL import Image
 from primia_jax.config.sections import DataConfig
 from primia_jax.data import pictures
 from primia_jax.data.decoded import MAX_FILE_BYTES, Decoded, ImageError, float_to_grey
+from primia_jax.data.quiet import quietly
 from primia_jax.errors import DataError
 
 __all__ = [
@@ -135,6 +136,8 @@ def decode(content: bytes, suffix: str = "", data: DataConfig | None = None) -> 
     Colour becomes luminance (ITU-R 601), transparency is dropped, the EXIF orientation is applied,
     and values keep their depth of 8 or 16 bits. Floating-point images must lie in [0, 1].
 
+    Decoders stay silent: what is wrong with a file is in the error alone.
+
     Args:
       content: of the whole file.
       suffix: of the file's name, with the dot.
@@ -145,17 +148,21 @@ def decode(content: bytes, suffix: str = "", data: DataConfig | None = None) -> 
         grey values, fewer than `MIN_SIDE` rows or columns or too many pixels, and for DICOM images
         that the guard refuses.
     """
+    with quietly():
+        decoded = _decode(content, suffix, data or DataConfig())
+    check_shape(decoded.pixels)
+    return decoded
+
+
+def _decode(content: bytes, suffix: str, data: DataConfig) -> Decoded:
     kind = kind_of(content)
     if kind == "dicom" or (kind is None and suffix.lower() in DICOM_SUFFIXES):
         from primia_jax.data import dicom  # pydicom takes a while to import
 
-        decoded = dicom.decode(content, data or DataConfig())
-    elif kind is None and suffix.lower() in _OTHER_SUFFIXES:
+        return dicom.decode(content, data)
+    if kind is None and suffix.lower() in _OTHER_SUFFIXES:
         raise ImageError(f"{suffix.lower()} files are not read; save it as PNG or DICOM")
-    else:
-        decoded = Decoded(pictures.decode(content))
-    check_shape(decoded.pixels)
-    return decoded
+    return Decoded(pictures.decode(content))
 
 
 def check_shape(pixels: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """What all parties of an encrypted diagnosis may know of a model, and how its owner makes it."""
 
 import dataclasses
+import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,10 +29,12 @@ from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.protocols.protocol import Protocol
 
 FILE = "encrypted.json"  # in the model owner's folder
+_DIGEST = "digest"  # in it: of the weights and of all else in the file
 _CALIBRATION_IMAGES = 64
 _MAX_BYTES = 1 << 20
 _MAX_SIZE = 4096  # pixels of a side
 _MAX_CLASSES = 4096
+_MAX_RANGE = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Description:
         example = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
         params = {"variables": shapes, "statistics": statistics}
         plan = inference.lower_network(self.apply_fn(), params, example, self.mpc)
+        _check_lengths(plan, self.ranges)
         return self.protocol.circuit(plan, self.ranges, self.mpc)
 
     def to_plain(self) -> dict[str, Any]:
@@ -143,12 +146,34 @@ def _from_plain(plain: Mapping[str, Any]) -> Description:
 
 
 def _ranges(plain: Mapping[str, Any]) -> scaling.Ranges:
+    """The ranges in a description.
+
+    Raises:
+      ValueError, TypeError: unless they are numbers, finite and not negative, and lists of such.
+    """
     kept: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in plain.items()}
-    for value in kept.values():
+    ranges = scaling.Ranges(**kept)
+    for name, value in ranges._asdict().items():
+        if isinstance(value, tuple) == (name == "image"):
+            raise ValueError(f"its ranges have no usable '{name}'")
         for number in value if isinstance(value, tuple) else (value,):
-            if type(number) not in (int, float) or not math.isfinite(number):
-                raise ValueError("its ranges must be numbers")
-    return scaling.Ranges(**kept)
+            if type(number) not in (int, float) or not 0 <= number < _MAX_RANGE:
+                raise ValueError("its ranges must be numbers from 0 to 10^30")
+    if not all(type(bits) is int for bits in ranges.headroom):
+        raise ValueError("its headroom must be whole numbers")
+    return ranges
+
+
+def _check_lengths(plan: Any, ranges: scaling.Ranges) -> None:
+    """ProtocolError unless `ranges` has an entry for each layer of the plan."""
+    gates, outputs = len(plan.gates), len(plan.outputs)
+    lengths = {
+        "gates": (gates,), "spreads": (gates,), "products": (len(plan.products()),),
+        "outputs": (outputs,), "headroom": (0, gates + outputs),
+    }  # fmt: skip
+    for name, allowed in lengths.items():
+        if len(getattr(ranges, name)) not in allowed:
+            raise ProtocolError(f"the description's ranges of {name} are not those of its network")
 
 
 def _listed(value: Any) -> Any:
@@ -166,7 +191,8 @@ def describe(
 ) -> Description:
     """The model of `workdir`, calibrated on its owner's test images. The model owner calls it.
 
-    Kept in encrypted.json among the model owner's checkpoints, and read from there the next time.
+    Kept in encrypted.json among the model owner's checkpoints, and read from there the next time,
+    unless the weights or the file have changed since.
 
     Args:
       config: of the experiment.
@@ -174,7 +200,8 @@ def describe(
       model: the model in it; read from there by default.
 
     Raises:
-      CheckpointError: if there is no model, or another one than `config.model`.
+      CheckpointError: if there is no model, or another one than `config.model`, or if
+        encrypted.json is no JSON.
       ConfigError: if the model owner has no images to calibrate with.
     """
     model = model or load_trained(workdir, config)
@@ -183,13 +210,14 @@ def describe(
         model.config, model.class_names, model.image_size, config.mpc,
         scaling.Ranges(1.0, (), (), (), ()), model.round,
     )  # fmt: skip
+    params = params_of(model)
     if path.exists():
         stored = read_json(path)
-        ranges = stored.get("ranges", {}) if isinstance(stored, dict) else {}
-        if set(ranges) == set(scaling.Ranges._fields) and stored == {
-            **draft.to_plain(), "ranges": ranges,
-        }:  # fmt: skip
-            return dataclasses.replace(draft, ranges=_ranges(ranges))
+        digest = stored.pop(_DIGEST, "") if isinstance(stored, dict) else ""
+        if digest == _digest(params, stored):  # written here, for these weights
+            ranges = stored["ranges"]
+            if stored == {**draft.to_plain(), "ranges": ranges}:
+                return dataclasses.replace(draft, ranges=_ranges(ranges))
     plan = make_test_plan(config)
     if not len(plan.test):
         raise ConfigError(
@@ -199,9 +227,18 @@ def describe(
     data = plan.load_test(model.image_size)
     chosen = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
     images = np.asarray(local_training.to_unit(jnp.asarray(data.images[chosen])))
-    ranges = inference.find_ranges(
-        draft.apply_fn(), params_of(model), images, config.mpc, image_range=1.0
-    )
+    ranges = inference.find_ranges(draft.apply_fn(), params, images, config.mpc, image_range=1.0)
     description = dataclasses.replace(draft, ranges=ranges)
-    write_json(path, description.to_plain())
+    plain = description.to_plain()
+    write_json(path, {**plain, _DIGEST: _digest(params, plain)})
     return description
+
+
+def _digest(params: Any, plain: Any) -> str:
+    """SHA-256 of the weights and the description of them; it stays with the model owner."""
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -5,10 +5,12 @@ checkpoints and the calibration. Whoever operates the run is told how many image
 nothing else (`Received`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,16 +21,18 @@ from primia_jax.config import DataConfig, ExperimentConfig, MpcConfig
 from primia_jax.core import storage
 from primia_jax.data import read_inputs
 from primia_jax.encrypted.description import Description, describe, params_of, received
-from primia_jax.errors import DataError
+from primia_jax.errors import DataError, ProtocolError, UserError
 from primia_jax.federated import local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
+from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.predictions import FILE, Predictions
 from primia_jax.runtime import Receive, Send, Stage, Steps
 from primia_jax.runtime.party import Program
 from primia_jax.runtime.reports import Report
 
-ERRORS = "errors.txt"  # in the data owner's folder: why no image could be read
+ERRORS = "errors.txt"  # in the data owner's folder: why the run failed
+_NOT_YET = "not diagnosed: the run ended before"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,24 +143,22 @@ def _prepare(provider: CryptoProvider) -> Steps:
 
 
 def _read(owner: DataOwner) -> Steps:
-    """Reads the images at the size that the model takes.
+    """Reads the images at the size that the model takes; moves the files of an earlier run aside.
 
     Raises:
       DataError: if there are none. What was wrong with which file stays in this party's folder.
     """
+    storage.move_aside(owner.folder, (FILE, ERRORS))
     if not pathlib.Path(owner.input_path).expanduser().exists():
         raise DataError(f"input {owner.input_path}: no such file or folder")
     description = received((yield Receive(MODEL_OWNER)), owner.mpc)
-    folder = storage.private_folder(owner.folder)
-    try:
+    circuit = description.circuit()
+    with _confidential(owner, f"input {owner.input_path}: no image can be used"):
         inputs = read_inputs(owner.input_path, description.image_size, owner.data)
-    except (DataError, OSError) as error:
-        storage.write_text(folder / ERRORS, f"{error}\n")
-        raise DataError(
-            f"input {owner.input_path}: no image can be used; see {folder / ERRORS}"
-        ) from None
-    pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
-    party = description.protocol.data_owner(description.circuit())
+        pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
+        for position in range(len(pixels)):
+            check_image(circuit, pixels[position : position + 1])
+    party = description.protocol.data_owner(circuit)
     owner = dataclasses.replace(
         owner,
         description=description, party=party,
@@ -175,10 +177,11 @@ def _infer(owner: DataOwner) -> Steps:
     """Diagnoses the next image; the outcome stays in this party's state."""
     description, position = _described(owner), len(owner.outcomes)
     image = owner.images[position : position + 1]
-    infer = description.protocol.infer_data_owner(owner.party, image, streamed=True)
-    party, diagnosis = yield from infer
-    (logits,) = diagnosis.outputs
-    outcome = _Outcome(np.asarray(jax.nn.softmax(logits[0])), diagnosis.out_of_range)
+    with _confidential(owner, f"image {position + 1} cannot be diagnosed"):
+        infer = description.protocol.infer_data_owner(owner.party, image, streamed=True)
+        party, diagnosis = yield from infer
+        (logits,) = diagnosis.outputs
+        outcome = _Outcome(np.asarray(jax.nn.softmax(logits[0])), diagnosis.out_of_range)
     return dataclasses.replace(owner, party=party, outcomes=(*owner.outcomes, outcome)), None
 
 
@@ -195,17 +198,37 @@ def _provide(provider: CryptoProvider) -> Steps:
 
 
 def write(owner: DataOwner) -> tuple[DataOwner, None]:
-    """Writes predictions.csv into the data owner's folder."""
-    outcomes = owner.outcomes
-    Predictions(
-        names=list(owner.names),
-        probabilities=np.stack([outcome.probabilities for outcome in outcomes]),
-        class_names=_described(owner).class_names,
-        skipped=list(owner.skipped),
-        in_range=tuple(_in_range(outcome) for outcome in outcomes),
-        remarks=tuple(map(_remark, owner.remarks, outcomes)),
-    ).write(storage.private_folder(owner.folder) / FILE)
+    """Writes predictions.csv into the data owner's folder: the images diagnosed so far."""
+    outcomes, names = owner.outcomes, owner.names
+    done = len(outcomes)
+    with _confidential(owner, "the predictions cannot be written"):
+        Predictions(
+            names=list(names[:done]),
+            probabilities=np.stack([outcome.probabilities for outcome in outcomes]),
+            class_names=_described(owner).class_names,
+            skipped=[*owner.skipped, *((name, _NOT_YET) for name in names[done:])],
+            in_range=tuple(_in_range(outcome) for outcome in outcomes),
+            remarks=tuple(map(_remark, owner.remarks, outcomes)),
+        ).write(storage.private_folder(owner.folder) / FILE)
     return owner, None
+
+
+@contextlib.contextmanager
+def _confidential(owner: DataOwner, what: str) -> Iterator[None]:
+    """Keeps errors within the block in the data owner's folder; others hear `what` alone.
+
+    Raises:
+      ProtocolError: in place of one.
+      DataError: in place of any other.
+    """
+    try:
+        yield
+    except Exception as error:  # of decoders, of JAX: the text may tell of an image
+        path = storage.private_folder(owner.folder) / ERRORS
+        is_known = isinstance(error, UserError)
+        storage.write_text(path, f"{error}\n" if is_known else traceback.format_exc())
+        kind = ProtocolError if isinstance(error, ProtocolError) else DataError
+        raise kind(f"{what}; see {path}") from None
 
 
 def _in_range(outcome: _Outcome) -> bool | None:

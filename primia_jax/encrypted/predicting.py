@@ -47,9 +47,10 @@ def predict_encrypted(
     """Diagnoses an image, a DICOM file or a folder of them; image and model stay with their owners.
 
     The data owner writes predictions.csv into its own folder (`config.runtime.data_owner_folder`),
-    and nobody else learns what is in it. The workdir gets trace.json: messages and computing of
-    the first image, by party and layer, to be opened in a trace viewer, with the totals of every
-    image by its number.
+    and nobody else learns what is in it; it is complete after each image, so that a run that ends
+    early loses nothing. The data owner's files of an earlier run are moved to `previous/N`. The
+    workdir gets trace.json: messages and computing of the first image, by party and layer, to be
+    opened in a trace viewer, with the totals of every image by its number.
 
     Args:
       config: of the experiment; `config.mpc` says how it runs encrypted, `config.runtime` where.
@@ -97,9 +98,9 @@ def predict_encrypted(
         driver.run(parties.set_up())
         for done in range(1, count + 1):
             _, trace = driver.run(parties.inference())
+            driver.run({DATA_OWNER: Locally(parties.write)})
             traces.append(trace)
             progress(done, count, trace)
-        driver.run({DATA_OWNER: Locally(parties.write)})
         driver.close()
     summary = [
         {

@@ -111,7 +111,7 @@ class Circuit:
 
     @property
     def image_limit(self) -> float:
-        """Magnitude that the image must stay below."""
+        """Largest magnitude of the image."""
         return self.scaling.image_limit
 
     def overflows(self, ranges: Ranges) -> list[Overflow]:
@@ -450,8 +450,8 @@ def check_image(circuit: Any, image: Any) -> np.ndarray:
     if not np.isfinite(image).all():
         raise ProtocolError("the image has values that are not finite")
     limit = circuit.image_limit
-    if np.abs(image).max(initial=0.0) >= limit:
-        raise ProtocolError(  # which the other parties hear: nothing of the image in it
+    if np.abs(image).max(initial=0.0) > limit:
+        raise ProtocolError(  # which the other parties may hear: nothing of the image in it
             f"the image leaves the range of ±{limit:g} that the network was calibrated for: "
             "calibrate with such images"
         )

@@ -162,7 +162,7 @@ class Scaling:
 
     @property
     def image_limit(self) -> float:
-        """Magnitude that the image must stay below."""
+        """Largest magnitude of the image."""
         return 2.0 ** (self.image_width - 1) / self.image
 
     def units(self, plan: Plan) -> dict[Source, float]:

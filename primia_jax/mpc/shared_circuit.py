@@ -112,7 +112,7 @@ class SharedCircuit:
 
     @property
     def image_limit(self) -> float:
-        """Magnitude that the image must stay below."""
+        """Largest magnitude of the image."""
         return self.config.margin * (self.ranges.image or 1.0)
 
     def overflows(self, ranges: Ranges) -> list[Overflow]:

@@ -1,6 +1,9 @@
 """Pictures of every kind become the grey squares they should be; unusable ones say why."""
 
 import io
+import os
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -226,3 +229,21 @@ def test_stack_widens_mixed_depths():
     assert stacked.shape == (2, 3, 3, 1)
     assert (stacked == 65535).all()
     assert image_files.stack(images[:1]).dtype == np.uint8
+
+
+def test_decoding_is_silent(capfd, monkeypatch):
+    """What a decoder says, in Python or from C, quotes a file; logs are read by others."""
+
+    def talk(content):
+        warnings.warn("a patient's name", stacklevel=1)
+        print("a patient's name", file=sys.stderr)
+        os.write(2, b"a patient's name")
+        return grey(1)
+
+    monkeypatch.setattr(image_files.pictures, "decode", talk)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image_files.decode(encoded(Image.fromarray(grey(1)), "PNG"))
+    assert not caught
+    os.write(2, b"afterwards")
+    assert capfd.readouterr().err == "afterwards"
