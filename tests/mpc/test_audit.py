@@ -18,6 +18,7 @@ from primia_jax.mpc import dpf, gates, views
 from primia_jax.mpc.protocols import fss, masks
 from primia_jax.mpc.protocols.parties import SharedStream
 from primia_jax.mpc.protocols.securenn_compare import PRIME
+from primia_jax.mpc.protocols.two_servers import State
 from primia_jax.mpc.registry import Registry
 from primia_jax.mpc.transcript import Transcript
 
@@ -345,22 +346,34 @@ HARMLESS = {"_share", "_zero", "_convert"}
 
 
 def draws_of(monkeypatch, change, protocol, images=(0.0,)):
-    """The outcome when `change(draw, words)` is drawn; a draw has a caller, a seed and a number."""
-    places: dict[bytes, int] = {}
+    """The outcome when `change(draw, words)` is drawn; a draw has two parties and a number.
+
+    Streams are told apart by the parties that share them: who draws first depends on the clocks.
+    """
+    pairs: dict[bytes, tuple[int, ...]] = {}
+    party = State.party
+
+    def noted(self, number):
+        made = party(self, number)
+        for i, stream in made.streams.items():
+            pairs[stream._seed.tobytes()] = tuple(sorted((self.index, i)))
+        if made.own is not None:
+            pairs[made.own._seed.tobytes()] = (self.index,)
+        return made
 
     def faulty(original):
         def draw(self, *arguments):
-            place = places.setdefault(self._seed.tobytes(), len(places))
             near, far = (frame.f_code.co_name for frame in (sys._getframe(1), sys._getframe(2)))
             kind = ("u",) if near == "compare_masks" and arguments[-1] == PRIME else ()
-            name = (place, self._calls, *kind)
-            if {near, far} & HARMLESS or not self._number:
+            name = (pairs.get(self._seed.tobytes()), self._calls, *kind)
+            if {near, far} & HARMLESS or not self._number or name[0] is None:
                 name = None
             return change(name, original(self, *arguments))
 
         return draw
 
     with monkeypatch.context() as patch:
+        patch.setattr(State, "party", noted)
         for method in ("words", "residues"):
             patch.setattr(SharedStream, method, faulty(getattr(SharedStream, method)))
         return outcome(images, protocol=protocol, **ONE_GATE)
