@@ -66,6 +66,7 @@ class Hospital:
     journal: HospitalJournal | None = None  # of secure sums
     statistics: Statistics | None = None
     variables: Any = None  # the global model; under FedBN with this site's batch norms
+    model: str = ""  # digest of the global model, as the owner sent it, where sums are secure
     opt_state: Any = None  # None: as at the start
     watch: SiteWatch = SiteWatch()
     guarantee: privacy.Site | None = None  # where config.privacy asks for one
@@ -85,7 +86,11 @@ class Hospital:
         return len(self.validation) if units is None else len(units)
 
     def contribute(
-        self, quantity: Quantity, make: Making, participants: tuple[str, ...] | None = None
+        self,
+        quantity: Quantity,
+        make: Making,
+        participants: tuple[str, ...] | None = None,
+        charged: bool = False,
     ) -> Steps:
         """Contributes to one sum, or refuses (`sums`).
 
@@ -93,6 +98,7 @@ class Hospital:
           quantity: what is summed.
           make: makes the contribution, called when it is due.
           participants: hospitals in the sum; None: all that take part at present.
+          charged: as in `sums.contribute`.
         """
         yield from sums.contribute(
             self.name,
@@ -103,13 +109,14 @@ class Hospital:
             self.roster,
             quantity,
             make,
+            charged,
         )
 
-    def quantity(self, purpose: str, number: int | None, model: Any = None) -> Quantity:
-        """What is summed from `model`; its digest is needed where sums are secure."""
-        if model is None or self.journal is None:
-            return Quantity(purpose, number, "")
-        return Quantity(purpose, number, quantities.digest_of_model(model))
+    def digest(self, message: Any) -> str:
+        """Digest of the model owner's model in `message`, where sums are secure; else empty."""
+        if self.journal is None:
+            return ""
+        return quantities.digest_of_vectors(Vectors(*message["model"]))
 
     def note_final(self, quantity: Quantity) -> None:
         """Notes that the result of a sum came back."""
@@ -186,7 +193,7 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
         assert state.credentials is not None, "the hospital's identity was not opened"
         keys = yield from sealing.exchange_keys(state.name, peers, PROVIDER, state.credentials)
         state = dataclasses.replace(state, keys=keys)
-    quantity = state.quantity(STATISTICS, None)
+    quantity = Quantity(STATISTICS, None, "")
     if not pool:
         pass
     elif not privacy.is_on(state.config):
@@ -194,7 +201,9 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
     elif privacy.releases_statistics(state.config):
         guarantee = _guarantee(state)
         yield from state.contribute(
-            quantity, lambda: privacy.statistics_contribution(guarantee, state.train)
+            quantity,
+            lambda: privacy.statistics_contribution(guarantee, state.train),
+            charged=True,
         )
     pooled = yield Receive(OWNER)
     state.note_final(quantity)
@@ -205,6 +214,7 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
         state,
         statistics=Statistics(*pooled["statistics"]),
         variables=model,
+        model=state.digest(pooled),
         opt_state=None,
         watch=SiteWatch(),
     )
@@ -219,10 +229,11 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
 
 def catch_up(state: Hospital) -> Steps:
     """Receives the model of rounds that this hospital did not take part in."""
-    model = variables.from_vectors(state.variables, Vectors(*(yield Receive(OWNER))["model"]))
+    message = yield Receive(OWNER)
+    model = variables.from_vectors(state.variables, Vectors(*message["model"]))
     if state.config.federated.batch_norm == "fedbn":
         model = variables.keep_batch_norm(model, state.variables)
-    return dataclasses.replace(state, variables=model), None
+    return dataclasses.replace(state, variables=model, model=state.digest(message)), None
 
 
 def train_round(
@@ -246,7 +257,7 @@ def train_round(
     Raises:
       ProtocolError: if this hospital refuses a sum.
     """
-    start = state.quantity(UPDATE, number, state.variables)
+    start = Quantity(UPDATE, number, state.model)
     trainers = state.hospitals if trainers is None else trainers
     if UPDATE not in due:
         state, result = _make_up(state, number, trained)
@@ -311,7 +322,7 @@ def _contribute_update(
         trained.append((new, _to_keep(state.config, result)))
         return contribution
 
-    yield from state.contribute(start, update, trainers)
+    yield from state.contribute(start, update, trainers, charged=state.guarantee is not None)
     return trained.pop()
 
 
@@ -353,7 +364,8 @@ def _contribute_score(state: Hospital, number: int, judged: local_training.Score
             (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
         )
 
-    yield from state.contribute(state.quantity(VALIDATION, number, state.variables), score)
+    charged = config.privacy.validation == "noised" and guarantee is not None
+    yield from state.contribute(Quantity(VALIDATION, number, state.model), score, charged=charged)
 
 
 def _guarantee(state: Hospital) -> privacy.Site:
@@ -567,7 +579,9 @@ def _take_over(state: Hospital, result: _Trained, message: Any) -> Hospital:
             structure, [next(averaged) if _is_float(leaf) else leaf for leaf in leaves]
         )
         opt_state = _with_moments(jax.numpy.square, opt_state)
-    return dataclasses.replace(state, variables=new, opt_state=opt_state)
+    return dataclasses.replace(
+        state, variables=new, model=state.digest(message), opt_state=opt_state
+    )
 
 
 def _with_moments(function: Callable[[Any], Any], opt_state: Any) -> Any:

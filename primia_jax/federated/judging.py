@@ -39,6 +39,8 @@ from primia_jax.federated.trained_model import load_trained
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Send, Steps
 
+_KINDS = "", ", with local batch norms"  # of an evaluation, after its purpose
+
 
 def check(config: ExperimentConfig) -> None:
     """Refuses an evaluation under differential privacy.
@@ -102,8 +104,9 @@ def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None)
     if own is not None:
         models.append(with_own_batch_norm(state, own, int(message["round"]), model))
     reports = []
-    for each in models:
-        reports.append((yield from _judged(state, each, given, every)))
+    for kind, each in zip(_KINDS, models):
+        quantity = Quantity(_purpose(every) + kind, None, state.digest(message))
+        reports.append((yield from _judged(state, each, given, every, quantity)))
     return state, reports
 
 
@@ -116,7 +119,9 @@ def _purpose(every: bool) -> str:
     return "evaluation on all images" if every else VALIDATION
 
 
-def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Steps:
+def _judged(
+    state: Hospital, model: Any, given: Statistics, every: bool, quantity: Quantity
+) -> Steps:
     """Evaluates one model and contributes its confusion matrix; returns its metrics."""
     size = state.config.evaluation.batch_size
     parts = [
@@ -128,7 +133,7 @@ def _judged(state: Hospital, model: Any, given: Statistics, every: bool) -> Step
     confusion = np.sum([score.confusion for score, _ in parts], axis=0)
     score = Score(loss, confusion, np.concatenate([score.cells for score, _ in parts]))
     own = Contribution((np.asarray([score.loss]),), n, score.confusion.ravel())
-    yield from state.contribute(state.quantity(_purpose(every), None, model), lambda: own)
+    yield from state.contribute(quantity, lambda: own)
     metrics = metrics_from_confusion(score.confusion, state.validation.class_names)
     return {**metrics, "loss": score.loss}
 
@@ -180,7 +185,7 @@ def have_judged(
     yield Send(state.hospitals, message, "judged model")
     k, reports = len(state.class_names), []
     start = "" if state.journal is None else quantities.digest_of_vectors(vectors)
-    for kind in ("", ", with local batch norms")[: 1 + personalised]:
+    for kind in _KINDS[: 1 + personalised]:
         quantity = Quantity(_purpose(every) + kind, None, start)
         collect = sums.collecting(
             state.journal, state.config, state.hospitals, quantity, keep=False

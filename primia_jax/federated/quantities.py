@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from primia_jax.federated.variables import Vectors
 STATISTICS, UPDATE, VALIDATION = "statistics", "update", "validation"  # purposes
 DUE = (UPDATE, VALIDATION)  # the sums of a round
 NUMBER_BYTES = 16  # of a sum's number
+_DIGEST_BYTES = 32
 
 
 class Quantity(NamedTuple):
@@ -21,7 +22,7 @@ class Quantity(NamedTuple):
 
     purpose: str
     round: int | None  # None: not part of a round
-    model: str  # digest of the model that contributions start from; empty for statistics
+    model: str  # digest of the model that contributions start from (`digest_of_vectors`), or empty
 
     def __str__(self) -> str:
         """For messages: "update of round 3"."""
@@ -34,6 +35,7 @@ class Announcement(NamedTuple):
     number: str  # 32 hexadecimal digits
     void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed
     hospitals: str  # digest of their names
+    quantity: str  # digest of the purpose, the round and the model
 
     def message(self) -> dict[str, np.ndarray]:
         """As it travels."""
@@ -42,6 +44,7 @@ class Announcement(NamedTuple):
             "number": np.frombuffer(bytes.fromhex(self.number), np.uint8),
             "void": np.reshape(np.asarray(voided, np.uint8), (-1, NUMBER_BYTES)),
             "hospitals": np.frombuffer(bytes.fromhex(self.hospitals), np.uint8),
+            "quantity": np.frombuffer(bytes.fromhex(self.quantity), np.uint8),
         }
 
     @classmethod
@@ -52,15 +55,16 @@ class Announcement(NamedTuple):
           ProtocolError: if it is none.
         """
         try:
-            number, void, hospitals = (message[key] for key in ("number", "void", "hospitals"))
-            shapes = (number.shape, void.shape[1:], hospitals.shape)
-            types = {part.dtype for part in (number, void, hospitals)}
+            number, void, *digests = (message[key] for key in cls._fields)
+            shapes = [number.shape, void.shape[1:], *(digest.shape for digest in digests)]
+            types = {part.dtype for part in (number, void, *digests)}
         except (TypeError, KeyError, AttributeError):
-            shapes, types = ((), (), ()), set()
-        if shapes != ((NUMBER_BYTES,), (NUMBER_BYTES,), (32,)) or types != {np.dtype(np.uint8)}:
+            shapes, types = [], set()
+        wanted = [(NUMBER_BYTES,), (NUMBER_BYTES,), (_DIGEST_BYTES,), (_DIGEST_BYTES,)]
+        if shapes != wanted or types != {np.dtype(np.uint8)}:
             raise ProtocolError("the model owner announced no sum")
         void_numbers = tuple(row.tobytes().hex() for row in void)
-        return cls(number.tobytes().hex(), void_numbers, hospitals.tobytes().hex())
+        return cls(number.tobytes().hex(), void_numbers, *(d.tobytes().hex() for d in digests))
 
 
 def digest_of_names(hospitals: Sequence[str]) -> str:
@@ -68,16 +72,25 @@ def digest_of_names(hospitals: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(hospitals)).encode()).hexdigest()
 
 
-def digest_of_model(variables: Mapping[str, Any]) -> str:
-    """Digest of a network's variables: paths, shapes, types and values."""
+def digest_of_quantity(quantity: Quantity) -> str:
+    """Digest of purpose, round and model, for hospitals to compare with their own."""
+    return hashlib.sha256(json.dumps(list(quantity)).encode()).hexdigest()
+
+
+def digest_of_vectors(vectors: Vectors) -> str:
+    """Digest of the model owner's model: its parameters, in single precision.
+
+    Batch norms' moments are left out. They lose digits where a model is written and read again, and
+    it must be known as the same model then.
+    """
+    return digest_of_arrays({"params": [np.asarray(v, np.float32) for v in vectors.params]})
+
+
+def digest_of_arrays(tree: Any) -> str:
+    """Digest of a tree of arrays: paths, shapes, types and values."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(dict(variables)):
+    for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def digest_of_vectors(vectors: Vectors) -> str:
-    """Digest of the model owner's present model."""
-    return digest_of_model(vectors._asdict())

@@ -17,13 +17,17 @@ goes on:
    never made again: after a crash the round is completed from the file.
 
 A crash between 3 and 4 leaves a sum that may have been seen and is not kept. It can be repeated
-over exactly the same hospitals alone, which gives the same sum.
+over exactly the same hospitals alone, which gives the same sum: each compares its contribution.
 
 *A hospital* (`HospitalJournal`, in its own folder) writes (starting model, purpose, round, set of
-hospitals, number of the sum) before anything of its contribution leaves it. It refuses
+hospitals, number of the sum), and then a digest of its contribution, before anything of the
+contribution leaves it. It refuses
 
+- a sum that the model owner announces as another quantity than the hospital was called for;
 - another set for the same quantity, unless the model owner declares the earlier sum void, by its
   number; where hospitals drop out of a masked sum, what counts is the set that all agreed on;
+- another contribution to the same quantity, unless likewise, or where it is noised anew and charged
+  to its privacy ledger: the difference of the two sums would be its own;
 - a round before the last one that it contributed to, and another starting model for the same round;
 - a declaration about a sum whose result it was sent.
 
@@ -53,11 +57,12 @@ from primia_jax.federated.quantities import (
     Announcement,
     Quantity,
     digest_of_names,
+    digest_of_quantity,
 )
 
 FILE = "sums.jsonl"
 _TOTALS = "sums"  # folder of the model owner's revealed totals
-_KINDS = {"roster", "begun", "void", "revealing", "contributed", "narrowed", "final"}
+_KINDS = {"roster", "begun", "void", "revealing", "contributed", "digest", "narrowed", "final"}
 
 
 class OwnerJournal:
@@ -134,7 +139,10 @@ class OwnerJournal:
         self._void.update(fresh)
         self._begun[key] = (quantity, tuple(hospitals))
         void = tuple(old for old in earlier if old in self._void)
-        return Announcement(key, void, digest_of_names(hospitals)), bool(uncertain)
+        announced = Announcement(
+            key, void, digest_of_names(hospitals), digest_of_quantity(quantity)
+        )
+        return announced, bool(uncertain)
 
     def reveal(self, number: str, hospitals: Sequence[str]) -> None:
         """Notes that the sum is about to be reconstructed, over these hospitals.
@@ -226,6 +234,7 @@ class HospitalJournal:
         """
         self._path, self._me = folder / FILE, me
         self._parts: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
+        self._digests: dict[str, str] = {}  # of its contributions, by the number of the sum
         self._void: set[str] = set()
         self._final: set[str] = set()
         lines = _lines(self._path)
@@ -245,6 +254,8 @@ class HospitalJournal:
                     self._parts[entry["sum"]][0],
                     tuple(entry["hospitals"]),
                 )
+            elif entry["kind"] == "digest":
+                self._digests[entry["sum"]] = entry["digest"]
             elif entry["kind"] == "void":
                 self._void.add(entry["sum"])
             else:
@@ -266,6 +277,11 @@ class HospitalJournal:
         me = self._me
         if announced.hospitals != digest_of_names(hospitals):
             raise ProtocolError(f"{me} refuses: the model owner sums over other hospitals")
+        if announced.quantity != digest_of_quantity(quantity):
+            raise ProtocolError(
+                f"{me} refuses: it was called for the {quantity}, and the model owner sums "
+                "something else"
+            )
         if announced.number in self._parts:
             raise ProtocolError(f"{me} refuses to contribute to the same sum twice")
         void = self._void | (set(announced.void) & self._parts.keys())
@@ -305,6 +321,33 @@ class HospitalJournal:
         self._void = void
         self._parts[announced.number] = (quantity, tuple(hospitals))
         return uncertain
+
+    def note_digest(self, number: str, digest: str) -> None:
+        """Notes what this hospital contributes, or refuses if it was something else before.
+
+        Args:
+          number: of the sum.
+          digest: of the contribution, of which nothing has left yet.
+
+        Raises:
+          ProtocolError: if an earlier sum of the quantity may have been revealed, and the
+            contribution to it was another one.
+          StorageError: if it cannot be noted; then nothing may be contributed.
+        """
+        quantity, _ = self._parts[number]
+        for key, (other, _) in self._parts.items():
+            if key == number or key in self._void or other != quantity:
+                continue
+            if self._digests.get(key, digest) != digest:
+                raise ProtocolError(
+                    f"{self._me} refuses to contribute to the {quantity} once more: its "
+                    "contribution is another one than before, and the difference of the two sums "
+                    "would be its own; restore its images and the files in "
+                    f"{self._path.parent}, or begin in another --workdir"
+                )
+        line = {"kind": "digest", "sum": number, "digest": digest}
+        storage.append_line(self._path, json.dumps(line))
+        self._digests[number] = digest
 
     def narrow(self, number: str, hospitals: Sequence[str]) -> None:
         """Notes which hospitals a sum is over after some have dropped out, or refuses.
@@ -363,7 +406,9 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
                 raise ValueError(f"unknown kind {line['kind']!r}")
             if line["kind"] in ("begun", "contributed"):
                 _quantity(line)
-            if line["kind"] not in ("final", "void"):
+            if line["kind"] == "digest":
+                bytes.fromhex(line["digest"])
+            elif line["kind"] not in ("final", "void"):
                 tuple(line["hospitals"])
             if line["kind"] != "roster":
                 bytes.fromhex(line["sum"])

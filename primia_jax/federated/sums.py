@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.errors import ProtocolError
-from primia_jax.federated import aggregation, safety
-from primia_jax.federated.aggregation import OWNER, Making, Total
+from primia_jax.federated import aggregation, quantities, safety
+from primia_jax.federated.aggregation import OWNER, Contribution, Making, Total
 from primia_jax.federated.quantities import Announcement, Quantity
 from primia_jax.federated.sealing import KeyRing
 from primia_jax.federated.sum_journal import HospitalJournal, OwnerJournal
@@ -32,6 +32,7 @@ def contribute(
     roster: Sequence[str],
     quantity: Quantity,
     make: Making,
+    charged: bool = False,
 ) -> Steps:
     """The part of hospital `me` in one sum.
 
@@ -44,6 +45,8 @@ def contribute(
       roster: all hospitals of the run.
       quantity: what is summed.
       make: makes the contribution, called when it is due.
+      charged: True if it is noised anew each time, and each time charged to a privacy ledger. Any
+        other must be the same whenever the sum is made again.
 
     Raises:
       ProtocolError: if this hospital refuses.
@@ -58,7 +61,15 @@ def contribute(
     complete = journal.contribute(quantity, participants, announced)
     scheme = aggregation.make(config, participants, complete=complete, purpose=quantity.purpose)
     narrow = functools.partial(journal.narrow, announced.number)
-    yield from scheme.contribute(me, keys, make, narrow)
+
+    def noted() -> Contribution:
+        contribution = make()
+        if not charged:
+            digest = quantities.digest_of_arrays(contribution._asdict())
+            journal.note_digest(announced.number, digest)
+        return contribution
+
+    yield from scheme.contribute(me, keys, noted, narrow)
 
 
 def collecting(

@@ -6,6 +6,7 @@ the model owner may reveal totals; those count as revealed at the earlier one.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import shutil
@@ -17,11 +18,12 @@ from tiny import assert_same, at, config_with, model
 
 from primia_jax.core import storage
 from primia_jax.data import make_plan
-from primia_jax.errors import PartyLost, ProtocolError, UserError
+from primia_jax.errors import PartyLost, ProtocolError, StorageError, UserError
 from primia_jax.federated import (
     aggregation,
     checkpoints,
     hospital,
+    judging,
     model_owner,
     safety,
     secagg,
@@ -32,7 +34,7 @@ from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.local_training import Score
 from primia_jax.federated.sum_journal import OwnerJournal
-from primia_jax.runtime import LocalDriver, Vanish
+from primia_jax.runtime import LocalDriver, Locally, Vanish
 
 ROUNDS = 2
 
@@ -44,6 +46,12 @@ def quick_step(state, number):
     watch = state.watch._replace(bad_rounds=number)  # local state that must survive
     new = hospital.dataclasses.replace(state, watch=watch)
     return new, hospital._Trained({**state.variables, "params": params}, None, 1.0, number, 0.1)
+
+
+def quick_score_of(data):
+    """The score of a model that is always right."""
+    counts = np.bincount(data.labels, minlength=len(data.class_names))
+    return Score(0.5, np.diag(counts).astype(np.int64), np.zeros(len(data), np.int64))
 
 
 def quick_score(state, variables):
@@ -318,6 +326,74 @@ def test_what_was_revealed_and_not_kept_is_summed_over_the_same_hospitals_alone(
     assert len(runs.revealed) == 2
     runs.train(tmp_path)
     check(runs.revealed, 3)
+
+
+@pytest.mark.fault(
+    "the disk is full when the model owner keeps a sum, and a hospital's checkpoint is gone",
+    "a hospital that would contribute something else refuses; the others' sum is no second one",
+)
+def test_a_hospital_does_not_repeat_a_sum_with_something_else(monkeypatch, tmp_path):
+    """The difference of the two totals would be its contribution alone."""
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.start(tmp_path)
+    federation.set_up()
+
+    def full(journal, number, total):
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(OwnerJournal, "store", full)
+        federation.train_round(1)
+    before = list(runs.revealed)
+
+    def other_step(state, number):
+        return quick_step(state, number + 1 if state.index == 1 else number)
+
+    again = runs.start(tmp_path)
+    again.set_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(hospital, "_train_locally", other_step)
+        with pytest.raises(ProtocolError, match=r"hospital_1 refuses .* once more"):
+            again.train_round(1)
+    assert runs.revealed == before
+    again = runs.start(tmp_path)
+    again.set_up()
+    again.train_round(1)
+    check(runs.revealed, 3)
+
+
+def evaluated(runs, folder, every=()):
+    """An evaluation in the folder of a run; these hospitals are called for all of their images."""
+    federation = runs.start(folder)
+    adopt = lambda state: judging.adopt_statistics(state, folder)  # noqa: E731
+    federation.driver.run({OWNER: Locally(adopt)})
+    federation.set_up(to_train=False)
+    programs = {
+        name: lambda state: judging.judge(state, every=state.name in every) for name in runs.names
+    }
+    programs[OWNER] = lambda state: judging.have_judged(state, run=folder)
+    return federation.driver.run(programs)[0]
+
+
+def test_one_hospital_alone_is_not_evaluated_on_other_images(monkeypatch, tmp_path):
+    """Neither as the operator says, nor as its images have changed since."""
+    runs = Runs(monkeypatch, hospitals=3, secure={"min_participants": 3})
+    monkeypatch.setattr(judging.local_training, "score", lambda *a: quick_score_of(a[2]))
+    runs.train(tmp_path, last=1)
+    first = evaluated(runs, tmp_path)
+    before = list(runs.revealed)
+    with pytest.raises(ProtocolError, match=r"hospital_1 refuses: it was called for the eval"):
+        evaluated(runs, tmp_path, every=["hospital_1"])
+    site = runs._states["hospital_1"]
+    fewer = dataclasses.replace(
+        site.validation, images=site.validation.images[1:], labels=site.validation.labels[1:]
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(runs._states, "hospital_1", dataclasses.replace(site, validation=fewer))
+        with pytest.raises(ProtocolError, match=r"hospital_1 refuses .*validation once more"):
+            evaluated(runs, tmp_path)
+    assert runs.revealed == before
+    assert evaluated(runs, tmp_path) == first
 
 
 def test_hospitals_refuse_a_model_owner_that_forgot(monkeypatch, tmp_path):

@@ -11,11 +11,13 @@ from primia_jax.federated.quantities import (
     Announcement,
     Quantity,
     digest_of_names,
+    digest_of_quantity,
 )
 from primia_jax.federated.sum_journal import FILE, HospitalJournal, OwnerJournal
 
 NAMES = ("a", "b", "c", "d")
 ROUND_1, ROUND_2 = Quantity(UPDATE, 1, "m1"), Quantity(UPDATE, 2, "m2")
+ROUND_0, OTHER = Quantity(UPDATE, 0, "m0"), ROUND_1._replace(model="x")
 
 
 def total(weight=7):
@@ -69,18 +71,19 @@ def test_one_model_is_summed_over_one_set_in_all_rounds(tmp_path):
     site = HospitalJournal(tmp_path / "a", "a", NAMES)
     site.contribute(Quantity(VALIDATION, 1, "m"), NAMES, first)
     with pytest.raises(ProtocolError, match="a refuses: it contributed to the validation of round"):
-        other = second._replace(hospitals=Announcement.of(_for(NAMES[:3])).hospitals)
+        other = second._replace(hospitals=digest_of_names(NAMES[:3]))
         site.contribute(Quantity(VALIDATION, 2, "m"), NAMES[:3], other)
 
 
-def _for(names, number=b"\1" * 16, void=()):
-    return Announcement(
-        number.hex(), tuple(v.hex() for v in void), digest_of_names(names)
-    ).message()
-
-
-def announced(names, number=b"\1", void=()):
-    return Announcement.of(_for(names, number * 16, [v * 16 for v in void]))
+def announced(names, number=b"\1", void=(), quantity=ROUND_1):
+    """As it arrives."""
+    announcement = Announcement(
+        (number * 16).hex(),
+        tuple((v * 16).hex() for v in void),
+        digest_of_names(names),
+        digest_of_quantity(quantity),
+    )
+    return Announcement.of(announcement.message())
 
 
 @pytest.mark.parametrize(
@@ -89,9 +92,11 @@ def announced(names, number=b"\1", void=()):
         (ROUND_1, NAMES[:3], announced(NAMES[:3], b"\2"), "contributed to the update of round 1"),
         (ROUND_1, NAMES, announced(NAMES[:3], b"\2"), "sums over other hospitals"),
         (ROUND_1, NAMES, announced(NAMES), "same sum twice"),
-        (ROUND_1._replace(model="x"), NAMES, announced(NAMES, b"\2"), "another model"),
+        (OTHER, NAMES, announced(NAMES, b"\2", quantity=OTHER), "another model"),
+        (OTHER, NAMES, announced(NAMES, b"\2"), "called for the update of round 1, and the model"),
+        (Quantity(VALIDATION, 1, "m1"), NAMES, announced(NAMES, b"\2"), "sums something else"),
         (ROUND_1, NAMES[:3], announced(NAMES[:3], b"\2", [b"\3"]), "contributed to the update"),
-        (Quantity(UPDATE, 0, "m0"), NAMES, announced(NAMES, b"\2"), "train round 0 again"),
+        (ROUND_0, NAMES, announced(NAMES, b"\2", quantity=ROUND_0), "train round 0 again"),
     ],
 )
 def test_what_a_hospital_refuses_after_a_crash(tmp_path, quantity, names, announcement, message):
@@ -114,6 +119,23 @@ def test_what_a_hospital_repeats(tmp_path):
     again = HospitalJournal(tmp_path, "a", NAMES)
     with pytest.raises(ProtocolError, match="void whose result it sent"):
         again.contribute(ROUND_1, NAMES, announced(NAMES, b"\5", [b"\4"]))
+
+
+def test_a_contribution_that_may_be_known_is_not_made_another_one(tmp_path):
+    """Unless the earlier sum is void; and in a crash before the digest nothing had left."""
+    second, third = ((number * 16).hex() for number in (b"\2", b"\3"))
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    journal.contribute(ROUND_1, NAMES, announced(NAMES))
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    journal.contribute(ROUND_1, NAMES, announced(NAMES, b"\2"))
+    journal.note_digest(second, "aa")
+    journal = HospitalJournal(tmp_path, "a", NAMES)
+    journal.contribute(ROUND_1, NAMES, announced(NAMES, b"\3"))
+    with pytest.raises(ProtocolError, match=r"a refuses .*update of round 1 once more.* its own"):
+        journal.note_digest(third, "bb")
+    journal.note_digest(third, "aa")
+    journal.contribute(ROUND_1, NAMES, announced(NAMES, b"\4", [b"\1", b"\2", b"\3"]))
+    journal.note_digest((b"\4" * 16).hex(), "bb")
 
 
 def test_the_set_that_counts_is_the_one_after_dropouts(tmp_path):
