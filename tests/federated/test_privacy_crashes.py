@@ -45,7 +45,7 @@ class Runs:
         self.at_point = lambda: None
         contribute = hospital.Hospital.contribute
 
-        def noted(state, quantity, make):
+        def noted(state, quantity, make, *more, **options):
             def made():
                 own = make()
                 numbers = b"".join(values.tobytes() for values in own.values)
@@ -54,7 +54,7 @@ class Runs:
                 self.at_point()
                 return own
 
-            return contribute(state, quantity, made)
+            return contribute(state, quantity, made, *more, **options)
 
         monkeypatch.setattr(hospital.Hospital, "contribute", noted)
         for name in ("reveal", "store"):
