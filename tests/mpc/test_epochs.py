@@ -8,7 +8,7 @@ import pytest
 from primia_jax.errors import ProtocolError
 from primia_jax.mpc import prg
 from primia_jax.mpc.ledger import Ledger
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, PARTIES, epochs
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, PARTIES, epochs
 from primia_jax.runtime.local_driver import run_local
 
 
@@ -59,9 +59,10 @@ def test_without_an_epoch_nothing_is_expanded():
         epochs.Epoch(b"").seed(np.zeros(32, np.uint8))
 
 
-def test_what_one_owner_used_is_used_for_both():
+@pytest.mark.parametrize("owner", (DATA_OWNER, MODEL_OWNER))
+def test_what_one_owner_used_is_used_for_both(owner):
     ledgers = {party: Ledger(None) for party in PARTIES}
-    ledgers[DATA_OWNER].burn(4)
+    ledgers[owner].burn(4)
     ledgers[CRYPTO_PROVIDER].burn(8)  # dealt
     epoch, used = agreed(ledgers, made={DATA_OWNER: 7})
     assert (epoch.next_number, used) == (9, 5)

@@ -19,7 +19,7 @@ from test_gates import DOMAIN, draw_streams, make_spec
 from primia_jax.config.sections import MpcConfig
 from primia_jax.mpc import gates, inference, range_check, ring, worst_case
 from primia_jax.mpc.plan import Gate, Plan, Public, Signed, Source
-from primia_jax.mpc.protocols import DATA_OWNER, MODEL_OWNER, fss, masks
+from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, fss, masks
 from primia_jax.mpc.scaling import Ranges
 from primia_jax.mpc.transcript import Transcript, looks_uniform
 from primia_jax.mpc.worst_case import missing_headroom
@@ -347,7 +347,7 @@ def states(program):
     return program._driver.states
 
 
-def test_noise_is_uniform_and_small_and_the_providers_own():
+def test_noise_is_small_without_sharp_ends_and_hides_low_bits():
     program = make_program(batch=2000)
     circuit = program.circuit
     (bits,), (unit,) = circuit.scaling.noise_bits, circuit.scaling.outputs
@@ -356,7 +356,10 @@ def test_noise_is_uniform_and_small_and_the_providers_own():
         signed = np.asarray(ring.signed(noise, circuit.n_bits)).astype(np.int64)
     half = 1 << (bits - 1)
     assert -half <= signed.min() and signed.max() < half
-    assert looks_uniform(((signed + half) >> (bits - 8)).astype(np.uint8))
+    assert looks_uniform(((signed + half) % half >> (bits - 9)).astype(np.uint8))
+    # Uniform noise has its extremes within a thousandth of its ends: these gave the exact words.
+    assert signed.max() - signed.min() < 1.98 * half
+    assert abs(signed.mean()) < 0.05 * half and 0.3 < signed.std() / half < 0.4
     # The documented bound: an output moves by 2^-16 of its range, a probability by half of that.
     limit = program.config.margin * program.ranges.outputs[0]
     assert half / unit <= limit / 2**program.config.output_bits
@@ -366,7 +369,44 @@ def test_noise_is_uniform_and_small_and_the_providers_own():
     assert change <= limit / 2 ** (program.config.output_bits + 1) + 1e-6
 
 
+def test_a_large_output_is_flagged(monkeypatch):
+    program = make_program()
+    limit = program.circuit.output_limit
+    for value, flagged in ((limit - 1, ()), (limit, ("outputs",)), (-limit, ("outputs",))):
+        with monkeypatch.context() as patched, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patched.setattr(fss, "_opened", lambda *_, value=value: np.full((1, 3), value))
+            program.run(pictures(1))
+        assert program.out_of_range == flagged
+
+
 # --- secrecy
+
+
+def test_noise_is_of_the_providers_seed_in_this_epoch(monkeypatch):
+    """Of its own seed, the data owner would subtract it."""
+    program = make_program()
+    party = states(program)[CRYPTO_PROVIDER]
+    seeds, original = [], masks.output_noise
+
+    def watched(circuit, seed, *more):
+        seeds.append(np.asarray(seed).tobytes())
+        return original(circuit, seed, *more)
+
+    monkeypatch.setattr(masks, "output_noise", watched)
+    program.prepare(1)
+    assert set(seeds) == {party.epoch.seed(party.root).tobytes()}
+    assert seeds[0] != np.asarray(party.root).tobytes()
+
+
+def test_masks_of_a_check_are_unrelated():
+    circuit = narrow_program().circuit
+    gates_of = circuit.checked_gates[:2]
+    pairs = [masks.check_masks(circuit, drawn(32), g, n) for g in gates_of for n in (0, 1)]
+    drawn_masks = [mask for pair in pairs for mask in pair]
+    for i, one in enumerate(drawn_masks):
+        for other in drawn_masks[:i]:
+            assert np.mean(np.asarray(one) == np.asarray(other)) < 0.3
 
 
 def test_the_model_owner_cannot_open_flags(monkeypatch):

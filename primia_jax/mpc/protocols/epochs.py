@@ -12,9 +12,16 @@ ledgers decide: data owner and model owner exchange theirs at every start, and b
 has burned. All parties also exchange the epoch before. Where these differ, a party was restored
 from a backup (or lost within a start), and no key of an earlier epoch is used.
 
-Not promised: data owner and model owner that are both restored, together, to a backup taken since
-the last start, bring back keys that were used since, and nothing that they hold can tell. Begin a
-new session then.
+Not promised, since nothing that the parties hold can tell; begin a new session then:
+
+- data owner and model owner that are both restored, together, to a backup taken since the last
+  start, bring back keys that were used since;
+- all three parties restored to a backup of before the last start agree with one another, and use
+  the keys in it again;
+- a session whose folders are copied whole, all three, is two sessions with the same stocked keys.
+
+A folder is open in one program at a time (`mpc.sessions`), and a ledger that is replaced under it
+is refused (`mpc.ledger`).
 
 Adversary: any one party, honest but curious. Assumed: HKDF-SHA256 is a pseudo-random function, and
 one of the three operating systems gives fresh bytes.

@@ -4,9 +4,12 @@ Three parties, semi-honest, of which the crypto provider colludes with neither o
 
 | party | holds | learns |
 | --- | --- | --- |
-| data owner (0) | the image | its logits, and the units and widths of the layers |
-| model owner (1) | the weights | nothing but shapes |
-| crypto provider | all masks | shapes, units and widths |
+| data owner (0) | the image | its logits, public shapes and ranges, flags of layers out of range |
+| model owner (1) | the weights | shapes and ranges, which are its own |
+| crypto provider | all masks | shapes and ranges |
+
+Ranges: the units, widths and bits of headroom of the layers, which follow from calibration images
+and the weights. A flag comes with a power of two that divides the excesses.
 
 Set-up, once: the provider knows a matrix B as large as the weights W, which the model owner
 expands from a seed; the data owner gets δ = W − B. All other words are expanded from seeds of an

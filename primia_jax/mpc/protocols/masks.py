@@ -89,15 +89,23 @@ def party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: in
 def output_noise(circuit: Circuit, seed: Any, number: int, position: int) -> Any:
     """Noise of an output below its `config.mpc.output_bits`, words [N]; the dealer's own.
 
-    Uniform in [-2^(τ-1), 2^(τ-1)): the τ low bits of the noisy output are uniform whatever it is.
+    The sum of three uniform numbers of τ-1, τ-2 and τ-2 bits, in [-2^(τ-1), 2^(τ-1)): it thins out
+    towards its ends, so that the extremes of many runs tell no more than their mean. The τ-1 low
+    bits of the noisy output are uniform whatever it is. Below τ = 4 it is one uniform number.
     """
     bits = circuit.scaling.noise_bits[position]
     level = len(circuit.segments) - 1
-    words = value_mask(circuit, seed, NOISE, number, level, position)
+    n_words = circuit.sizes(circuit.segments[level])[position]
+    kind = ring.word_type(circuit.n_bits)
+    index = circuit.first_value[level] + position
+    words = jnp.asarray(stream(seed, NOISE, index, number, 3 * n_words, kind)).reshape(3, -1)
     word = words.dtype.type
     if not bits:
-        return words * word(0)
-    return (words & word((1 << bits) - 1)) - word((1 << bits) >> 1)
+        return words[0] * word(0)
+    widths = (bits, 0, 0) if bits < 4 else (bits - 1, bits - 2, bits - 2)
+    limits = jnp.asarray([(1 << width) - 1 for width in widths], words.dtype)
+    total = (words & limits[:, None]).sum(axis=0, dtype=words.dtype)
+    return total - word((1 << bits) >> 1)
 
 
 def check_seed(seed: Any, number: int) -> np.ndarray:
