@@ -369,6 +369,24 @@ def test_noise_is_small_without_sharp_ends_and_hides_low_bits():
     assert change <= limit / 2 ** (program.config.output_bits + 1) + 1e-6
 
 
+def test_weights_that_cancel_are_a_warning_to_their_owner():
+    """Their channel's factor of two exceeds the noise: 1000 (x - x') of two pixels much alike."""
+    rows = np.asarray([[1, 0.3], [-1, 0.2]], np.float32)
+    base = np.random.default_rng(0).uniform(-1, 1, (64, 1))
+    near = np.float32(base + 1e-5 * np.random.default_rng(1).uniform(-1, 1, (64, 2)))
+
+    def program(gain):
+        params = {"a": rows * np.float32([gain, 1])}
+        return inference.encrypt(lambda p, x: x @ p["a"], params, near[:1], calibration=near)
+
+    with pytest.warns(UserWarning, match="weights of an output nearly cancel") as caught:
+        program(1e6).set_up()
+    assert "\n" not in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program(1.0).set_up()
+
+
 def test_a_large_output_is_flagged(monkeypatch):
     program = make_program()
     limit = program.circuit.output_limit

@@ -30,6 +30,7 @@ channel's weights and low bits of its bias after a dozen runs. Range checks go w
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,12 @@ def data_owner(circuit: Circuit, store: KeyStore | None = None) -> DataOwner:
 def model_owner(circuit: Circuit, params: Any, store: KeyStore | None = None) -> ModelOwner:
     """A model owner with the weights `params`, quantised for the circuit, and a fresh seed."""
     weights = circuit.quantised_weights(params)
+    if _shows_exponents(circuit, weights):
+        warnings.warn(
+            "weights of an output nearly cancel: its words tell the data owner one of their "
+            "exponents; lower config.mpc.output_bits or raise config.mpc.ring_bits",
+            stacklevel=2,
+        )
     with ring.x64():
         prepared = []
         for product, (w, shift) in zip(circuit.products, weights):
@@ -157,6 +164,18 @@ def model_owner(circuit: Circuit, params: Any, store: KeyStore | None = None) ->
     return ModelOwner(
         circuit, tuple(prepared), words, constants, prg.new_seed(), store or _new_store(circuit)
     )
+
+
+def _shows_exponents(circuit: Circuit, weights: Any) -> bool:
+    """True if a factor of two of an output channel is larger than its noise hides."""
+    outputs = set(circuit.segments[-1].products)
+    shifts = [
+        int(np.max(shift, initial=0))
+        for product, (_, shift) in zip(circuit.products, weights)
+        if product in outputs
+    ]
+    hidden = min(masks.hidden_bits(bits) for bits in circuit.scaling.noise_bits)
+    return max(shifts, default=0) > hidden
 
 
 def provider(circuit: Circuit, ledger: Ledger | None = None) -> Provider:

@@ -108,6 +108,11 @@ def output_noise(circuit: Circuit, seed: Any, number: int, position: int) -> Any
     return total - word((1 << bits) >> 1)
 
 
+def hidden_bits(noise_bits: int) -> int:
+    """Low bits of an output that noise of τ = `noise_bits` makes uniform; see `output_noise`."""
+    return noise_bits if noise_bits < 4 else noise_bits - 1
+
+
 def check_seed(seed: Any, number: int) -> np.ndarray:
     """Seed of the coefficients of a run's range checks, uint8 [32], from the data owner's seed."""
     return np.asarray(stream(seed, CHECK, 0, number, prg.SEED_BYTES, np.uint8))
