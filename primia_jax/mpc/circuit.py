@@ -140,8 +140,13 @@ class Circuit:
 
     @property
     def checked_gates(self) -> tuple[Gate, ...]:
-        """Gates in which values out of range are detected."""
-        return tuple(gate for gate in self.plan.gates if self.specs[gate].excess_bits)
+        """Gates in which values out of range are detected, round by round."""
+        return tuple(
+            gate
+            for segment in self.segments
+            for gate in segment.gates
+            if self.specs[gate].excess_bits
+        )
 
     @property
     def granted_headroom(self) -> tuple[int, ...]:
@@ -257,10 +262,12 @@ class Circuit:
     # --- the compiled segments
 
     def owner_values(self, level: int) -> Any:
-        """Jitted (sources, digits, shifts, constants, known, packed κ) -> (messages, tops, kept).
+        """Jitted (sources, digits, shifts, constants, known, packed κ) -> (messages, operands,
+        kept).
 
-        The messages are what a gate needs of z + r, or an output masked, both packed; the tops are
-        the bits of z + r above, see `gates.top_of_operand`, which nobody is sent.
+        A source is a pair of shares, packed words [N] and words [N]; of a single share the second
+        is None. The messages are the bits of z + r that a gate needs, or an output masked, both
+        packed; the operands are z + r itself of the gates that are checked, which nobody is sent.
         """
         return self._once(("owner", level), lambda: self._make_owner_values(level))
 
@@ -272,6 +279,11 @@ class Circuit:
             sources: Any, digits: Any, shifts: Any, constants: Any, known: Any, kappas: Any
         ) -> Any:
             at = {product: i for i, product in enumerate(segment.products)}
+            sources = [
+                self.joined(*shares).reshape(source.shape)
+                for source, shares in zip(segment.sources, sources)
+            ]
+            sources = jax.lax.optimization_barrier(sources)  # several maps may read them
 
             def multiply(node: Private, unit: float, x: Any) -> Any:
                 i = at[node, unit]
@@ -288,17 +300,19 @@ class Circuit:
                 known,
                 lambda node, unit: jnp.broadcast_to(added[node, unit], node.shape),
             )
-            messages, tops = [], []
+            messages, operands = [], []
             for i, ((node, unit), kappa) in enumerate(zip(segment.values, kappas)):
                 p, q = evaluator.value(node, unit)
                 masked = self.sum_of((p, q), node).reshape(-1) + ring.unpack(kappa, self.n_bits)
                 if segment.gates:
+                    # Two outputs would each be a loop over the float64 product.
+                    masked = jax.lax.optimization_barrier(masked)
                     spec = self.specs[segment.gates[i]]
                     messages.append(ring.pack(gates.masked_operand(spec, masked), spec.width))
-                    tops.append(gates.top_of_operand(spec, masked) if spec.excess_bits else None)
+                    operands.append(masked if spec.excess_bits else None)
                 else:
                     messages.append(ring.pack(masked, self.n_bits))
-            return messages, tops, [evaluator.products[product] for product in segment.keep]
+            return messages, operands, [evaluator.products[product] for product in segment.keep]
 
         return jax.jit(values)
 
@@ -335,6 +349,11 @@ class Circuit:
             return found, [evaluator.products[product] for product in segment.keep]
 
         return jax.jit(values)
+
+    def joined(self, packed: Any, words: Any = None) -> Any:
+        """Words [N] from a packed share and one of words, if there is one."""
+        share = ring.unpack(packed, self.n_bits)
+        return share if words is None else share + words
 
     def sum_of(self, parts: Sequence[Any], node: Node) -> Any:
         """The parts of a value that are there, added; zeros if none is."""

@@ -16,7 +16,7 @@ m = 2^k · (top bit of r'):
   wraps exactly where r' has its top bit and y' has not; w_c = ρ − r' + (1 − c)·m − 2^(k-2);
 - the *excess* is by how many multiples of 2^k the value z >> t differs from the one that the gate
   takes it for, 0 if and only if it lies in the gate's range. It is linear in what the gate dealt
-  already: its shares cost no key (`excess_share`), and `mpc.range_check` adds them up.
+  already: its shares cost no key (`excess_table`), and `mpc.range_check` adds them up.
 
 The data owner is party 0, the model owner party 1. Everything that party 0 holds it expands from
 its own seed; the dealer sends party 1 what is missing. A comparison of up to nine bits is a truth
@@ -299,27 +299,25 @@ def out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def excess_share(
-    gate: GateSpec, party: int, y: Any, top: Any, select: Any, own: Any, other: Any
-) -> Any:
-    """The party's share of 2^(8-g) · (excess + `top_of_mask`) modulo 2^8, uint8 [N].
+def excess_table(gate: GateSpec, party: int, select: Any) -> Any:
+    """The party's shares of each element's excess, by what is opened later; uint32 [N].
 
     With a' = y' − 2^(s-1) and c its top bit, D = (z ≥ 0) and r_k the top bit of r', the excess is
     (a' >> k) − (r >> (t + k)) − (1 − c)·D·r_k + c·(1 − D)·(1 − r_k): what the gate takes the value
     for has these bits 0. D = d̂ ⊕ u, and w_{d,0} − w_{d,1} = (d ⊕ u)·m is a share of D·r_k·2^k for
     d = d̂ and of (1 − D)·r_k·2^k for d = 1 − d̂. A sharing of a multiple of 2^k is divided exactly:
-    one party rounds its share down, the other up.
+    one party rounds its share down, the other up. Byte 2 d̂ + c of a word (c, without comparison)
+    is the share of the last two terms. It needs no image, so that it is made beforehand.
 
     Args:
       gate: the gate.
       party: 0 or 1.
-      y: words [N], y'.
-      top: `top_of_operand`, of party 1; None for party 0.
-      select, own, other: as in `out_share`.
+      select: as in `out_share`.
     """
-    n_bits, word = gate.ring_bits, y.dtype.type
+    n_bits = gate.ring_bits
     if select.ndim == 1:
         select = ring.unpack(select, n_bits).reshape(gate.select_words, gate.n_elements)
+    word = select.dtype.type
 
     def divided(share: Any) -> Any:
         signed = share if party == 1 else -share
@@ -327,22 +325,44 @@ def excess_share(
         return quotient if party == 1 else -quotient
 
     if not gate.compares:
-        above = (y >> word(gate.width - 1)) != 0
-        excess = jnp.where(above, word(0), -divided(select[0] - select[1]))
+        shares = [-divided(select[0] - select[1]), jnp.zeros_like(select[0])]
     else:
-        above = _top(gate, _centred(gate, y)) != 0
-        opened = ring.unpack_bits(own ^ other, gate.n_elements) != 0
-        u = select[0]
-        negative = jnp.where(opened, u, word(party) - u)  # a share of 1 − D
-        wrapped = jnp.where(
-            opened == above, select[1] - select[2], select[3] - select[4]
-        )  # d = d̂ below, 1 − d̂ above
-        excess = jnp.where(above, negative, word(0)) - divided(wrapped)
-    if party == 1:
-        excess = excess + top
-        if gate.compares:  # the centring borrows from the bits above
-            excess = excess - (y < word((1 << gate.slack_bits) >> 1)).astype(excess.dtype)
+        u, here, there = select[0], divided(select[1] - select[2]), divided(select[3] - select[4])
+        shares = [-here, word(party) - u - there, -there, u - here]  # 1 − D is u where d̂ = 1
+    return functools.reduce(
+        jnp.bitwise_or,
+        (_scaled(gate, share).astype(jnp.uint32) << 8 * i for i, share in enumerate(shares)),
+    )
+
+
+def _scaled(gate: GateSpec, excess: Any) -> Any:
+    """2^(8-g) · excess modulo 2^8."""
     return excess.astype(jnp.uint8) << np.uint8(EXCESS_BITS - gate.excess_bits)
+
+
+def excess_share(
+    gate: GateSpec, party: int, y: Any, top: Any, table: Any, own: Any, other: Any
+) -> Any:
+    """The party's share of 2^(8-g) · (excess + `top_of_mask`) modulo 2^8, uint8 [N].
+
+    Args:
+      gate: the gate.
+      party: 0 or 1.
+      y: words [N], y'.
+      top: `top_of_operand`, of party 1; None for party 0.
+      table: `excess_table` of the party.
+      own, other: as in `out_share`.
+    """
+    if gate.compares:
+        above = _top(gate, _centred(gate, y)) | ring.unpack_bits(own ^ other, gate.n_elements) << 1
+    else:
+        above = _top(gate, y)
+    share = (table >> (above.astype(jnp.uint32) << 3)).astype(jnp.uint8)
+    if party == 0:
+        return share
+    if gate.compares:  # the centring borrows from the bits above
+        top = top - (y < y.dtype.type((1 << gate.slack_bits) >> 1)).astype(jnp.uint8)
+    return share + _scaled(gate, top)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

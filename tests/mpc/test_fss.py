@@ -115,10 +115,14 @@ def test_every_layer_is_the_fixed_point_evaluation(name, monkeypatch):
     masked = {}
     original = fss._gates_model_owner
 
-    def watched(circuit, seed, segment, number, packed, keys, sources, meanwhile):
-        held = yield from original(circuit, seed, segment, number, packed, keys, sources, meanwhile)
-        masked.update({gate: (number, sources[gate.out]) for gate in segment.gates})
-        return held
+    def watched(circuit, segment, number, packed, keys, streams, sources, meanwhile):
+        bits = yield from original(
+            circuit, segment, number, packed, keys, streams, sources, meanwhile
+        )
+        for gate in segment.gates:
+            words = circuit.joined(*sources[gate.out]).reshape(gate.out.shape)
+            masked[gate] = (number, words)
+        return bits
 
     monkeypatch.setattr(fss, "_gates_model_owner", watched)
     program.run(images)

@@ -77,10 +77,11 @@ def run_checked_gate(spec, z, r):
         bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
     select = [own[0].select, key["select"]]
     tops = [None, gates.top_of_operand(spec, masked)]
+    tables = [gates.excess_table(spec, b, select[b]) for b in (0, 1)]
     shares, outs = (
         [np.asarray(of(b)) for b in (0, 1)]
         for of in (
-            lambda b: gates.excess_share(spec, b, y, tops[b], select[b], bits[b], bits[1 - b]),
+            lambda b: gates.excess_share(spec, b, y, tops[b], tables[b], bits[b], bits[1 - b]),
             lambda b: gates.out_share(spec, b, y, select[b], bits[b], bits[1 - b]),
         )
     )
@@ -118,7 +119,9 @@ def test_values_out_of_range_have_an_excess_in_every_ring(kind, ring_bits, t, k,
             compare = [None, key["compare"]]
             bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
         total = sum(
-            gates.excess_share(spec, b, y, (None, top)[b], select, bits[b], bits[1 - b])
+            gates.excess_share(
+                spec, b, y, (None, top)[b], gates.excess_table(spec, b, select), *bits[:: 1 - 2 * b]
+            )
             for b, select in enumerate((own[0].select, key["select"]))
         )
         of_mask = gates.top_of_mask(spec, r) << np.uint8(8 - spec.excess_bits)

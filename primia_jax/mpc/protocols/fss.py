@@ -32,7 +32,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ from primia_jax.mpc.circuit import Circuit, Segment, check_image
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
 from primia_jax.mpc.ledger import Ledger
+from primia_jax.mpc.plan import Source
 from primia_jax.mpc.protocols import (
     CRYPTO_PROVIDER,
     DATA_OWNER,
@@ -98,6 +99,7 @@ class ModelOwner:
       constants: words, of each segment.
       root: uint8 [32], from which B and its half of the keys are derived.
       store: its keys, single-use.
+      ready: of the next keys, by number, what it expanded before the image came.
       epoch: of this start of the session.
     """
 
@@ -107,7 +109,22 @@ class ModelOwner:
     constants: tuple[tuple[Any, ...], ...]
     root: Any
     store: KeyStore
+    ready: dict[int, "_OwnerReady"] = dataclasses.field(default_factory=dict)
     epoch: Epoch = NO_EPOCH
+
+
+class _OwnerReady(NamedTuple):
+    """Values of one key that the model owner needs no image for.
+
+    Attributes:
+      streams: of each segment, what each gate's part is expanded to.
+      tables: of each segment, each gate's `gates.excess_table`; None where nothing is checked.
+      matrices: K of the range checks.
+    """
+
+    streams: list[list[Streams]]
+    tables: list[list[Any]]
+    matrices: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +354,7 @@ def _deal(state: Provider, number: int) -> Steps:
     seed0, seed1 = map(state.epoch.seed, state.roots)
     last = len(circuit.segments) - 1
     kept: dict[Any, Any] = {}
-    coefficients = masks.check_coefficients(masks.check_seed(seed0, number))
+    checks = range_checks.Dealer(circuit, number, (seed0, seed1))
     for level, segment in enumerate(circuit.segments):
         yield Stage(segment.name)
         values = _mask_part(circuit, level, seed0, number, state.matrices, kept, True)
@@ -364,8 +381,7 @@ def _deal(state: Provider, number: int) -> Steps:
                 masks.domain(circuit, gate, number),
             )
             if circuit.specs[gate].excess_bits:
-                seeds = (seed0, seed1)
-                key["check"] = range_checks.sigma(circuit, gate, r, coefficients, number, seeds)
+                key["check"] = checks.sigma(gate, r)
             keys.append(key)
             trees.append(tree)
         message = {"kappa": tuple(kappas), "keys": tuple(keys)}
@@ -395,11 +411,28 @@ def _packed_sum(n_bits: int, a: Any, b: Any) -> Any:
     return ring.pack(ring.unpack(a, n_bits) + ring.unpack(b, n_bits), n_bits)
 
 
-def _expanded(circuit: Circuit, seed: Any, segment: Segment, number: int) -> list[Streams]:
-    return [masks.party_streams(circuit, seed, 0, gate, number) for gate in segment.gates]
+def _expanded(
+    circuit: Circuit, seed: Any, segment: Segment, number: int, party: int = 0
+) -> list[Streams]:
+    return [masks.party_streams(circuit, seed, party, gate, number) for gate in segment.gates]
 
 
-def _still_ready(state: DataOwner) -> dict[int, Any]:
+def _owner_ready(circuit: Circuit, seed: Any, number: int) -> _OwnerReady:
+    """The values of a key before its messages came."""
+    streams = [_expanded(circuit, seed, segment, number, 1) for segment in circuit.segments]
+    return _OwnerReady(streams, [], masks.check_matrices(circuit, seed, number))
+
+
+def _excess_tables(circuit: Circuit, segment: Segment, keys: Any) -> list[Any]:
+    """`gates.excess_table` of each gate of the model owner's; None where nothing is checked."""
+    specs = [circuit.specs[gate] for gate in segment.gates]
+    return [
+        gates.excess_table(spec, 1, jnp.asarray(key["select"])) if spec.excess_bits else None
+        for spec, key in zip(specs, keys)
+    ]
+
+
+def _still_ready(state: DataOwner | ModelOwner) -> dict[int, Any]:
     """What was expanded of keys that are not used up, by a run that failed for instance."""
     first = state.store.next()
     return {number: held for number, held in state.ready.items() if number >= first}
@@ -426,17 +459,21 @@ def prepare_data_owner(state: DataOwner, numbers: tuple[int, ...]) -> Steps:
 
 @ring.x64_steps
 def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
-    """Takes the keys of these numbers and stores them."""
-    circuit = state.circuit
+    """Takes the keys of these numbers and stores them; expands the next ones beforehand."""
+    circuit, ready = state.circuit, _still_ready(state)
     for number in numbers:
+        expanded = _owner_ready(circuit, state.epoch.seed(state.root), number)
         kappas_c = yield from _receive_kappas(circuit)
         for level, segment in enumerate(circuit.segments):
             yield Stage(segment.name)
             message = yield Receive(CRYPTO_PROVIDER)
             message = _with_kappa_c(circuit, segment, message, kappas_c[level])
             state.store.put(number, level, message)
+            expanded.tables.append(_excess_tables(circuit, segment, message["keys"]))
         state.store.close_key(number, state.epoch.id)
-    return state, None
+        if len(ready) < _READY:
+            ready[number] = jax.block_until_ready(expanded)
+    return dataclasses.replace(state, ready=ready), None
 
 
 def _receive_kappas(circuit: Circuit) -> Steps:
@@ -500,17 +537,16 @@ def infer_data_owner(state: DataOwner, image: Any, streamed: bool = False) -> St
     if circuit.checked_gates:
         yield Send(MODEL_OWNER, checks.request(), "range checks | masked by μ")
     packed = yield Receive(MODEL_OWNER)
-    failed = []
-    if circuit.checked_gates:
-        failed = checks.out_of_range((yield Receive(MODEL_OWNER)))
     last = len(circuit.segments) - 1
-    outputs = []
+    outputs, beyond = [], []
     for position, (node, unit) in enumerate(circuit.segments[last].values):
         r = masks.value_mask(circuit, seed, masks.R, number, last, position)
         opened = np.asarray(_opened(circuit.n_bits, packed[position], r))
         if np.abs(opened).max(initial=0.0) >= circuit.output_limit:
-            failed.append("outputs")
+            beyond.append("outputs")
         outputs.append(opened.reshape(node.shape) / unit)
+    failed = checks.out_of_range((yield Receive(MODEL_OWNER))) if circuit.checked_gates else []
+    failed += beyond
     known = tuple(dict.fromkeys(failed)) if failed or circuit.detects else None
     return dataclasses.replace(state, ready=_still_ready(state)), Diagnosis(tuple(outputs), known)
 
@@ -539,8 +575,16 @@ def _gates_data_owner(
     )
     yield Send(MODEL_OWNER, shares, "share of the result | masked by ρ, shared")
     return [
-        Held(gate, ys[i], None, own[i].select, bits.get(i), theirs.get(i))
-        for i, gate in enumerate(segment.gates)
+        Held(
+            gate,
+            packed[i],
+            None,
+            gates.excess_table(spec, 0, own[i].select),
+            bits.get(i),
+            theirs.get(i),
+        )
+        for i, (gate, spec) in enumerate(zip(segment.gates, specs))
+        if spec.excess_bits
     ]
 
 
@@ -560,11 +604,10 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
     number = int(opening["number"])
     key: Any = None if streamed else state.store.take(number)
     seed = epochs.seed_in(state.root, state.epoch.id if streamed else key.epoch)
-    image = circuit.plan.image
-    sources = {image: _unpacked(circuit.n_bits, circuit.n_bits, opening["image"])}
-    sources[image] = sources[image].reshape(image.shape)
+    ready = state.ready.get(number) or _owner_ready(circuit, seed, number)
+    sources: dict[Source, tuple[Any, Any]] = {circuit.plan.image: (opening["image"], None)}
     known: dict[Any, Any] = {}
-    checks = range_checks.ModelOwnerChecks(circuit, seed, number, opening.get("check"))
+    checks = range_checks.ModelOwnerChecks(circuit, ready.matrices, opening.get("check"))
     weights = dict(zip(circuit.products, state.weights))
     for level, segment in enumerate(circuit.segments):
         yield Stage(segment.name)
@@ -573,7 +616,7 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
             dealt = _with_kappa_c(circuit, segment, dealt, kappas_c[level])
         else:
             dealt = key[level]
-        masked, tops, keep = circuit.owner_values(level)(
+        messages, operands, keep = circuit.owner_values(level)(
             [sources[source] for source in segment.sources],
             [weights[product][0] for product in segment.products],
             [weights[product][1] for product in segment.products],
@@ -583,33 +626,41 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
         )
         known.update(zip(segment.keep, keep))
         if segment.gates:
-            keys = dealt["keys"]
-            held = yield from _gates_model_owner(
-                circuit, seed, segment, number, masked, keys, sources, checks.form_held
+            keys, streams = dealt["keys"], ready.streams[level]
+            if level == len(ready.tables):
+                ready.tables.append(_excess_tables(circuit, segment, keys))
+            bits = yield from _gates_model_owner(
+                circuit, segment, number, messages, keys, streams, sources, checks.form_held
             )
-            checks.hold(held, tops, keys)
-    yield Send(DATA_OWNER, tuple(masked), "outputs | masked by r of the data owner")
+            checks.hold(
+                [
+                    Held(gate, None, operands[i], ready.tables[level][i], *bits[i])
+                    for i, gate in enumerate(segment.gates)
+                ],
+                keys,
+            )
+    yield Send(DATA_OWNER, tuple(messages), "outputs | masked by r of the data owner")
     if circuit.checked_gates:
-        checks.form_held()
+        checks.finish()
         answers = checks.answers((yield Receive(DATA_OWNER)))
         yield Send(DATA_OWNER, answers, "range checks | masked by ω")
-    return state, None
+    return dataclasses.replace(state, ready=_still_ready(state)), None
 
 
 def _gates_model_owner(
     circuit: Circuit,
-    seed: Any,
     segment: Segment,
     number: int,
     packed: Any,
     keys: Any,
-    sources: dict[Any, Any],
-    meanwhile: Callable[[], None] = lambda: None,
+    streams: list[Streams],
+    sources: dict[Source, tuple[Any, Any]],
+    meanwhile: Callable[[], None],
 ) -> Steps:
-    """The model owner's part of one round; puts the new ŷ into `sources`.
+    """The model owner's part of one round; puts the shares of the new ŷ into `sources`.
 
-    Calls `meanwhile` once the data owner has all that it waits for; gives the values that range
-    checks need.
+    Calls `meanwhile` once the data owner has all that it waits for; gives, of each gate, the packed
+    shares of d̂.
     """
     specs = [circuit.specs[gate] for gate in segment.gates]
     observation.opened("masked operand", lambda: packed)
@@ -618,9 +669,8 @@ def _gates_model_owner(
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
-            own = masks.party_streams(circuit, seed, 1, gate, number)
             domain = masks.domain(circuit, gate, number)
-            bits[i] = gates.sign_share(spec, 1, ys[i], own, keys[i]["compare"], domain)
+            bits[i] = gates.sign_share(spec, 1, ys[i], streams[i], keys[i]["compare"], domain)
     theirs: dict[int, Any] = {}
     if bits:
         yield Send(DATA_OWNER, tuple(bits.values()), "sign | masked by u, shared")
@@ -628,20 +678,20 @@ def _gates_model_owner(
         theirs = dict(zip(bits, (yield Receive(DATA_OWNER))))
         observation.opened("masked signs", lambda: [bits[i] ^ theirs[i] for i in bits])
     selects = [jnp.asarray(key["select"]) for key in keys]
-    own_shares = [
-        gates.out_share(spec, 1, ys[i], selects[i], bits.get(i), theirs.get(i))
-        for i, spec in enumerate(specs)
-    ]
+    own_shares = jax.block_until_ready(
+        [
+            gates.out_share(spec, 1, ys[i], selects[i], bits.get(i), theirs.get(i))
+            for i, spec in enumerate(specs)
+        ]
+    )
     shares = yield Receive(DATA_OWNER)
     for gate, own, share in zip(segment.gates, own_shares, shares):
-        joined = devices.gather(_joined(circuit.n_bits, own, share))
-        sources[gate.out] = joined.reshape(gate.out.shape)
-    results = [sources[gate.out] for gate in segment.gates]
-    observation.opened("masked results of gates", lambda: results)
-    return [
-        Held(gate, ys[i], None, selects[i], bits.get(i), theirs.get(i))
-        for i, gate in enumerate(segment.gates)
-    ]
+        sources[gate.out] = (devices.gather(share), devices.gather(own))
+    observation.opened(
+        "masked results of gates",
+        lambda: [circuit.joined(*sources[gate.out]) for gate in segment.gates],
+    )
+    return [(bits.get(i), theirs.get(i)) for i in range(len(specs))]
 
 
 @ring.x64_steps
@@ -662,11 +712,6 @@ def _masked_image(n_bits: int, image: Any, unit: Any, rho: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unpacked(bits: int, n_bits: int, packed: Any) -> Any:
     return ring.unpack(packed, bits).astype(ring.word_type(n_bits))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _joined(n_bits: int, own: Any, packed: Any) -> Any:
-    return own + ring.unpack(packed, n_bits)
 
 
 @functools.partial(jax.jit, static_argnums=0)

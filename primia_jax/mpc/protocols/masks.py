@@ -5,6 +5,7 @@ the key's number. The seeds are those of one epoch (`mpc.protocols.epochs`); tho
 are derived once for the session.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -127,17 +128,17 @@ def check_coefficients(seed: Any) -> Any:
     return jnp.asarray(stream(seed, CHECK, 0, 0, range_check.COEFFICIENTS, np.uint8))
 
 
-def check_masks(circuit: Circuit, seed: Any, gate: Any, number: int) -> tuple[Any, Any]:
-    """μ and ω of one gate's range check, uint8 [SUMS] each, from the data owner's seed."""
-    n = range_check.SUMS
-    words = stream(seed, CHECK_MASK, circuit.index[gate], number, 2 * n, np.uint8)
-    return jnp.asarray(words[:n]), jnp.asarray(words[n:])
+def check_masks(circuit: Circuit, seed: Any, number: int) -> Any:
+    """μ and ω of each checked gate, uint8 [2 gates SUMS], from the data owner's seed."""
+    shape = (2, len(circuit.checked_gates), range_check.SUMS)
+    words = stream(seed, CHECK_MASK, 0, number, math.prod(shape), np.uint8)
+    return jnp.asarray(words.reshape(shape))
 
 
-def check_matrix(circuit: Circuit, seed: Any, gate: Any, number: int) -> Any:
-    """K of one gate's range check, uint8 [SUMS²], from the model owner's seed."""
-    n = range_check.SUMS
-    return jnp.asarray(stream(seed, MIX, circuit.index[gate], number, n * n, np.uint8))
+def check_matrices(circuit: Circuit, seed: Any, number: int) -> Any:
+    """K of each checked gate, uint8 [gates SUMS²], from the model owner's seed."""
+    shape = (len(circuit.checked_gates), range_check.SUMS**2)
+    return jnp.asarray(stream(seed, MIX, 0, number, math.prod(shape), np.uint8).reshape(shape))
 
 
 def domain(circuit: Circuit, gate: Any, number: int) -> Any:
