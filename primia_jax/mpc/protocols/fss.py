@@ -117,7 +117,7 @@ class _OwnerReady(NamedTuple):
     """Values of one key that the model owner needs no image for.
 
     Attributes:
-      streams: of each segment, what each gate's part is expanded to.
+      streams: of each segment and gate, expanded from the seed.
       tables: of each segment, each gate's `gates.excess_table`; None where nothing is checked.
       matrices: K of the range checks.
     """
@@ -418,7 +418,7 @@ def _expanded(
 
 
 def _owner_ready(circuit: Circuit, seed: Any, number: int) -> _OwnerReady:
-    """The values of a key before its messages came."""
+    """The values of a key, but for the tables: these follow from the dealer's messages."""
     streams = [_expanded(circuit, seed, segment, number, 1) for segment in circuit.segments]
     return _OwnerReady(streams, [], masks.check_matrices(circuit, seed, number))
 
@@ -462,16 +462,19 @@ def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
     """Takes the keys of these numbers and stores them; expands the next ones beforehand."""
     circuit, ready = state.circuit, _still_ready(state)
     for number in numbers:
-        expanded = _owner_ready(circuit, state.epoch.seed(state.root), number)
+        expanded = None
+        if len(ready) < _READY:
+            expanded = _owner_ready(circuit, state.epoch.seed(state.root), number)
         kappas_c = yield from _receive_kappas(circuit)
         for level, segment in enumerate(circuit.segments):
             yield Stage(segment.name)
             message = yield Receive(CRYPTO_PROVIDER)
             message = _with_kappa_c(circuit, segment, message, kappas_c[level])
             state.store.put(number, level, message)
-            expanded.tables.append(_excess_tables(circuit, segment, message["keys"]))
+            if expanded is not None:
+                expanded.tables.append(_excess_tables(circuit, segment, message["keys"]))
         state.store.close_key(number, state.epoch.id)
-        if len(ready) < _READY:
+        if expanded is not None:
             ready[number] = jax.block_until_ready(expanded)
     return dataclasses.replace(state, ready=ready), None
 
@@ -627,11 +630,11 @@ def infer_model_owner(state: ModelOwner, streamed: bool = False) -> Steps:
         known.update(zip(segment.keep, keep))
         if segment.gates:
             keys, streams = dealt["keys"], ready.streams[level]
-            if level == len(ready.tables):
-                ready.tables.append(_excess_tables(circuit, segment, keys))
             bits = yield from _gates_model_owner(
                 circuit, segment, number, messages, keys, streams, sources, checks.form_held
             )
+            if level == len(ready.tables):
+                ready.tables.append(_excess_tables(circuit, segment, keys))
             checks.hold(
                 [
                     Held(gate, None, operands[i], ready.tables[level][i], *bits[i])
