@@ -225,6 +225,11 @@ def newest(folder: pathlib.Path, number: int) -> int:
     return max((there for there, _ in _rounds(folder) if there <= number), default=0)
 
 
+def any_round(folder: pathlib.Path) -> bool:
+    """True if there is a checkpoint of any round."""
+    return bool(_rounds(folder))
+
+
 def drop_after(folder: pathlib.Path, number: int) -> None:
     """Removes the checkpoints of rounds after `number`: they never became complete."""
     for there, path in _rounds(folder):

@@ -145,15 +145,16 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
     Args:
       state: of the hospital.
       folder: its own in the run.
-      number: the last complete round.
+      number: the last complete round; whatever it is, as an evaluation names none, a checkpoint
+        or a mark without the record shows that it was lost.
 
     Raises:
       CheckpointError: if the record is damaged, of another run, or lost.
     """
-    lost = not (folder / sum_journal.FILE).exists()
-    if lost and checkpoints.newest(folder, number):
+    trained = checkpoints.any_round(folder) or (folder / sum_journal.BEGUN).exists()
+    if trained and not sum_journal.is_begun(folder):
         raise CheckpointError(
-            f"{state.name} trained before, and its record of secure sums "
+            f"{state.name} took part before, and its record of secure sums "
             f"{folder / sum_journal.FILE} is gone: what was revealed cannot be told; restore the "
             "file, or begin anew without --resume"
         )

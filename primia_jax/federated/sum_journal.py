@@ -61,6 +61,7 @@ from primia_jax.federated.quantities import (
 )
 
 FILE = "sums.jsonl"
+BEGUN = "sums.begun"  # in a hospital's own folder: it has, or had, a record
 _TOTALS = "sums"  # folder of the model owner's revealed totals
 _KINDS = {"roster", "begun", "void", "revealing", "contributed", "digest", "narrowed", "final"}
 
@@ -246,6 +247,8 @@ class HospitalJournal:
                 f"{me}: the record of secure sums {self._path} is of a run with other hospitals; "
                 "take another --workdir"
             )
+        if not (folder / BEGUN).exists():
+            storage.write_text(folder / BEGUN, f"{self._path}\n")
         for entry in lines[1:]:
             if entry["kind"] == "contributed":
                 self._parts[entry["sum"]] = (_quantity(entry), tuple(entry["hospitals"]))
@@ -382,6 +385,11 @@ class HospitalJournal:
             line = {"kind": "final", "sum": numbers[-1]}
             storage.append_line(self._path, json.dumps(line))
             self._final.add(numbers[-1])
+
+
+def is_begun(folder: pathlib.Path) -> bool:
+    """True if there is a record in `folder` that holds anything; a file without a line does not."""
+    return bool(_lines(folder / FILE))
 
 
 def _facts(quantity: Quantity, hospitals: Iterable[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tiny import assert_same, at, config_with, model
 
 from primia_jax.core import storage
 from primia_jax.data import make_plan
-from primia_jax.errors import PartyLost, ProtocolError, StorageError, UserError
+from primia_jax.errors import CheckpointError, PartyLost, ProtocolError, StorageError, UserError
 from primia_jax.federated import (
     aggregation,
     checkpoints,
@@ -411,6 +411,23 @@ def test_hospitals_refuse_a_model_owner_that_forgot(monkeypatch, tmp_path):
     with pytest.raises(ProtocolError, match="refuses: it contributed to the update of round 1"):
         again.train_round(1)
     assert runs.revealed == before
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("left", [None, b"", b'{"kind": "ro'])
+@pytest.mark.fault(
+    "a hospital's record of secure sums is deleted or empty", "the command ends with one line"
+)
+def test_a_lost_record_of_a_hospital_is_not_begun_anew(monkeypatch, tmp_path, checkpoint, left):
+    """An evaluation in the folder of the run names no round; a run may have completed none."""
+    runs = Runs(monkeypatch, hospitals=3)
+    runs.train(tmp_path, last=1) if checkpoint else runs.start(tmp_path).set_up()
+    path = checkpoints.site_folder(tmp_path, "hospital_1") / "sums.jsonl"
+    path.unlink() if left is None else path.write_bytes(left)
+    for to_train in (False, True):
+        with pytest.raises(CheckpointError, match=r"hospital_1 took part .*sums.jsonl is gone"):
+            runs.start(tmp_path).set_up(0, to_train)
+        assert path.exists() is (left is not None)
 
 
 def test_hospitals_refuse_rounds_out_of_order(monkeypatch, tmp_path):
