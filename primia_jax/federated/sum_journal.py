@@ -420,7 +420,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
                 tuple(line["hospitals"])
             if line["kind"] != "roster":
                 bytes.fromhex(line["sum"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"the record of secure sums {path} is damaged in line {number} ({error}): what was "
                 "revealed cannot be told; restore the file, or begin anew without --resume"

@@ -163,9 +163,10 @@ def test_a_damaged_record_is_one_line(tmp_path):
     assert path.read_bytes() == whole
     with pytest.raises(CheckpointError, match="a run with other hospitals"):
         HospitalJournal(tmp_path, "a", NAMES[:3])
-    path.write_bytes(b'{"kind": "x"}\n' + whole)
-    with pytest.raises(CheckpointError, match=r"damaged in line 1 .*restore the file"):
-        HospitalJournal(tmp_path, "a", NAMES)
+    for line in (b'{"kind": "x"}\n', b"[" * 100_000 + b"\n", b"null\n"):
+        path.write_bytes(line + whole)
+        with pytest.raises(CheckpointError, match=r"damaged in line 1 .*restore the file"):
+            HospitalJournal(tmp_path, "a", NAMES)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
