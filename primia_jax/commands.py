@@ -72,7 +72,7 @@ def _print_judged(found: Mapping[str, Any]) -> None:
 def evaluate(config: ExperimentConfig, workdir: str) -> None:
     """--mode=evaluate."""
     scores = experiment.evaluate(config, workdir)
-    for warning in scores["warnings"]:
+    for warning in scores.get("warnings", ()):
         print(f"warning: {warning}")
     _print_scores(scores)
     print(f"written: {pathlib.Path(workdir) / 'evaluation.json'}")

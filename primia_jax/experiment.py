@@ -216,7 +216,8 @@ def evaluate(
     warning = directory.check_unseen(plan)
     with only_writer(directory.path, "an evaluation"):
         scores = _test(config, directory, plan).scores
-        scores["warnings"] = [warning] if warning else []
+        if warning:
+            scores["warnings"] = [warning]
         write_json(directory.path / "evaluation.json", scores)
     return scores
 

@@ -29,7 +29,7 @@ from test_secure_jaxpr import network, norm, values
 from primia_jax import models
 from primia_jax.config.sections import ModelConfig, MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import bilinear, gates, inference
+from primia_jax.mpc import bilinear, gates, inference, range_check
 from primia_jax.mpc.protocols import DATA_OWNER, MODEL_OWNER
 
 ROUNDING = 0.003
@@ -453,8 +453,11 @@ def test_two_programs_side_by_side(params):
 
 
 def test_seconds_are_round_trips_and_bytes():
-    """2 · latency · round trips + bits on the critical path / bandwidth: of the two messages with
-    sign bits, which cross, one is on it. Computing is nothing beside."""
+    """2 · latency · round trips + bits on the critical path / bandwidth.
+
+    Of the two messages with sign bits, which cross, one is on it; so it is with the outputs and the
+    request of the range checks. Computing is nothing beside.
+    """
     module = network(lambda x: nn.Dense(3)(nn.max_pool(nn.relu(nn.Conv(2, (3, 3))(x)), (2, 2))))
     program = encrypted(module.apply, initial(module, SHAPE), SHAPE)
     images = pictures(SHAPE)
@@ -464,6 +467,7 @@ def test_seconds_are_round_trips_and_bytes():
     crossing = sum(
         -(-spec.n_elements // 8) for spec in program.circuit.specs.values() if spec.compares
     )
+    crossing += range_check.SUMS * len(program.circuit.checked_gates)
     transfer = 8 * (trace.bytes_sent - crossing) / bandwidth
     expected = 2 * latency * trace.round_trips + transfer
     assert 0.1 < transfer / expected < 0.9, "both terms are seen"

@@ -421,10 +421,10 @@ def test_noise_is_of_the_providers_seed_in_this_epoch(monkeypatch):
 
 
 def test_masks_of_a_check_are_unrelated():
-    circuit = narrow_program().circuit
-    gates_of = circuit.checked_gates[:2]
-    pairs = [masks.check_masks(circuit, drawn(32), g, n) for g in gates_of for n in (0, 1)]
-    drawn_masks = [mask for pair in pairs for mask in pair]
+    circuit, seed = narrow_program().circuit, drawn(32)
+    of_numbers = [np.asarray(masks.check_masks(circuit, seed, number)) for number in (0, 1)]
+    drawn_masks = np.concatenate([made.reshape(-1, made.shape[-1]) for made in of_numbers])
+    assert len(drawn_masks) == 4 * len(circuit.checked_gates) > 4
     for i, one in enumerate(drawn_masks):
         for other in drawn_masks[:i]:
             assert np.mean(np.asarray(one) == np.asarray(other)) < 0.3
