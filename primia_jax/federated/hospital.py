@@ -149,7 +149,8 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
         or a mark without the record shows that it was lost.
 
     Raises:
-      CheckpointError: if the record is damaged, of another run, or lost.
+      CheckpointError: if the record is damaged, of another run, or lost; or if the privacy ledger
+        lacks a charge that it names.
     """
     trained = checkpoints.any_round(folder) or (folder / sum_journal.BEGUN).exists()
     if trained and not sum_journal.is_begun(folder):
@@ -159,6 +160,8 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
             "file, or begin anew without --resume"
         )
     journal = HospitalJournal(folder, state.name, state.roster)
+    if state.guarantee:
+        privacy.check_charged(state.guarantee, journal.charged())
     return dataclasses.replace(state, journal=journal), None
 
 

@@ -23,18 +23,19 @@ average and sets its sampling rate, steps and noise. The number of a patient's i
 Axis letters: k classes, p_j parameters of the j-th leaf, n images.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
-from primia_jax.errors import ConfigError, DataError
+from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import (
     accounting,
@@ -57,6 +58,8 @@ from primia_jax.federated.privacy_ledger import (
     path_of,
 )
 from primia_jax.federated.privacy_units import Units
+from primia_jax.federated.quantities import STATISTICS, UPDATE, Quantity
+from primia_jax.federated.quantities import VALIDATION as VALIDATION_SUM
 from primia_jax.mpc import prg
 from primia_jax.runtime import Steps
 
@@ -162,6 +165,34 @@ def open_site(
     releases = mechanisms(config, n, steps(n))
     split = _fingerprint(train, validation, with_patients=by_patient)
     return Site(dataclasses.replace(releases, split=split, unit=own.unit), ledger, *units)
+
+
+_CHARGED_AS = {STATISTICS: "pixel statistics", UPDATE: "update", VALIDATION_SUM: "confusion matrix"}
+
+
+def check_charged(site: Site, charged: Mapping[tuple[str, int | None], int]) -> None:
+    """Refuses a ledger that lacks a charge which the hospital's record of secure sums names.
+
+    Args:
+      site: of the hospital.
+      charged: contributions that were charged, by purpose and round.
+
+    Raises:
+      CheckpointError: if the ledger has fewer charges of one.
+    """
+    present = collections.Counter(
+        (entry.about.get("what"), entry.about.get("round")) for entry in site.ledger.entries()
+    )
+    for (purpose, number), count in charged.items():
+        # The same noised statistics are given again at no further cost.
+        needed = 1 if purpose == STATISTICS else count
+        if present[_CHARGED_AS.get(purpose), number] < needed:
+            raise CheckpointError(
+                f"{site.ledger.owner}: its record of secure sums names {needed} contributions to "
+                f"the {Quantity(purpose, number, '')} that were charged, the privacy ledger "
+                f"{site.ledger.path} has {present[_CHARGED_AS.get(purpose), number]}: it is an older "
+                "copy, and what was spent cannot be told; restore the file"
+            )
 
 
 def mechanisms(config: ExperimentConfig, n_train: int, steps: int) -> Mechanisms:

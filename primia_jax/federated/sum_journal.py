@@ -20,8 +20,8 @@ A crash between 3 and 4 leaves a sum that may have been seen and is not kept. It
 over exactly the same hospitals alone, which gives the same sum: each compares its contribution.
 
 *A hospital* (`HospitalJournal`, in its own folder) writes (starting model, purpose, round, set of
-hospitals, number of the sum), and then a digest of its contribution, before anything of the
-contribution leaves it. It refuses
+hospitals, number of the sum), and then a digest of its contribution, or that it was charged to the
+privacy ledger, before anything of the contribution leaves it. It refuses
 
 - a sum that the model owner announces as another quantity than the hospital was called for;
 - another set for the same quantity, unless the model owner declares the earlier sum void, by its
@@ -39,6 +39,7 @@ A model owner that lies about void sums is not withstood. Nor are two *runs*: th
 journals, like two trainings at different times.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -63,7 +64,17 @@ from primia_jax.federated.quantities import (
 FILE = "sums.jsonl"
 BEGUN = "sums.begun"  # in a hospital's own folder: it has, or had, a record
 _TOTALS = "sums"  # folder of the model owner's revealed totals
-_KINDS = {"roster", "begun", "void", "revealing", "contributed", "digest", "narrowed", "final"}
+_KINDS = {
+    "roster",
+    "begun",
+    "void",
+    "revealing",
+    "contributed",
+    "digest",
+    "charged",
+    "narrowed",
+    "final",
+}
 
 
 class OwnerJournal:
@@ -236,6 +247,7 @@ class HospitalJournal:
         self._path, self._me = folder / FILE, me
         self._parts: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
         self._digests: dict[str, str] = {}  # of its contributions, by the number of the sum
+        self._charged: set[str] = set()  # sums whose contribution is in the privacy ledger
         self._void: set[str] = set()
         self._final: set[str] = set()
         lines = _lines(self._path)
@@ -259,6 +271,8 @@ class HospitalJournal:
                 )
             elif entry["kind"] == "digest":
                 self._digests[entry["sum"]] = entry["digest"]
+            elif entry["kind"] == "charged":
+                self._charged.add(entry["sum"])
             elif entry["kind"] == "void":
                 self._void.add(entry["sum"])
             else:
@@ -352,6 +366,20 @@ class HospitalJournal:
         storage.append_line(self._path, json.dumps(line))
         self._digests[number] = digest
 
+    def note_charged(self, number: str) -> None:
+        """Notes that a contribution was charged to the privacy ledger, before it leaves.
+
+        Raises:
+          StorageError: if it cannot be noted; then nothing may be contributed.
+        """
+        storage.append_line(self._path, json.dumps({"kind": "charged", "sum": number}))
+        self._charged.add(number)
+
+    def charged(self) -> dict[tuple[str, int | None], int]:
+        """Number of contributions that were charged, by purpose and round."""
+        known = self._charged & self._parts.keys()
+        return collections.Counter(self._parts[number][0][:2] for number in known)
+
     def narrow(self, number: str, hospitals: Sequence[str]) -> None:
         """Notes which hospitals a sum is over after some have dropped out, or refuses.
 
@@ -416,7 +444,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
                 _quantity(line)
             if line["kind"] == "digest":
                 bytes.fromhex(line["digest"])
-            elif line["kind"] not in ("final", "void"):
+            elif line["kind"] not in ("final", "void", "charged"):
                 tuple(line["hospitals"])
             if line["kind"] != "roster":
                 bytes.fromhex(line["sum"])

@@ -67,6 +67,8 @@ def contribute(
         if not charged:
             digest = quantities.digest_of_arrays(contribution._asdict())
             journal.note_digest(announced.number, digest)
+        else:
+            journal.note_charged(announced.number)
         return contribution
 
     yield from scheme.contribute(me, keys, noted, narrow)

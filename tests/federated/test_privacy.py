@@ -327,6 +327,21 @@ def test_runs_that_share_a_ledger_share_a_budget(tmp_path):
         train(second)
 
 
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_the_ledger_is_compared_with_the_record_of_sums(tmp_path, mode):
+    """Round 2 was contributed to and did not become complete; then ledger and mark are set back."""
+    changes = {"federated": {"rounds": 3}, "privacy": {"mode": mode, "budget": 100.0}}
+    first = start(tmp_path, **changes)
+    train(first, rounds=1)
+    site = tmp_path / "sites" / "hospital_1"
+    before = {path: path.read_bytes() for path in (site / FILE, site / BEGUN)}
+    first.train_round(2)
+    for path, content in before.items():
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"hospital_1: .*names 1 contr.* round 2.* has 0"):
+        start(tmp_path, **changes).set_up(1)
+
+
 def test_a_shared_ledger_that_is_gone_is_not_begun_anew(tmp_path):
     """A later run knows of it by a mark in the folder that the ledgers of the hospitals share."""
     shared = {"ledger": str(tmp_path / "ledgers"), "budget": 100.0}
