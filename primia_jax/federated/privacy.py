@@ -186,12 +186,13 @@ def check_charged(site: Site, charged: Mapping[tuple[str, int | None], int]) -> 
     for (purpose, number), count in charged.items():
         # The same noised statistics are given again at no further cost.
         needed = 1 if purpose == STATISTICS else count
-        if present[_CHARGED_AS.get(purpose), number] < needed:
+        held = present[_CHARGED_AS.get(purpose), number]
+        if held < needed:
             raise CheckpointError(
                 f"{site.ledger.owner}: its record of secure sums names {needed} contributions to "
                 f"the {Quantity(purpose, number, '')} that were charged, the privacy ledger "
-                f"{site.ledger.path} has {present[_CHARGED_AS.get(purpose), number]}: it is an older "
-                "copy, and what was spent cannot be told; restore the file"
+                f"{site.ledger.path} has {held}: it is an older copy, and what was spent cannot be "
+                "told; restore the file"
             )
 
 
