@@ -54,6 +54,7 @@ def encrypt(
       ProtocolError: for an operation that cannot run encrypted; names it, its layer and its line.
       ConfigError: for settings that do not go together.
     """
+    apply_fn, params = _without_keys(apply_fn, params)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), params
     )
@@ -66,6 +67,26 @@ def encrypt(
     plan = lower_network(apply_fn, shapes, example, config)
     ranges = find_ranges(apply_fn, params, calibration, config)
     return SecureProgram(apply_fn, params, plan, ranges, config)
+
+
+def _without_keys(
+    apply_fn: Callable[[Any, Any], Any], params: Any
+) -> tuple[Callable[[Any, Any], Any], Any]:
+    """The network with random keys among its parameters fixed, as NNX keeps them for dropout.
+
+    They are no weights. A network that draws from them is refused when it is lowered.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    is_key = [jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) for leaf in leaves]
+    if not any(is_key):
+        return apply_fn, params
+
+    def apply_to_weights(weights: list[Any], images: Any) -> Any:
+        rest = iter(weights)
+        merged = [leaf if key else next(rest) for leaf, key in zip(leaves, is_key)]
+        return apply_fn(tree.unflatten(merged), images)
+
+    return apply_to_weights, [leaf for leaf, key in zip(leaves, is_key) if not key]
 
 
 def lower_network(

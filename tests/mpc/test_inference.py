@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import plan_reference
 import pytest
+from flax import nnx
 from jax import lax
 from test_secure_jaxpr import network, norm, values
 
@@ -450,6 +451,27 @@ def test_two_programs_side_by_side(params):
         for program in programs
     ]
     assert left == [[1, 1], [0, 0], [1, 1]]
+
+
+def test_random_keys_among_the_parameters_are_no_weights():
+    """An NNX network keeps the keys of its dropout in its state; in evaluation it draws none."""
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(16, 2, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(self.dropout(nnx.relu(x.reshape(len(x), -1))))
+
+    network = Network(nnx.Rngs(0))
+    network.eval()
+    graph, state = nnx.split(network)
+    images = pictures((1, 4, 4, 1))
+    program = inference.encrypt(
+        lambda weights, x: nnx.merge(graph, weights)(x), state, images, calibration=images
+    )
+    np.testing.assert_allclose(program.run(images)[0], network(jnp.asarray(images)), atol=1e-3)
 
 
 def test_seconds_are_round_trips_and_bytes():
