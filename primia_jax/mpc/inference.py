@@ -84,7 +84,7 @@ def _without_keys(
     def apply_to_weights(weights: list[Any], images: Any) -> Any:
         rest = iter(weights)
         merged = [leaf if key else next(rest) for leaf, key in zip(leaves, is_key)]
-        return apply_fn(tree.unflatten(merged), images)
+        return apply_fn(jax.tree.unflatten(tree, merged), images)
 
     return apply_to_weights, [leaf for leaf, key in zip(leaves, is_key) if not key]
 
