@@ -1,4 +1,4 @@
-"""Who a party is: its long-lived signature key, whom it accepts, and key agreements it signs.
+"""Identity of a party: its long-lived signature key, the peers it accepts, signed key agreements.
 
 Every party has an Ed25519 key pair, made on its own machine and kept in its own folder (mode 0600).
 Others know it by its fingerprint. A party accepts a peer whose fingerprint is pinned:
@@ -136,7 +136,7 @@ def read_pins(path: pathlib.Path) -> dict[str, str]:
 
 
 class Credentials:
-    """What a party proves itself by, and whom it accepts.
+    """Proof of a party's identity, and the peers that it accepts.
 
     Attributes:
       identity: the party's own.

@@ -144,7 +144,7 @@ def _check_bits(dataset: pydicom.Dataset, allocated: int) -> None:
 
 
 def _read_meta(content: bytes) -> tuple[int, FileMetaDataset | None]:
-    """Where the data set begins, and the group of attributes before it if there is one."""
+    """Offset of the data set, and the group of attributes before it if there is one."""
     if content[128:132] != b"DICM":
         return 0, None
     file = io.BytesIO(content)

@@ -1,4 +1,4 @@
-"""What all parties of an encrypted diagnosis may know of a model, and how its owner makes it."""
+"""Public description of a model for an encrypted diagnosis; its owner makes it."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ _MAX_RANGE = 1e30
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What all parties may know of a model: its architecture and the ranges of its layers.
+    """Public description of a model: its architecture and the ranges of its layers.
 
     Attributes:
       model: the architecture.
@@ -74,7 +74,7 @@ class Description:
 
     @property
     def protocol(self) -> Protocol:
-        """How the parties compute."""
+        """Protocol by which the parties compute."""
         return PROTOCOLS[self.mpc.protocol]
 
     def circuit(self) -> Any:

@@ -97,7 +97,7 @@ Party = DataOwner | ModelOwner | CryptoProvider
 def party_makers(
     config: ExperimentConfig, workdir: pathlib.Path, input_path: str, folder: pathlib.Path
 ) -> dict[str, Callable[[], Any]]:
-    """What makes each party's state, in that party's own process; `folder` is the data owner's."""
+    """Makers of each party's state, in its own process; `folder` is the data owner's."""
     return {
         DATA_OWNER: functools.partial(DataOwner, folder, input_path, config.data, config.mpc),
         MODEL_OWNER: functools.partial(_make_owner, config, workdir),

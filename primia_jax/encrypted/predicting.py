@@ -22,7 +22,7 @@ DATA_OWNER_FOLDER = "data_owner"  # in the workdir, unless the configuration nam
 
 @dataclasses.dataclass(frozen=True)
 class EncryptedDiagnosis:
-    """What whoever operates an encrypted diagnosis learns of it.
+    """Everything that the operator of an encrypted diagnosis learns.
 
     Attributes:
       images: number of images that were diagnosed.

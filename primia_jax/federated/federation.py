@@ -41,7 +41,7 @@ _REFUSALS = 3  # after so many useless updates, or failed starts, a hospital is 
 def party_makers(
     config: ExperimentConfig, plan: DataPlan, workdir: pathlib.Path | None = None
 ) -> dict[str, Callable[[], Any]]:
-    """What makes each party's state, in that party's own process; it can be pickled.
+    """Makers of each party's state, called in that party's own process; they can be pickled.
 
     Args:
       config: of the experiment.

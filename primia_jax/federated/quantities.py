@@ -1,4 +1,4 @@
-"""What a secure sum is of, and how the model owner announces it (see `sum_journal`)."""
+"""Quantities of secure sums, and their announcement by the model owner (see `sum_journal`)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _DIGEST_BYTES = 32
 
 
 class Quantity(NamedTuple):
-    """What is summed: only one sum of it is ever revealed."""
+    """The quantity that is summed: only one sum of it is ever revealed."""
 
     purpose: str
     round: int | None  # None: not part of a round
@@ -30,7 +30,7 @@ class Quantity(NamedTuple):
 
 
 class Announcement(NamedTuple):
-    """What the model owner tells the hospitals of a sum."""
+    """Announcement of a sum by the model owner to the hospitals."""
 
     number: str  # 32 hexadecimal digits
     void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed

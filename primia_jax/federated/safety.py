@@ -1,4 +1,4 @@
-"""What a secure sum must fulfil before a hospital takes part in it, and what its counts tell.
+"""Conditions under which a hospital takes part in a secure sum, and the secrecy of its counts.
 
 Every hospital checks this itself, from its own configuration and the roster that was fixed when the
 run began; neither the operator nor the model owner can lower it.

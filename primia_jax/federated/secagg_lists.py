@@ -124,7 +124,7 @@ class View:
             )
 
     def _statement(self) -> dict[str, Any]:
-        """What is signed: the plan, this sum's fresh keys, and the lists."""
+        """The signed statement: plan, this sum's fresh keys, and the lists."""
         n = len(self.plan.hospitals)
         fields = {
             "plan": self.plan.signed_fields(),

@@ -1,4 +1,4 @@
-"""What the parties of a masked sum agree on beforehand, and the form of their messages."""
+"""Plan of a masked sum, on which its parties agree beforehand, and the form of their messages."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ LETTER_BYTES = 2 * KEY_BYTES + SEAL_BYTES  # two shares, sealed
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the parties of a sum agree on beforehand.
+    """Agreement of the parties before a sum.
 
     Attributes:
       hospitals: their names; a hospital's number is its place in it.
@@ -59,7 +59,7 @@ class Plan:
         return ", ".join(self.hospitals[j] for j in sorted(numbers)) or "nobody"
 
     def signed_fields(self) -> dict[str, Any]:
-        """What a signature of this sum is bound to of the plan."""
+        """Parts of the plan that a signature of this sum is bound to."""
         return {
             "hospitals": list(self.hospitals),
             "owner": self.owner,

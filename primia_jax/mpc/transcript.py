@@ -78,7 +78,7 @@ class Entry:
 
 
 class _Watched:
-    """What one party knows beside the messages (`observation.Observer`)."""
+    """Knowledge of one party beside the messages (`observation.Observer`)."""
 
     def __init__(self, party: str, registry: Registry):
         self._party, self._registry, self._is_new = party, registry, False

@@ -59,7 +59,7 @@ def missing_headroom(circuit: Circuit, params: Any) -> tuple[int, ...]:
 
 
 def _steps(circuit: Circuit, nodes: Sequence[Private]) -> list[tuple[float, float]]:
-    """Of each product, the step of its quantised weights: over their largest, and at least."""
+    """Step of each product's quantised weights: over their largest, and at least."""
     steps = dict.fromkeys(nodes, (0.0, 0.0))
     for product in circuit.products:
         node, unit = product

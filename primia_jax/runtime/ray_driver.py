@@ -136,14 +136,14 @@ class RayDriver:
         return self._call(actor, "start", makers, self._mail(group, actors), stamps)
 
     def _mail(self, group: tuple[str, ...], actors: Mapping[str, Any]) -> dict[str, Mail]:
-        """Where the parties of `group` send messages for those in `actors`."""
+        """Mail handles by which the parties of `group` reach those in `actors`."""
         return {
             to: Mail(actor, {sender: self._stamp(sender, to) for sender in group})
             for to, actor in actors.items()
         }
 
     def _stamp(self, sender: str, receiver: str) -> bytes:
-        """What mail from one party to another is known by; the two hosts have it, nobody else."""
+        """Stamp of mail from one party to another; the two hosts have it, nobody else."""
         ends = json.dumps([sender, receiver]).encode()
         return hmac.digest(self._key, b"primia_jax mail v1 " + ends, "sha256")
 

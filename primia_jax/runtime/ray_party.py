@@ -54,7 +54,7 @@ class PartyRun(NamedTuple):
 
 
 class Mail(NamedTuple):
-    """Where a party sends messages for one peer.
+    """Mail handle for messages to one peer.
 
     Attributes:
       actor: that hosts the peer.

@@ -1,4 +1,4 @@
-"""Where actors go in a Ray cluster, and if it has room for them."""
+"""Placement of actors in a Ray cluster, and checks that it has room for them."""
 
 import collections
 import dataclasses
