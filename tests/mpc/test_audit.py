@@ -14,8 +14,9 @@ import pytest
 from audited import TABLE, TREE, audited, one_gate
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import dpf, gates, views
-from primia_jax.mpc.protocols import fss, masks
+from primia_jax.mpc import dpf, gates, prg, ring, views
+from primia_jax.mpc.protocols import fss_keys, masks
+from primia_jax.mpc.protocols.fss_session import packed_difference
 from primia_jax.mpc.protocols.parties import SharedStream
 from primia_jax.mpc.protocols.securenn_compare import PRIME
 from primia_jax.mpc.protocols.two_servers import State
@@ -157,18 +158,18 @@ def test_weights_are_masked_by_a_matrix_of_their_session(monkeypatch):
         for _ in range(256):
             circuit = audited_circuit()
             words = circuit.weight_words(circuit.quantised_weights(audited_params()))
-            root = fss.prg.new_seed()
+            root = prg.new_seed()
             found = masks.matrices(circuit, root)
             sent.append(
                 [
-                    np.asarray(fss._packed_difference(circuit.n_bits, w.reshape(-1), b.reshape(-1)))
+                    np.asarray(packed_difference(circuit.n_bits, w.reshape(-1), b.reshape(-1)))
                     for w, b in zip(map(jnp.asarray, words), found)
                 ]
             )
         stacked = [np.stack([session[i] for session in sent]) for i in range(len(sent[0]))]
         return [views.bits_of("weights", words.reshape(256, -1).T, 256) for words in stacked]
 
-    with fss.ring.x64():
+    with ring.x64():
         for check in (views.check_balanced, views.check_pairs, views.check_rank):
             check(views_of_sessions())
         stream_without(monkeypatch, masks.MATRIX)
@@ -253,14 +254,14 @@ def test_a_reused_key_shows_in_the_joint_view_alone(monkeypatch):
 
 def skip_term(monkeypatch, position, n_terms):
     """Leaves out a term of κ: of r − B∗ρ − e, or of e − δ∗ρ."""
-    original = fss._packed_difference
+    original = fss_keys.packed_difference
 
     def faulty(n_bits, *terms):
         if len(terms) == n_terms:
             terms = [jnp.zeros_like(t) if i == position else t for i, t in enumerate(terms)]
         return original(n_bits, *terms)
 
-    monkeypatch.setattr(fss, "_packed_difference", faulty)
+    monkeypatch.setattr(fss_keys, "packed_difference", faulty)
 
 
 @pytest.mark.parametrize(

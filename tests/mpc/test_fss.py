@@ -11,11 +11,20 @@ import pytest
 
 from primia_jax.config import MpcConfig
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import inference, ring
+from primia_jax.mpc import gates, inference, ring
 from primia_jax.mpc.in_the_clear import fixed_point_values
-from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER, epochs, fss, masks
+from primia_jax.mpc.protocols import (
+    CRYPTO_PROVIDER,
+    DATA_OWNER,
+    MODEL_OWNER,
+    epochs,
+    fss,
+    fss_keys,
+    masks,
+)
 from primia_jax.mpc.transcript import Transcript
 from primia_jax.runtime import LocalDriver
+from primia_jax.runtime.party import Receive
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -291,7 +300,7 @@ def test_a_replayed_opening_is_refused():
     driver.run(inference_programs(pictures(1)))
     steps = fss.infer_model_owner(driver.states[MODEL_OWNER])
     event = steps.send(None)
-    while not isinstance(event, fss.Receive):
+    while not isinstance(event, Receive):
         event = steps.send(None)
     with pytest.raises(ProtocolError, match="key 0"):
         steps.send({"number": np.uint64(0), "image": np.zeros(SIDE * SIDE, np.uint32)})
@@ -489,9 +498,9 @@ def test_no_stream_is_drawn_twice_by_a_party(monkeypatch):
     begun = dataclasses.replace(driver.states[CRYPTO_PROVIDER], epoch=epochs.Epoch(bytes(32)))
     provider = fss.with_seeds(begun, np.zeros(32, np.uint8), np.ones(32, np.uint8))
     monkeypatch.setattr(masks, "stream", noted)
-    monkeypatch.setattr(fss.gates, "deal", lambda *_: ({}, {}))  # what it draws is drawn before
+    monkeypatch.setattr(gates, "deal", lambda *_: ({}, {}))  # what it draws is drawn before
     with ring.x64():
-        for _ in fss._deal(provider, 0):
+        for _ in fss_keys.deal(provider, 0):
             pass
     found = [entry for entry in drawn if entry[1] in (masks.R, masks.E)]
     assert len(found) > 256 and len(set(found)) == len(found)
