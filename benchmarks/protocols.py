@@ -4,7 +4,7 @@
         [--repetitions=N] [--protocols=fss,ariann,securenn] [--out=DIR] [--without_ray]
 
 Every repetition is a new image with new keys; the protocols take turns. A run is computed once, in
-one process with virtual clocks, and judged under every link (`primia_jax.latency_study`). With
+one process with virtual clocks, and judged under every link (`primia_jax.campaigns.latency`). With
 `--quick`: LeNet-5 and ResNet-18 at 64 × 64, 3 repetitions, 0, 10 and 100 ms; some 5 minutes on 2
 cores with nothing compiled yet.
 Prints JSON lines:
@@ -31,7 +31,7 @@ from primia_jax import environment
 
 environment.set_up_process()
 
-from primia_jax import latency_study  # noqa: E402
+from primia_jax.campaigns import latency  # noqa: E402
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.errors import UserError  # noqa: E402
 
@@ -62,7 +62,7 @@ def main() -> None:
     if arguments.without_ray:
         changes["validated"] = ""
 
-    def show(found: latency_study.Study, network: str) -> None:
+    def show(found: latency.Study, network: str) -> None:
         for line in found.lines([network]):
             print(json.dumps(line), flush=True)
 
@@ -71,7 +71,7 @@ def main() -> None:
             config = settled(from_config_dict(ExperimentConfig, {"latency_study": changes}))
             out = arguments.out or folder
             command = shlex.join(["python", "-m", "benchmarks.protocols", *sys.argv[1:]])
-            latency_study.run(config, out, command=command, found=show)
+            latency.run(config, out, command=command, found=show)
         except UserError as error:
             print(f"benchmarks.protocols: {error}", file=sys.stderr)
             sys.exit(error.exit_code)

@@ -22,10 +22,10 @@ _MODULES = {
     "experiment": ("Result", "evaluate", "predict", "train"),
     "predictions": ("Predictions", "read_predictions"),
     "encrypted": ("EncryptedDiagnosis", "predict_encrypted"),
-    "leakage": ("audit",),
+    "campaigns.audit": ("audit",),
     "judging": ("evaluate_federated",),
-    "tuning": ("tune",),
-    "paper_study": ("study",),
+    "campaigns.tuning": ("tune",),
+    "campaigns.study": ("study",),
 }
 __all__ = [
     "EncryptedDiagnosis",

@@ -9,22 +9,16 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import (
-    encrypted,
-    experiment,
-    judging,
-    latency_study,
-    leakage,
-    paper_study,
-    predictions,
-    tuning,
-)
+from primia_jax import encrypted, experiment, judging, predictions
+from primia_jax.campaigns import audit as auditing
+from primia_jax.campaigns import latency, tuning
+from primia_jax.campaigns import study as paper_study
 from primia_jax.config import ExperimentConfig
 from primia_jax.core import names, storage
 from primia_jax.data import make_test_plan
-from primia_jax.evaluation.console import format_bytes
 from primia_jax.federated import privacy_statement
 from primia_jax.predictions import Predictions
+from primia_jax.reporting.console import format_bytes
 from primia_jax.runtime import Trace
 
 _SHOWN = 20  # predictions printed
@@ -162,7 +156,7 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
 
 def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     """--mode=benchmark: the latency study."""
-    latency_study.check(config.latency_study)
+    latency.check(config.latency_study)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -174,7 +168,7 @@ def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 tasks[network] = bar.add_task(network, total=total)
             bar.update(tasks[network], completed=done)
 
-        study = latency_study.run(config, workdir, progress=progress, **arguments)
+        study = latency.run(config, workdir, progress=progress, **arguments)
     for session in study.sessions:
         for warning in session.warnings:
             print(f"warning: {session.network}, {session.protocol}: {warning}")
@@ -202,7 +196,7 @@ def audit(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)
 
-        found = leakage.audit(config, workdir, progress=progress, **arguments)
+        found = auditing.audit(config, workdir, progress=progress, **arguments)
     for row in found["settings"]:
         psnr, share = row["psnr"], row["identified"]["share"]
         chance = row["identified"]["chance"]

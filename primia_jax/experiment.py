@@ -26,13 +26,13 @@ from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_i
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
-from primia_jax.evaluation.report import write_report
 from primia_jax.federated import aggregation, credentials, privacy_statement
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.predictions import Predictions
+from primia_jax.reporting.report import write_report
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.runtime.reports import Check, check_plain

@@ -13,7 +13,8 @@ import types
 import pytest
 
 import primia_jax
-from primia_jax import experiment, latency_study
+from primia_jax import experiment
+from primia_jax.campaigns import latency
 from primia_jax.core import storage
 from primia_jax.errors import CheckpointError, StorageError
 from primia_jax.workdir import Workdir
@@ -32,7 +33,7 @@ def _config():
 
 
 def _benchmark(config, folder, **options):
-    return latency_study.run(experiment.checked(config), folder, **options)
+    return latency.run(experiment.checked(config), folder, **options)
 
 
 RESUMED = {

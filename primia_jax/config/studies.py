@@ -36,7 +36,7 @@ class LatencyStudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TuningConfig:
-    """The search for good settings (see `primia_jax.tuning`); one trial is a whole training."""
+    """The search for good options (`primia_jax.campaigns.tuning`); a trial is one training."""
 
     space: tuple[str, ...] = setting(
         (),

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from primia_jax.config import ExperimentConfig
 from primia_jax.core import names, storage
 from primia_jax.encrypted import parties
-from primia_jax.evaluation.timeline import plot_timeline
 from primia_jax.experiment import checked, open_driver
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
+from primia_jax.reporting.timeline import plot_timeline
 from primia_jax.runtime import Locally, Trace
 from primia_jax.runtime.reports import check_record
 from primia_jax.watch.heartbeat import only_writer

@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from primia_jax.errors import CheckpointError
-from primia_jax.evaluation.console import (
+from primia_jax.evaluation.record import ROUNDS, read_rounds
+from primia_jax.reporting.console import (
     ALL,
     format_bytes,
     format_duration,
     narrow_table,
     total_memory,
 )
-from primia_jax.evaluation.record import ROUNDS, read_rounds
 from primia_jax.watch import heartbeat
 
 _ETA_ROUNDS = 5  # the estimate follows the median of this many latest rounds

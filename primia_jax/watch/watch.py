@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from primia_jax.config import ExperimentConfig
-from primia_jax.evaluation.console import ALL, Console
+from primia_jax.reporting.console import ALL, Console
 from primia_jax.watch import heartbeat
 from primia_jax.watch.heartbeat import Heartbeat
 from primia_jax.watch.tracking import Tracking
