@@ -220,14 +220,10 @@ def committed_best(folder: pathlib.Path) -> int:
     return latest(folder).best_round if (folder / LATEST).is_file() else 0
 
 
-def newest(folder: pathlib.Path, number: int) -> int:
-    """The last round up to `number` that there is a checkpoint of; 0 if there is none."""
-    return max((there for there, _ in _rounds(folder) if there <= number), default=0)
-
-
-def any_round(folder: pathlib.Path) -> bool:
-    """True if there is a checkpoint of any round."""
-    return bool(_rounds(folder))
+def newest(folder: pathlib.Path, number: int | None = None) -> int:
+    """The last round, up to `number` if given, that there is a checkpoint of; 0 if none."""
+    rounds = [there for there, _ in _rounds(folder) if number is None or there <= number]
+    return max(rounds, default=0)
 
 
 def drop_after(folder: pathlib.Path, number: int) -> None:

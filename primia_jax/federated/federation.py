@@ -155,6 +155,7 @@ class Federation:
         self._lost: tuple[str, ...] = ()  # on the way of the last round, which went on without them
         self._stopped: set[str] = set()  # those that do not train any more
         self._best: int = 0  # the best round so far
+        self._saved: Mapping[str, int] = {}  # the last round that each hospital wrote its state of
 
     @property
     def owner_folder(self) -> pathlib.Path:
@@ -190,7 +191,10 @@ class Federation:
             restore = functools.partial(
                 model_owner.restore, folder=self.owner_folder, number=after_round
             )
-            self._run({OWNER: Locally(restore)})
+            restored, _ = self._run({OWNER: Locally(restore)})
+            self._saved = restored[OWNER]
+        else:
+            self._saved = {}
         if self.config.privacy.mode != "none":
             self._run(self._at_sites(self.present, hospital.open_ledger, after_round))
         if secure:
@@ -207,10 +211,18 @@ class Federation:
             programs[PROVIDER] = crypto_provider.set_up
         reports, trace = self._run(programs)
         if to_train:
-            stopped, _ = self._run(self._at_sites(self.present, hospital.restore, after_round))
+            stopped, _ = self._run(self._restored(after_round))
             self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
             self._behind.clear()
         return reports, trace
+
+    def _restored(self, after_round: int) -> Mapping[str, Any]:
+        """Has the hospitals go on from what they wrote last."""
+        programs: dict[str, Any] = {}
+        for name in self.present:
+            restore = functools.partial(hospital.restore, saved=self._saved.get(name, 0))
+            programs |= self._at_sites((name,), restore, after_round)
+        return programs
 
     def _open_journals(self, after_round: int) -> None:
         """Has the parties open their records of secure sums, each in its own folder."""
@@ -331,8 +343,12 @@ class Federation:
         best = (checkpoints.committed_best(self.owner_folder), self._best)
         keep = functools.partial(hospital.save, best=best)
         programs = self._at_sites(names, keep, number)
-        save = functools.partial(model_owner.save, folder=self.owner_folder, number=number)
+        saved = {**self._saved, **dict.fromkeys(names, number)}
+        save = functools.partial(
+            model_owner.save, folder=self.owner_folder, number=number, saved=saved
+        )
         self._run({**programs, OWNER: Locally(save)})
+        self._saved = saved
 
     def recover(self, error: UserError, after_round: int) -> str:
         """Makes ready for the round after `after_round` once more, after it failed by `error`.

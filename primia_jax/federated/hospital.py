@@ -18,7 +18,9 @@ import optax
 
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig
+from primia_jax.core import storage
 from primia_jax.core.identity import Credentials
+from primia_jax.core.marks import Mark
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, ProtocolError, TrainingError
 from primia_jax.federated import (
@@ -34,7 +36,6 @@ from primia_jax.federated import (
     rules,
     sealing,
     statistics,
-    sum_journal,
     sums,
     variables,
 )
@@ -47,6 +48,7 @@ from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
 
 _BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints
+_JOURNAL, _WATCH = "journal", "watch"  # facts of a hospital's checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,21 +147,19 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
     Args:
       state: of the hospital.
       folder: its own in the run.
-      number: the last complete round; whatever it is, as an evaluation names none, a checkpoint
-        or a mark without the record shows that it was lost.
+      number: the last complete round. It does not matter: the newest checkpoint of any round says
+        how long the record was.
 
     Raises:
-      CheckpointError: if the record is damaged, of another run, or lost; or if the privacy ledger
-        lacks a charge that it names.
+      CheckpointError: if the record is damaged, lost, cut or of another run; or if the privacy
+        ledger lacks a charge that it names.
     """
-    trained = checkpoints.any_round(folder) or (folder / sum_journal.BEGUN).exists()
-    if trained and not sum_journal.is_begun(folder):
-        raise CheckpointError(
-            f"{state.name} took part before, and its record of secure sums "
-            f"{folder / sum_journal.FILE} is gone: what was revealed cannot be told; restore the "
-            "file, or begin anew without --resume"
-        )
-    journal = HospitalJournal(folder, state.name, state.roster)
+    held, newest = None, checkpoints.newest(folder)
+    if newest:
+        where = checkpoints.round_folder(folder, newest)
+        facts = checkpoints.about(folder, newest).get(_JOURNAL)
+        held = (where, Mark.from_plain(facts, where)) if facts else None
+    journal = HospitalJournal(folder, state.name, state.roster, held)
     if state.guarantee:
         privacy.check_charged(state.guarantee, journal.charged())
     return dataclasses.replace(state, journal=journal), None
@@ -629,7 +629,10 @@ def save(
         state = dataclasses.replace(state, truth=None)
     kept = best if state.config.federated.batch_norm == "fedbn" else ()
     last = [checkpoints.newest(folder, earlier) for earlier in (number - 1, *kept)]
-    checkpoints.save(folder, number, _kept(state), state.watch._asdict(), last)
+    facts = {_WATCH: state.watch._asdict()}
+    if state.journal is not None:
+        facts[_JOURNAL] = state.journal.mark()._asdict()
+    checkpoints.save(folder, number, _kept(state), facts, last)
     return state, None
 
 
@@ -653,20 +656,43 @@ def with_own_batch_norm(
     return variables.keep_batch_norm(model, own)
 
 
-def restore(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, bool]:
+def restore(
+    state: Hospital, folder: pathlib.Path, number: int, saved: int = 0
+) -> tuple[Hospital, bool]:
     """The state after round `number`, and whether the site has stopped; to be run after `set_up`.
 
-    A hospital that took no part in that round goes on from what it wrote last. What it wrote of a
-    later one, which did not become complete, is dropped.
+    What this hospital wrote of a later round, which did not become complete, is dropped.
+
+    Args:
+      state: of the hospital.
+      folder: its own in the run.
+      number: the last complete round.
+      saved: the last round up to `number` that this hospital took part in to its end, by the model
+        owner's checkpoint. It goes on from what it wrote then.
+
+    Raises:
+      CheckpointError: if the checkpoint of round `saved` is missing or damaged.
     """
+    newest = checkpoints.newest(folder, number)
+    if newest < saved:
+        raise CheckpointError(
+            f"{state.name} took part in round {saved}, and its checkpoint of it is missing in "
+            f"{folder}; restore that folder, or begin anew without --resume"
+        )
     checkpoints.drop_after(folder, number)
-    number = checkpoints.newest(folder, number)
-    if not number:
+    if not newest:
         return state, False
+    number = newest
     kept = {
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }
-    watch = SiteWatch(**checkpoints.about(folder, number))
+    try:
+        watch = SiteWatch(**checkpoints.about(folder, number)[_WATCH])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoints.round_folder(folder, number)} is damaged ({storage.reason(error)}); "
+            "restore it, or begin anew without --resume"
+        ) from error
     model = state.variables
     if _BATCH_NORM in kept:
         model = variables.keep_batch_norm(state.variables, kept[_BATCH_NORM])

@@ -6,7 +6,7 @@ nothing else (see `aggregation`).
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -286,8 +286,10 @@ def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
     yield Send(tuple(to), {"model": tuple(vectors), **more}, "global model")
 
 
-def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:
-    """Writes the state after a round.
+def save(
+    state: ModelOwner, folder: pathlib.Path, number: int, saved: Mapping[str, int] | None = None
+) -> tuple[ModelOwner, None]:
+    """Writes the state after a round, with the last round that each hospital `saved` its own of.
 
     The last two rounds stay, and the best ones as of now and as of the last commit, so that there
     is a best model to be found whenever a crash comes.
@@ -297,6 +299,7 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
         "best_round": state.best_round,
         "best_mcc": state.best_mcc,
         "best_loss": state.best_loss,
+        "saved": dict(saved or {}),
         "class_names": list(state.class_names),
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
@@ -314,8 +317,16 @@ def save(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwn
     return state, None
 
 
-def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[ModelOwner, None]:
-    """The state after round `number`; to be run before `set_up`, which sends it out."""
+def restore(
+    state: ModelOwner, folder: pathlib.Path, number: int
+) -> tuple[ModelOwner, dict[str, int]]:
+    """The state after round `number`, and the last round that each hospital saved its own of.
+
+    To be run before `set_up`, which sends the model out.
+
+    Raises:
+      CheckpointError: if the checkpoint is missing or damaged.
+    """
     about = checkpoints.about(folder, number)
     server = checkpoints.restore(folder, number, "server", _server(state))
     model = load_model(folder, number, state.template, len(state.class_names))
@@ -329,7 +340,7 @@ def restore(state: ModelOwner, folder: pathlib.Path, number: int) -> tuple[Model
         best_mcc=about["best_mcc"],
         best_loss=about["best_loss"],
     )
-    return state, None
+    return state, dict(about.get("saved", {}))
 
 
 def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int) -> dict[str, Any]:

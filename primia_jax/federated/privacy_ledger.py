@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +22,8 @@ from io import FileIO
 from typing import Any
 
 from primia_jax.config import PrivacyConfig
-from primia_jax.core import storage
+from primia_jax.core import marks
+from primia_jax.core.marks import Mark
 from primia_jax.core.names import safe_file_name
 from primia_jax.core.storage import private_file, private_folder
 from primia_jax.errors import BudgetError, CheckpointError, ConfigError, StorageError
@@ -126,25 +126,23 @@ class Ledger:
             self._parsed(content)  # damage has a message of its own
             self._compare(known, content)
 
-    def _known(self) -> list[tuple[pathlib.Path, int, str]]:
-        """Each mark that is there, with the length and digest in it."""
-        return [(mark, *_marked(mark)) for mark in self.marks if mark.exists()]
+    def _known(self) -> list[tuple[pathlib.Path, Mark]]:
+        """The marks, by their paths."""
+        return [(path, marks.read(path)) for path in self.marks if path.exists()]
 
-    def _compare(self, known: Iterable[tuple[pathlib.Path, int, str]], content: bytes) -> None:
-        for mark, length, digest in known:
-            if length > len(content) or digest != _digest(content[:length]):
+    def _compare(self, known: Iterable[tuple[pathlib.Path, Mark]], content: bytes) -> None:
+        for path, mark in known:
+            if not mark.begins(content):
                 raise CheckpointError(
                     f"{self.owner}: the privacy ledger {self.path} lacks charges that it held when "
-                    f"{mark} was written, as an older copy does: what was spent cannot be told; "
+                    f"{path} was written, as an older copy does: what was spent cannot be told; "
                     "restore the file"
                 )
 
     def _mark(self, content: bytes) -> None:
         """Notes in the marks what the ledger holds."""
-        facts = {"ledger": str(self.path), "bytes": len(content), "digest": _digest(content)}
-        for mark in self.marks:
-            private_folder(mark.parent)
-            storage.write_json(mark, facts)
+        for path in self.marks:
+            marks.write(path, Mark.of(content), {"ledger": str(self.path)})
 
     def check_kept(self, number: int) -> None:
         """Refuses a ledger that is gone, or lacks round `number` though the hospital trained it.
@@ -276,26 +274,6 @@ class Ledger:
 def _whole_lines(content: bytes) -> bytes:
     """`content` without a last line that a crash cut short: nothing was released for it."""
     return content[: content.rfind(b"\n") + 1]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _marked(path: pathlib.Path) -> tuple[int, str]:
-    """Length and digest of the ledger that a mark was written for.
-
-    Raises:
-      CheckpointError: if the mark is damaged.
-    """
-    facts = storage.read_json(path)
-    try:
-        length, digest = int(facts["bytes"]), str(facts["digest"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: it says how long a privacy ledger was; restore the file"
-        ) from error
-    return length, digest
 
 
 def largest_epsilon(entries: Sequence[Entry], delta: float) -> float:

@@ -15,6 +15,7 @@ STATISTICS, UPDATE, VALIDATION = "statistics", "update", "validation"  # purpose
 DUE = (UPDATE, VALIDATION)  # the sums of a round
 NUMBER_BYTES = 16  # of a sum's number
 _DIGEST_BYTES = 32
+_LISTS = ("void", "revealed")  # fields of an announcement that hold several numbers
 
 
 class Quantity(NamedTuple):
@@ -36,15 +37,16 @@ class Announcement(NamedTuple):
     void: tuple[str, ...]  # numbers of earlier sums of the same quantity, never revealed
     hospitals: str  # digest of their names
     quantity: str  # digest of the purpose, the round and the model
+    revealed: tuple[str, ...] = ()  # number of the last revealed sum that the receiver was in
 
     def message(self) -> dict[str, np.ndarray]:
         """As it travels."""
-        voided = [np.frombuffer(bytes.fromhex(number), np.uint8) for number in self.void]
         return {
-            "number": np.frombuffer(bytes.fromhex(self.number), np.uint8),
-            "void": np.reshape(np.asarray(voided, np.uint8), (-1, NUMBER_BYTES)),
-            "hospitals": np.frombuffer(bytes.fromhex(self.hospitals), np.uint8),
-            "quantity": np.frombuffer(bytes.fromhex(self.quantity), np.uint8),
+            "number": _array(self.number),
+            "void": _array("".join(self.void)).reshape(-1, NUMBER_BYTES),
+            "hospitals": _array(self.hospitals),
+            "quantity": _array(self.quantity),
+            "revealed": _array("".join(self.revealed)).reshape(-1, NUMBER_BYTES),
         }
 
     @classmethod
@@ -55,16 +57,25 @@ class Announcement(NamedTuple):
           ProtocolError: if it is none.
         """
         try:
-            number, void, *digests = (message[key] for key in cls._fields)
-            shapes = [number.shape, void.shape[1:], *(digest.shape for digest in digests)]
-            types = {part.dtype for part in (number, void, *digests)}
+            parts = {key: message[key] for key in cls._fields}
+            shapes = [part.shape[key in _LISTS :] for key, part in parts.items()]
+            types = {part.dtype for part in parts.values()}
         except (TypeError, KeyError, AttributeError):
-            shapes, types = [], set()
-        wanted = [(NUMBER_BYTES,), (NUMBER_BYTES,), (_DIGEST_BYTES,), (_DIGEST_BYTES,)]
-        if shapes != wanted or types != {np.dtype(np.uint8)}:
+            parts, shapes, types = {}, [], set()
+        sizes = (NUMBER_BYTES, NUMBER_BYTES, _DIGEST_BYTES, _DIGEST_BYTES, NUMBER_BYTES)
+        if shapes != [(size,) for size in sizes] or types != {np.dtype(np.uint8)}:
             raise ProtocolError("the model owner announced no sum")
-        void_numbers = tuple(row.tobytes().hex() for row in void)
-        return cls(number.tobytes().hex(), void_numbers, *(d.tobytes().hex() for d in digests))
+        texts: dict[str, Any] = {
+            key: tuple(row.tobytes().hex() for row in part)
+            if key in _LISTS
+            else part.tobytes().hex()
+            for key, part in parts.items()
+        }
+        return cls(**texts)
+
+
+def _array(digits: str) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(digits), np.uint8)
 
 
 def digest_of_names(hospitals: Sequence[str]) -> str:

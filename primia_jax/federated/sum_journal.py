@@ -29,12 +29,16 @@ privacy ledger, before anything of the contribution leaves it. It refuses
 - another contribution to the same quantity, unless likewise, or where it is noised anew and charged
   to its privacy ledger: the difference of the two sums would be its own;
 - a round before the last one that it contributed to, and another starting model for the same round;
-- a declaration about a sum whose result it was sent.
+- a declaration about a sum whose result it was sent;
+- any sum, if the model owner names a revealed one that the hospital was in and its own record does
+  not hold. Each announcement names the last one, so that a hospital whose folder was lost or set
+  back does not forget what the model owner has.
 
 Who is trusted for what: the model owner follows the protocol (honest but curious), so its
 declaration is believed. The operator is not believed: it says neither which sums are void nor which
 attempt this is, and restarting, reordering or repeating its calls changes nothing. A model owner
 whose folder was lost or set back cannot declare anything void, as it does not know the numbers.
+Files that were lost, cut or set back singly are recognised by marks (`sum_record`).
 A model owner that lies about void sums is not withstood. Nor are two *runs*: they begin with empty
 journals, like two trainings at different times.
 """
@@ -43,7 +47,7 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +55,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from primia_jax.core import storage
+from primia_jax.core.marks import Mark
 from primia_jax.errors import CheckpointError, ProtocolError
 from primia_jax.federated.aggregation import Total
 from primia_jax.federated.quantities import (
@@ -60,21 +65,9 @@ from primia_jax.federated.quantities import (
     digest_of_names,
     digest_of_quantity,
 )
+from primia_jax.federated.sum_record import SumRecord, facts, quantity_of
 
-FILE = "sums.jsonl"
-BEGUN = "sums.begun"  # in a hospital's own folder: it has, or had, a record
 _TOTALS = "sums"  # folder of the model owner's revealed totals
-_KINDS = {
-    "roster",
-    "begun",
-    "void",
-    "revealing",
-    "contributed",
-    "digest",
-    "charged",
-    "narrowed",
-    "final",
-}
 
 
 class OwnerJournal:
@@ -84,15 +77,15 @@ class OwnerJournal:
         """Reads the record in `folder`, if there is one.
 
         Raises:
-          CheckpointError: if it is damaged.
+          CheckpointError: if it is damaged, or not whole.
         """
-        self._folder = folder
+        self._folder, self._record = folder, SumRecord(folder)
         self._begun: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
         self._void: set[str] = set()
         self._revealing: dict[str, tuple[str, ...]] = {}
-        for line in _lines(folder / FILE):
+        for line in self._record.lines:
             if line["kind"] == "begun":
-                self._begun[line["sum"]] = (_quantity(line), tuple(line["hospitals"]))
+                self._begun[line["sum"]] = (quantity_of(line), tuple(line["hospitals"]))
             elif line["kind"] == "void":
                 self._void.add(line["sum"])
             else:
@@ -141,13 +134,8 @@ class OwnerJournal:
         fresh = [k for k in earlier if k not in self._void and k not in uncertain]
         key = os.urandom(NUMBER_BYTES).hex()
         lines = [{"kind": "void", "sum": old} for old in fresh]
-        storage.append_lines(
-            self._folder / FILE,
-            map(
-                json.dumps,
-                [*lines, {"kind": "begun", "sum": key, **_facts(quantity, hospitals)}],
-            ),
-        )
+        begun = {"kind": "begun", "sum": key, **facts(quantity, hospitals)}
+        self._record.add([*lines, begun], mark=False)
         self._void.update(fresh)
         self._begun[key] = (quantity, tuple(hospitals))
         void = tuple(old for old in earlier if old in self._void)
@@ -174,9 +162,13 @@ class OwnerJournal:
                     f"model a sum over {', '.join(others)} was, and the difference of the two "
                     "would give single hospitals away"
                 )
-        line = {"kind": "revealing", "sum": number, "hospitals": list(hospitals)}
-        storage.append_line(self._folder / FILE, json.dumps(line))
+        self._record.add([{"kind": "revealing", "sum": number, "hospitals": list(hospitals)}])
         self._revealing[number] = tuple(hospitals)
+
+    def last_with(self, hospital: str) -> tuple[str, ...]:
+        """Number of the last revealed sum that `hospital` was in; empty if there is none."""
+        numbers = [key for key, hospitals in self._revealing.items() if hospital in hospitals]
+        return tuple(numbers[-1:])
 
     def store(self, number: str, total: Total) -> None:
         """Writes a revealed total; from now on the sum is final.
@@ -237,33 +229,42 @@ class OwnerJournal:
 class HospitalJournal:
     """A hospital's record of the sums that it contributed to; see the module's docstring."""
 
-    def __init__(self, folder: pathlib.Path, me: str, roster: Sequence[str]):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        me: str,
+        roster: Sequence[str],
+        other: tuple[pathlib.Path, Mark] | None = None,
+    ):
         """Reads the record in `folder`, or begins one.
 
+        Args:
+          folder: this hospital's own.
+          me: its name.
+          roster: all hospitals of the run.
+          other: a mark of the record that was written elsewhere, and where.
+
         Raises:
-          CheckpointError: if it is damaged, or of a run with another roster.
+          CheckpointError: if it is damaged, not whole, or of a run with another roster.
           StorageError: if it cannot be begun.
         """
-        self._path, self._me = folder / FILE, me
+        self._record, self._me = SumRecord(folder, other), me
         self._parts: dict[str, tuple[Quantity, tuple[str, ...]]] = {}
         self._digests: dict[str, str] = {}  # of its contributions, by the number of the sum
         self._charged: set[str] = set()  # sums whose contribution is in the privacy ledger
         self._void: set[str] = set()
         self._final: set[str] = set()
-        lines = _lines(self._path)
+        lines = self._record.lines
         if not lines:
-            line = {"kind": "roster", "hospitals": list(roster)}
-            storage.append_line(self._path, json.dumps(line))
+            self._record.add([{"kind": "roster", "hospitals": list(roster)}])
         elif lines[0]["kind"] != "roster" or tuple(lines[0]["hospitals"]) != tuple(roster):
             raise CheckpointError(
-                f"{me}: the record of secure sums {self._path} is of a run with other hospitals; "
-                "take another --workdir"
+                f"{me}: the record of secure sums {self._record.path} is of a run with other "
+                "hospitals; take another --workdir"
             )
-        if not (folder / BEGUN).exists():
-            storage.write_text(folder / BEGUN, f"{self._path}\n")
         for entry in lines[1:]:
             if entry["kind"] == "contributed":
-                self._parts[entry["sum"]] = (_quantity(entry), tuple(entry["hospitals"]))
+                self._parts[entry["sum"]] = (quantity_of(entry), tuple(entry["hospitals"]))
             elif entry["kind"] == "narrowed":
                 self._parts[entry["sum"]] = (
                     self._parts[entry["sum"]][0],
@@ -301,6 +302,13 @@ class HospitalJournal:
             )
         if announced.number in self._parts:
             raise ProtocolError(f"{me} refuses to contribute to the same sum twice")
+        if set(announced.revealed) - self._parts.keys():
+            raise ProtocolError(
+                f"{me} refuses the {quantity}: the model owner revealed a sum that {me} was in and "
+                f"of which its record {self._record.path} holds nothing, as a lost or older "
+                f"{self._record.path.parent} does; restore that folder, go on without {me}, or "
+                "begin anew without --resume"
+            )
         void = self._void | (set(announced.void) & self._parts.keys())
         if void & self._final:
             raise ProtocolError(
@@ -332,9 +340,8 @@ class HospitalJournal:
         lines: list[Mapping[str, Any]] = [
             {"kind": "void", "sum": key} for key in sorted(void - self._void)
         ]
-        facts = _facts(quantity, hospitals)
-        lines.append({"kind": "contributed", "sum": announced.number, **facts})
-        storage.append_lines(self._path, map(json.dumps, lines))
+        sum_ = {"sum": announced.number, **facts(quantity, hospitals)}
+        self._record.add([*lines, {"kind": "contributed", **sum_}], mark=False)
         self._void = void
         self._parts[announced.number] = (quantity, tuple(hospitals))
         return uncertain
@@ -360,10 +367,9 @@ class HospitalJournal:
                     f"{self._me} refuses to contribute to the {quantity} once more: its "
                     "contribution is another one than before, and the difference of the two sums "
                     "would be its own; restore its images and the files in "
-                    f"{self._path.parent}, or begin in another --workdir"
+                    f"{self._record.path.parent}, or begin in another --workdir"
                 )
-        line = {"kind": "digest", "sum": number, "digest": digest}
-        storage.append_line(self._path, json.dumps(line))
+        self._record.add([{"kind": "digest", "sum": number, "digest": digest}])
         self._digests[number] = digest
 
     def note_charged(self, number: str) -> None:
@@ -372,8 +378,12 @@ class HospitalJournal:
         Raises:
           StorageError: if it cannot be noted; then nothing may be contributed.
         """
-        storage.append_line(self._path, json.dumps({"kind": "charged", "sum": number}))
+        self._record.add([{"kind": "charged", "sum": number}])
         self._charged.add(number)
+
+    def mark(self) -> Mark:
+        """Mark of the record as it is, to be kept elsewhere too."""
+        return self._record.mark()
 
     def charged(self) -> dict[tuple[str, int | None], int]:
         """Number of contributions that were charged, by purpose and round."""
@@ -402,59 +412,15 @@ class HospitalJournal:
                     f"from the same model it contributed to a sum over {', '.join(others)}"
                 )
         if set(hospitals) != set(announced):
-            line = {"kind": "narrowed", "sum": number, "hospitals": list(hospitals)}
-            storage.append_line(self._path, json.dumps(line))
+            self._record.add([{"kind": "narrowed", "sum": number, "hospitals": list(hospitals)}])
             self._parts[number] = (quantity, tuple(hospitals))
 
     def note_final(self, quantity: Quantity) -> None:
         """Notes that the result of the last sum of `quantity` came back."""
         numbers = [key for key, (other, _) in self._parts.items() if other == quantity]
         if numbers and numbers[-1] not in self._final:
-            line = {"kind": "final", "sum": numbers[-1]}
-            storage.append_line(self._path, json.dumps(line))
+            self._record.add([{"kind": "final", "sum": numbers[-1]}])
             self._final.add(numbers[-1])
-
-
-def is_begun(folder: pathlib.Path) -> bool:
-    """True if there is a record in `folder` that holds anything; a file without a line does not."""
-    return bool(_lines(folder / FILE))
-
-
-def _facts(quantity: Quantity, hospitals: Iterable[str]) -> dict[str, Any]:
-    return {**quantity._asdict(), "hospitals": list(hospitals)}
-
-
-def _quantity(line: Mapping[str, Any]) -> Quantity:
-    return Quantity(line["purpose"], line["round"], line["model"])
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole lines of a journal; an unfinished last one was followed by nothing."""
-    if not path.exists():
-        return []
-    storage.check_regular(path, error=CheckpointError)
-    content = path.read_bytes()
-    lines = []
-    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            line = json.loads(text)
-            if line["kind"] not in _KINDS:
-                raise ValueError(f"unknown kind {line['kind']!r}")
-            if line["kind"] in ("begun", "contributed"):
-                _quantity(line)
-            if line["kind"] == "digest":
-                bytes.fromhex(line["digest"])
-            elif line["kind"] not in ("final", "void", "charged"):
-                tuple(line["hospitals"])
-            if line["kind"] != "roster":
-                bytes.fromhex(line["sum"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(
-                f"the record of secure sums {path} is damaged in line {number} ({error}): what was "
-                "revealed cannot be told; restore the file, or begin anew without --resume"
-            ) from error
-        lines.append(line)
-    return lines
 
 
 def _round(number: int) -> str:

@@ -104,7 +104,9 @@ def collecting(
         if kept is not None:
             return kept
         announced, complete = journal.begin(quantity, participants)
-        yield Send(tuple(participants), announced.message(), "number of a sum, and of void ones")
+        for name in participants:
+            own = announced._replace(revealed=journal.last_with(name))
+            yield Send((name,), own.message(), "numbers of a sum, of void and of revealed ones")
         scheme = aggregation.make(
             config, participants, of_models=of_models, complete=complete, purpose=quantity.purpose
         )

@@ -1,15 +1,17 @@
 """Whole trainings of a tiny network in one process: what the settings of a federation do."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from tiny import assert_same, at, model, start, train
 
-from primia_jax.errors import CheckpointError, StorageError, TrainingError
+from primia_jax.errors import CheckpointError, ClusterError, StorageError, TrainingError
 from primia_jax.federated import checkpoints, hospital, variables
 from primia_jax.federated.aggregation import OWNER, PROVIDER
+from primia_jax.federated.checkpoints import site_folder
 from primia_jax.mpc import fixed_point
 
 
@@ -255,6 +257,32 @@ def test_disk_full_keeps_the_round_before(tmp_path, monkeypatch):
     whole = start(tmp_path / "whole")
     train(whole)
     assert_same(model(again), model(whole))
+
+
+@pytest.mark.parametrize("lost", ["round_000002", "round_*"], ids=["newest", "all"])
+@pytest.mark.fault("a hospital's checkpoint is lost", "the command ends with one line")
+def test_a_hospital_does_not_go_on_from_an_older_or_no_checkpoint(tmp_path, lost):
+    """Its optimiser would be another one. A hospital that took no part since goes on."""
+    federation = start(tmp_path, federated={"rounds": 3})
+    federation.set_up()
+    federation.train_round(1)
+    federation.save(1)
+    federation._leave_out("hospital_2", "gone", ClusterError("gone"))
+    federation.train_round(2)
+    federation.save(2)
+    start(tmp_path, federated={"rounds": 3}).set_up(2)
+    assert dict(federation._saved) == {"hospital_0": 2, "hospital_1": 2, "hospital_2": 1}
+    sites = {name: site_folder(tmp_path, name) for name in federation.hospitals}
+    assert (sites["hospital_2"] / "round_000001").is_dir()
+    for path in sites["hospital_0"].glob(lost):
+        shutil.rmtree(path)
+    left = sorted(sites["hospital_0"].glob("round_*"))
+    again = start(tmp_path, federated={"rounds": 3})
+    with pytest.raises(
+        CheckpointError, match=r"hospital_0 took part in round 2, and its .* missing .*restore"
+    ):
+        again.set_up(2)
+    assert sorted(sites["hospital_0"].glob("round_*")) == left
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny import assert_same, at, config_with, model
 
-from primia_jax.core import storage
+from primia_jax.core import marks, storage
 from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, PartyLost, ProtocolError, StorageError, UserError
 from primia_jax.federated import (
@@ -425,9 +425,56 @@ def test_a_lost_record_of_a_hospital_is_not_begun_anew(monkeypatch, tmp_path, ch
     path = checkpoints.site_folder(tmp_path, "hospital_1") / "sums.jsonl"
     path.unlink() if left is None else path.write_bytes(left)
     for to_train in (False, True):
-        with pytest.raises(CheckpointError, match=r"hospital_1 took part .*sums.jsonl is gone"):
+        with pytest.raises(CheckpointError, match=r"hospital_1/sums.jsonl lacks lines .*restore"):
             runs.start(tmp_path).set_up(0, to_train)
         assert path.exists() is (left is not None)
+
+
+def cut(site, lines, marked=False):
+    """Cuts a hospital's record at a line boundary; `marked`: its mark too, as an older copy."""
+    path = site / "sums.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
+    if marked:
+        marks.write(site / "sums.begun", marks.Mark.of(path.read_bytes()), {})
+
+
+@pytest.mark.parametrize(
+    ("lose", "rounds", "message"),
+    [
+        (lambda site: cut(site, -3), 1, "sums.jsonl lacks lines that it held when .*sums.begun"),
+        (lambda site: cut(site, 3, marked=True), 1, "lacks lines .* when .*round_000001 was"),
+        (shutil.rmtree, 0, r"refuses the update of round 1: .*holds nothing.*begin anew"),
+        (shutil.rmtree, 1, r"took part in round 1, and its checkpoint of it is missing .*begin a"),
+    ],
+    ids=["cut", "older", "folder lost", "folder lost after a round"],
+)
+@pytest.mark.fault(
+    "the hospitals' records of secure sums are cut, older copies or lost, and the model owner's "
+    "folder is set back",
+    "the command ends with one line; there is no second sum",
+)
+def test_hospitals_and_owner_that_forget_together_sum_nothing_twice(
+    monkeypatch, tmp_path, lose, rounds, message
+):
+    """The owner's folder is that of one round before; another set is available."""
+    runs = Runs(monkeypatch, hospitals=4, secure={"min_participants": 3})
+    federation = runs.start(tmp_path) if not rounds else runs.train(tmp_path, last=rounds)
+    if not rounds:
+        federation.set_up()
+    owner, copy = tmp_path / "checkpoints", tmp_path / "before"
+    shutil.copytree(owner, copy)
+    federation.train_round(rounds + 1)
+    before = list(runs.revealed)
+    shutil.rmtree(owner)
+    shutil.move(copy, owner)
+    for name in runs.names:
+        lose(checkpoints.site_folder(tmp_path, name))
+    (tmp_path / "identities.json").unlink()  # as in another workdir
+    again = runs.start(tmp_path, absent=("hospital_3",))
+    with pytest.raises(UserError, match=message):
+        again.set_up(rounds)
+        again.train_round(rounds + 1)
+    assert runs.revealed == before
 
 
 def test_hospitals_refuse_rounds_out_of_order(monkeypatch, tmp_path):

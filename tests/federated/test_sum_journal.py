@@ -13,7 +13,8 @@ from primia_jax.federated.quantities import (
     digest_of_names,
     digest_of_quantity,
 )
-from primia_jax.federated.sum_journal import FILE, HospitalJournal, OwnerJournal
+from primia_jax.federated.sum_journal import HospitalJournal, OwnerJournal
+from primia_jax.federated.sum_record import FILE, MARK
 
 NAMES = ("a", "b", "c", "d")
 ROUND_1, ROUND_2 = Quantity(UPDATE, 1, "m1"), Quantity(UPDATE, 2, "m2")
@@ -154,6 +155,52 @@ def test_the_set_that_counts_is_the_one_after_dropouts(tmp_path):
         again.narrow((b"\2" * 16).hex(), NAMES[:2])
 
 
+def test_a_model_owner_names_what_it_revealed_and_a_hospital_that_lacks_it_refuses(tmp_path):
+    """The hospital's folder was lost, or is an older copy."""
+    owner = OwnerJournal(tmp_path / "owner")
+    site = HospitalJournal(tmp_path / "a", "a", NAMES)
+    first, _ = owner.begin(ROUND_1, NAMES)
+    assert owner.last_with("a") == ()
+    site.contribute(ROUND_1, NAMES, first)
+    owner.reveal(first.number, NAMES[:3])
+    second, _ = OwnerJournal(tmp_path / "owner").begin(ROUND_2, NAMES)
+    named = second._replace(revealed=owner.last_with("a"))
+    assert named.revealed == (first.number,) and owner.last_with("d") == ()
+    lost = HospitalJournal(tmp_path / "lost", "a", NAMES)
+    with pytest.raises(ProtocolError, match=r"a refuses .* holds nothing.*; restore .*begin anew"):
+        lost.contribute(ROUND_2, NAMES, Announcement.of(named.message()))
+    assert not site.contribute(ROUND_2, NAMES, Announcement.of(named.message()))
+
+
+def test_a_record_that_was_cut_is_not_taken_for_the_whole(tmp_path):
+    """Neither a hospital's nor the model owner's, wherever between two lines."""
+    owner, site = OwnerJournal(tmp_path), HospitalJournal(tmp_path / "a", "a", NAMES)
+    for quantity in (ROUND_1, ROUND_2):
+        announced, _ = owner.begin(quantity, NAMES)
+        site.contribute(quantity, NAMES, announced)
+        site.note_digest(announced.number, "aa")
+        owner.reveal(announced.number, NAMES)
+        site.note_final(quantity)
+    for folder, opened in (
+        (tmp_path, lambda: OwnerJournal(tmp_path)),
+        (tmp_path / "a", lambda: HospitalJournal(tmp_path / "a", "a", NAMES)),
+    ):
+        opened()
+        whole = (folder / FILE).read_bytes()
+        lines = whole.splitlines(keepends=True)
+        for kept in range(len(lines)):
+            (folder / FILE).write_bytes(b"".join(lines[:kept]))
+            with pytest.raises(CheckpointError, match=r"lacks lines .*begin anew"):
+                opened()
+        (folder / FILE).unlink()
+        with pytest.raises(CheckpointError, match=r"lacks lines .*begin anew"):
+            opened()
+        (folder / FILE).write_bytes(whole)
+        (folder / MARK).write_text("{}")
+        with pytest.raises(CheckpointError, match=r"sums.begun is damaged"):
+            opened()
+
+
 def test_a_damaged_record_is_one_line(tmp_path):
     HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
     path = tmp_path / FILE
@@ -163,7 +210,13 @@ def test_a_damaged_record_is_one_line(tmp_path):
     assert path.read_bytes() == whole
     with pytest.raises(CheckpointError, match="a run with other hospitals"):
         HospitalJournal(tmp_path, "a", NAMES[:3])
-    for line in (b'{"kind": "x"}\n', b"[" * 100_000 + b"\n", b"null\n"):
+    for line in (
+        b'{"kind": "x"}\n',
+        b"[" * 100_000 + b"\n",
+        b"null\n",
+        b'{"kind": "void", "sum": "aa"}\n',
+        b'{"kind": "roster", "hospitals": [[]]}\n',
+    ):
         path.write_bytes(line + whole)
         with pytest.raises(CheckpointError, match=r"damaged in line 1 .*restore the file"):
             HospitalJournal(tmp_path, "a", NAMES)
