@@ -62,8 +62,8 @@ def main() -> None:
     if arguments.without_ray:
         changes["validated"] = ""
 
-    def show(found: latency.Study, network: str) -> None:
-        for line in found.lines([network]):
+    def show(study: latency.Study, network: str) -> None:
+        for line in study.lines([network]):
             print(json.dumps(line), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def main() -> None:
             config = settled(from_config_dict(ExperimentConfig, {"latency_study": changes}))
             out = arguments.out or folder
             command = shlex.join(["python", "-m", "benchmarks.protocols", *sys.argv[1:]])
-            latency.run(config, out, command=command, found=show)
+            latency.run(config, out, command=command, measured=show)
         except UserError as error:
             print(f"benchmarks.protocols: {error}", file=sys.stderr)
             sys.exit(error.exit_code)

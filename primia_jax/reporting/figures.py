@@ -7,9 +7,10 @@ Axis letters: n records, k classes, m bins.
 """
 
 import base64
+import contextlib
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -147,6 +148,28 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> str:
 def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots()
+
+
+@contextlib.contextmanager
+def picture(
+    path: pathlib.Path, size: tuple[float, float], panels: int = 1, dpi: int = 160, **subplots: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A picture on its own, of panels side by side, which is saved where the block ends.
+
+    Args:
+      path: where to; its ending names the format.
+      size: in inches.
+      panels: how many.
+      dpi: pixels an inch.
+      **subplots: further arguments of `Figure.subplots`.
+
+    Raises:
+      StorageError: if it cannot be written.
+    """
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, list(figure.subplots(1, panels, squeeze=False, **subplots)[0])
+        save_picture(figure, path, dpi)
 
 
 def save_picture(figure: Figure, path: pathlib.Path, dpi: int = 160) -> None:

@@ -1,11 +1,15 @@
 """A table for readers, and the forms it is written in: plain text, Markdown, LaTeX, CSV."""
 
 import csv
+import dataclasses
 import io
 import textwrap
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from primia_jax.core.names import csv_cell
+
+Record = TypeVar("Record")
 
 ABSENT = "-"
 _TEX = {
@@ -18,22 +22,55 @@ _TEX = {
 
 
 class Cell(NamedTuple):
-    """What stands in a cell: a value, and below it in small type what is to be known of it."""
+    """A value, and below it in small type a note on it."""
 
     text: str = ABSENT
     note: str = ""
     bold: bool = False
 
 
-class Table(NamedTuple):
-    """A table with its caption; the first column is heads of rows."""
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table with its caption; the first column names the rows.
 
-    name: str  # of its files
+    Attributes:
+      name: of its files.
+      caption: above it.
+      heads: of the columns.
+      rows: of cells.
+      groups: heads over so many columns each, after the first.
+      note: below it.
+    """
+
+    name: str
     caption: str
     heads: list[str]
     rows: list[list[Cell]]
-    groups: tuple[tuple[str, int], ...] = ()  # heads over so many columns each, after the first
+    groups: tuple[tuple[str, int], ...] = ()
     note: str = ""
+
+    @property
+    def full_heads(self) -> list[str]:
+        """The heads, each with that of its group."""
+        over = [name for name, count in self.groups for _ in range(count)]
+        over = ["", *over] if over else [""] * len(self.heads)
+        return [f"{a}, {b}" if a else b for a, b in zip(over, self.heads)]
+
+
+def build(
+    records: Iterable[Record],
+    columns: Sequence[tuple[str, Callable[[Record], Cell | str]]],
+    name: str = "",
+    caption: str = "",
+    note: str = "",
+) -> Table:
+    """A table with a row for each record; a column is its head and what it shows of a record."""
+    rows = [[_cell(show(record)) for _, show in columns] for record in records]
+    return Table(name, caption, [head for head, _ in columns], rows, note=note)
+
+
+def _cell(shown: Cell | str) -> Cell:
+    return Cell(shown) if isinstance(shown, str) else shown
 
 
 def plain(table: Table, width: int = 80) -> str:
@@ -46,7 +83,7 @@ def plain(table: Table, width: int = 80) -> str:
         texts.append([cell.text for cell in row])
         if any(cell.note for cell in row):
             texts.append([cell.note for cell in row])
-    heads = _full_heads(table)
+    heads = table.full_heads
     first = max(map(len, [heads[0], *(row[0] for row in texts)]))
     first = min(first, width // 3)
     widths = [
@@ -75,26 +112,16 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _full_heads(table: Table) -> list[str]:
-    """The heads, each with that of its group."""
-    heads = list(table.heads)
-    if table.groups:
-        over = [name for name, count in table.groups for _ in range(count)]
-        heads[1:] = [f"{a}, {b}" if a else b for a, b in zip(over, heads[1:])]
-    return heads
-
-
 def markdown(table: Table) -> str:
     """The table in Markdown, its columns as wide as what they hold."""
-    heads = _full_heads(table)
-    rows = [heads, ["---"] * len(heads), *([_flat(cell) for cell in row] for row in table.rows)]
+    rows = [table.full_heads, *([_flat(cell) for cell in row] for row in table.rows)]
     rows = [[text.replace("|", "\\|") for text in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.heads))]
+    rows.insert(1, ["-" * width for width in widths])
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
         for row in rows
     ]
-    lines[1] = "| " + " | ".join("-" * width for width in widths) + " |"
     parts = [f"**{table.caption}**", "\n".join(lines)]
     return "\n\n".join(parts + [table.note] * bool(table.note)) + "\n"
 
@@ -135,14 +162,15 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in text)
 
 
-def as_csv(heads: list[str], rows: list[list[object]]) -> str:
-    """Comma-separated lines; None is an empty field, a text no formula."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([_csv_value(value) for value in row] for row in rows)
+def as_csv(records: Iterable[Mapping[str, object]]) -> str:
+    """Comma-separated lines below the first record's keys; None is empty, a text no formula."""
+    file, records = io.StringIO(), list(records)
+    if records:
+        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _csv(value) for key, value in line.items()} for line in records)
     return file.getvalue()
 
 
-def _csv_value(value: object) -> object:
-    return csv_cell(value) if isinstance(value, str) else "" if value is None else value
+def _csv(value: object) -> object:
+    return csv_cell(value) if isinstance(value, str) else value

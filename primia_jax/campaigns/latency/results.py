@@ -1,4 +1,4 @@
-"""What a latency study found: its figures, the statistics on them, and the file that keeps them."""
+"""The figures of a latency study, the statistics on them, and the file that keeps them."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What one stage of a protocol's online phase costs.
+    """The cost of one stage of a protocol's online phase.
 
     Attributes:
       network: its name.
@@ -86,7 +86,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What is done once for a network and a protocol, and how good the results are.
+    """The set-up of a protocol on a network, and the precision of its results.
 
     Attributes:
       network: its name.
@@ -116,7 +116,7 @@ class Validation:
       latency_ms: one way.
       bandwidth_mbps: in Mbit/s; 0 for unlimited.
       wall_seconds: of the online phase over actors, one a run.
-      virtual_seconds: what the virtual clocks say, one a repetition.
+      virtual_seconds: by the virtual clocks, one a repetition.
     """
 
     network: str
@@ -132,7 +132,7 @@ class Validation:
         return float(np.mean(self.wall_seconds) / np.mean(self.virtual_seconds))
 
     def line(self) -> dict[str, Any]:
-        """As one JSON line."""
+        """One JSON line."""
         return {
             "benchmark": "validation",
             "protocol": self.protocol,
@@ -163,7 +163,7 @@ def compare(seconds: Iterable[float], baseline: Iterable[float]) -> Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Everything that was found.
+    """All figures of a study.
 
     Attributes:
       settings: those that decide the figures.
@@ -210,12 +210,22 @@ class Study:
 
     def cell(self, network: str, protocol: str, latency_ms: float, mbps: float) -> Cell | None:
         """The cell of these, if it was measured."""
-        for cell in self.cells:
-            if (cell.network, cell.protocol, cell.latency_ms, cell.bandwidth_mbps) == (
-                network, protocol, latency_ms, mbps,
-            ):  # fmt: skip
-                return cell
-        return None
+        key = (network, protocol, latency_ms, mbps)
+        cells = (
+            cell for cell in self.cells
+            if (cell.network, cell.protocol, cell.latency_ms, cell.bandwidth_mbps) == key
+        )  # fmt: skip
+        return next(cells, None)
+
+    def stages(self, network: str) -> dict[str, dict[str, Layer]]:
+        """{stage: {protocol: layer}} of a network, outputs last; not what precedes the first."""
+        stages: dict[str, dict[str, Layer]] = {}
+        for layer in self.layers:
+            if layer.network == network and layer.name:
+                stages.setdefault(layer.name, {})[layer.protocol] = layer
+        if "outputs" in stages:
+            stages["outputs"] = stages.pop("outputs")
+        return stages
 
     def compared(self, cell: Cell) -> Comparison:
         """`cell` against the baseline under the same link."""
@@ -249,6 +259,26 @@ class Study:
         cells = [self.line(cell) for cell in self.cells if cell.network in chosen]
         return cells + [v.line() for v in self.validations if v.network in chosen]
 
+    def joined(
+        self, cells: tuple[Cell, ...], layers: tuple[Layer, ...], sessions: tuple[Session, ...]
+    ) -> "Study":
+        """The study with the figures of one network more."""
+        return dataclasses.replace(
+            self,
+            cells=self.cells + cells,
+            layers=self.layers + layers,
+            sessions=self.sessions + sessions,
+        )
+
+    def validated_by(self, actors: Iterable[Validation]) -> "Study":
+        """The study with runs over actors, each beside the virtual seconds under the same link."""
+        beside = []
+        for one in actors:
+            cell = self.cell(one.network, one.protocol, one.latency_ms, one.bandwidth_mbps)
+            assert cell is not None
+            beside.append(dataclasses.replace(one, virtual_seconds=cell.seconds))
+        return dataclasses.replace(self, validations=tuple(beside))
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Replaces the file `path` by the study, whole or not at all.
 
@@ -266,14 +296,13 @@ class Study:
           DataError: if it cannot be read as that.
         """
         try:
-            found = json.loads(pathlib.Path(path).read_text())
-            if found.pop("format") != _FORMAT:
+            fields = json.loads(pathlib.Path(path).read_text())
+            if fields.pop("format") != _FORMAT:
                 raise ValueError("made by another version")
             kinds = {"cells": Cell, "layers": Layer, "sessions": Session, "validations": Validation}
-            records: dict[str, Any] = {
-                key: tuple(_record(k, r) for r in found[key]) for key, k in kinds.items()
-            }
-            return cls(**{**found, **records})
+            for key, kind in kinds.items():
+                fields[key] = tuple(_record(kind, record) for record in fields[key])
+            return cls(**fields)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no study that can be read: {error}") from error
 

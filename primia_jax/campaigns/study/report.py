@@ -55,7 +55,8 @@ def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Ta
         numbers["inversion"] = tables.inversion_rows(found)
         numbers["inversion_tests"] = tables.test_rows(found)
     for name, (heads, rows) in numbers.items():
-        write_text(below / f"{name}.csv", layout.as_csv(heads, rows))
+        records = [dict(zip(heads, row)) for row in rows]
+        write_text(below / f"{name}.csv", layout.as_csv(records))
 
 
 def as_text(found: Mapping[str, Any], width: int = 80) -> str:

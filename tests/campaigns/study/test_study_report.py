@@ -106,7 +106,7 @@ def test_latex_is_whole(written):
 
 
 def test_csv_quotes_what_it_must():
-    rows = list(csv.reader(io.StringIO(layout.as_csv(["a", "b"], [["x, y", None]]))))
+    rows = list(csv.reader(io.StringIO(layout.as_csv([{"a": "x, y", "b": None}]))))
     assert rows == [["a", "b"], ["x, y", ""]]
 
 

@@ -1,4 +1,4 @@
-"""The protocols over real actors with real delays, beside what the virtual clocks say."""
+"""The protocols over real actors with real delays, to compare with the virtual clocks."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from primia_jax.campaigns.latency.measuring import Progress, link
+from primia_jax.campaigns.engine import Progress, silent
+from primia_jax.campaigns.latency.measuring import link
 from primia_jax.campaigns.latency.networks import Network, films
 from primia_jax.campaigns.latency.results import Validation, reference
 from primia_jax.config import ExperimentConfig, MpcConfig
@@ -21,7 +22,7 @@ from primia_jax.runtime import Link
 
 @dataclasses.dataclass(frozen=True)
 class _Public:
-    """What every party knows, from which each makes its state in its own process."""
+    """Public knowledge, from which each party makes its state in its own process."""
 
     network: Network
     pooling: str
@@ -45,8 +46,8 @@ def over_actors(
     network: Network,
     config: ExperimentConfig,
     ray_address: str | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> list[Validation]:
+    progress: Progress = silent,
+) -> tuple[Validation, ...]:
     """Runs every protocol over three real actors with injected delays.
 
     A cluster is not to be started from a process in which JAX runs already: call this before
@@ -54,13 +55,13 @@ def over_actors(
 
     Args:
       name: of the network.
-      network: what it is.
+      network: its description.
       config: of the experiment.
       ray_address: a running Ray cluster; else one is started.
       progress: called after each protocol.
 
     Returns:
-      what the actors took; the virtual seconds are still to be filled in.
+      the seconds over actors; the virtual ones are still to be filled in.
 
     Raises:
       ClusterError: if the cluster cannot be reached, or a party is lost.
@@ -68,13 +69,13 @@ def over_actors(
     from primia_jax.runtime import ray_driver  # Ray is slow to import
 
     with ray_driver.cluster(ray_address, config.runtime.ray_auth):
-        found: list[Validation] = []
+        validations: list[Validation] = []
         protocols = config.latency_study.protocols
         for done, protocol in enumerate(protocols):
             progress(f"{name} over actors", done, len(protocols))
-            found += in_cluster(name, network, config, protocol)
+            validations += in_cluster(name, network, config, protocol)
         progress(f"{name} over actors", len(protocols), len(protocols))
-        return found
+        return tuple(validations)
 
 
 def in_cluster(
@@ -89,7 +90,7 @@ def in_cluster(
     params = network.params(study.pooling, config.seed)
     ranges = inference.find_ranges(network.apply_fn(study.pooling), params, calibration, mpc)
     public = _Public(network, study.pooling, config.seed, mpc, ranges)
-    mbps, found = reference(study.bandwidths_mbps), []
+    mbps = reference(study.bandwidths_mbps)
     driver = ray_driver.RayDriver(
         {party: functools.partial(public.make, party) for party in PARTIES},
         placements=dict.fromkeys(
@@ -98,24 +99,23 @@ def in_cluster(
         timeout_s=config.runtime.message_timeout_s,
         sealed=True,
     )
+
+    def seconds(under: Link) -> float:
+        """Makes keys, then runs the network; seconds of the latter."""
+        PROTOCOLS[protocol].deal_one(driver)
+        _, trace = driver.with_link(under).run(PROTOCOLS[protocol].programs(images))
+        return float(trace.seconds)
+
     try:
         driver.run(dict.fromkeys(PARTIES, PROTOCOLS[protocol].set_up))
-        _one_run(driver, protocol, images, Link())
-        for latency in study.validation_latencies_ms:
-            here = link(latency, mbps)
-            walls = [
-                _one_run(driver, protocol, images, here)
-                for _ in range(study.validation_repetitions)
-            ]
-            found.append(Validation(name, protocol, latency, mbps, tuple(walls), ()))
+        seconds(Link())
+        return [
+            Validation(
+                name, protocol, latency, mbps,
+                tuple(seconds(link(latency, mbps)) for _ in range(study.validation_repetitions)),
+                (),
+            )
+            for latency in study.validation_latencies_ms
+        ]  # fmt: skip
     finally:
         driver.close()
-    return found
-
-
-def _one_run(driver: Any, name: str, image: np.ndarray, here: Link) -> float:
-    """Makes keys, then runs the network; seconds of the latter."""
-    protocol = PROTOCOLS[name]
-    protocol.deal_one(driver)
-    _, trace = driver.with_link(here).run(protocol.programs(image))
-    return float(trace.seconds)
