@@ -80,15 +80,15 @@ def names(folder: pathlib.Path, patterns: Iterable[str]) -> list[str]:
     return [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
-def check_names(option: str, given: Sequence[Any], known: Iterable[str] | None = None) -> None:
-    """Checks that `given` names at least one, each once, and all of them of `known`.
+def check_names(option: str, given: Sequence[Any], known: Iterable[str] = ()) -> None:
+    """Checks that `given` names at least one, each once, and all of them of `known`, if any.
 
     Raises:
       ConfigError: naming the option, and what is near.
     """
-    known = None if known is None else list(known)
-    for name in given if known is not None else ():
-        if name not in known:
+    known = list(known)
+    for name in given:
+        if known and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise ConfigError(f"config.{option}: '{name}' is none of {' | '.join(known)}{hint}")

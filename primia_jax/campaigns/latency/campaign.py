@@ -13,7 +13,7 @@ from primia_jax.campaigns.latency.actors import over_actors
 from primia_jax.campaigns.latency.measuring import measure
 from primia_jax.campaigns.latency.networks import NETWORKS, Network
 from primia_jax.campaigns.latency.report import write_report
-from primia_jax.campaigns.latency.results import Study
+from primia_jax.campaigns.latency.results import Study, Validation
 from primia_jax.config import ExperimentConfig, LatencyStudyConfig, to_plain
 from primia_jax.core.names import user_path
 from primia_jax.errors import ConfigError
@@ -80,7 +80,8 @@ def run(
     with engine.writing(folder, "a latency study", _LEAVES, resume):
         settings = _settings(config)
         study = _resumed(folder, settings) if resume else Study(settings, {}, command)
-        validated, actors = config.latency_study.validated, ()
+        validated = config.latency_study.validated
+        actors: tuple[Validation, ...] = ()
         if validated in config.latency_study.networks and not study.validations:
             # Before anything is measured: no cluster can be started once JAX runs here.
             actors = over_actors(validated, networks[validated], config, ray_address, progress)

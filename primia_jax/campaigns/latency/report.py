@@ -191,7 +191,8 @@ def _write_csv(study: Study, folder: pathlib.Path, titles: Mapping[str, str]) ->
     paper, network, lines = paper_table(study, study.reference_mbps, titles), "", []
     for row in paper.rows:
         network = row[0].text or network
-        lines.append(dict(zip(paper.heads, [network, *(cell.text for cell in row[1:])])))
+        values = [None if cell.text == ABSENT else cell.text for cell in row[1:]]
+        lines.append(dict(zip(paper.heads, [network, *values])))
     measured = study.lines(study.networks)
     plain = [{k: v for k, v in line.items() if k != "benchmark"} for line in measured]
     count = len(study.cells)
