@@ -119,12 +119,8 @@ def _print_predictions(table: Predictions) -> None:
     """Prints a line a skipped file and a line an image, with what the table remarks on it."""
     for name, reason in table.skipped:
         print(f"skipped: {names.printable(name)}: {reason}")
-    remarks = table.remarks or ("",) * len(table.names)
-    rows = zip(table.names, table.classes(), table.probabilities, table.flags(), remarks)
-    for name, label, row, in_range, remark in list(rows)[:_SHOWN]:
-        chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(table.class_names, row))
-        notes = f"   [{remark}]" if remark else "   [out of range]" if in_range is False else ""
-        print(f"{names.printable(name)}: {label}   ({chances}){notes}")
+    for line in table.lines()[:_SHOWN]:
+        print(line)
     if len(table.names) > _SHOWN:
         print(f"and {len(table.names) - _SHOWN} more")
 

@@ -46,6 +46,17 @@ class Predictions:
         """[n] `in_range`, with None where nothing is given."""
         return self.in_range or (None,) * len(self.names)
 
+    def lines(self) -> list[str]:
+        """One line an image, with what the table remarks on it."""
+        remarks = self.remarks or ("",) * len(self.names)
+        rows = zip(self.names, self.classes(), self.probabilities, self.flags(), remarks)
+        lines = []
+        for name, label, row, in_range, remark in rows:
+            chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(self.class_names, row))
+            notes = f"   [{remark}]" if remark else "   [out of range]" if in_range is False else ""
+            lines.append(f"{names.printable(name)}: {label}   ({chances}){notes}")
+        return lines
+
     def write(self, path: pathlib.Path) -> None:
         """Replaces `path` by a CSV table, readable by its owner alone.
 

@@ -48,6 +48,7 @@ class DataConfig:
         (), "class names, in order; a source may then lack some (empty: those of the source)"
     )
     image_size: int = setting(64, "side of the square images, in pixels", low=8, high=1024)
+    masks: bool = setting(False, "read the masks of structures too (task segmentation: always)")
     on_error: str = setting("fail", "what to do with unreadable files", choices=("fail", "skip"))
     dicom_guard: str = setting(
         "refuse",
@@ -115,12 +116,12 @@ class ModelConfig:
     """The network."""
 
     name: str = setting(
-        "resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple")
+        "resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple", "unet")
     )
     stem: str = setting(
         "imagenet", "of resnets: 7×7/2 and pooling, or 3×3", choices=("imagenet", "small")
     )
-    pooling: str = setting("max", "pooling of the stem", choices=("max", "avg"))
+    pooling: str = setting("max", "pooling (of the stem, in resnets)", choices=("max", "avg"))
     norm: str = setting(
         "batch",
         "normalisation (none: not for resnets)",
@@ -128,7 +129,7 @@ class ModelConfig:
     )
     channels: int = setting(1, "input channels; grey images are repeated for 3", choices=(1, 3))
     width: int = setting(
-        64, "channels of the first stage (`simple`: 16 is enough)", low=4, high=256
+        64, "channels of the first stage (`simple`: 16, `unet`: 8 is enough)", low=4, high=256
     )
     pretrained: str = setting("", "torchvision-named weights, .safetensors or .pth", is_path=True)
     convolution: str = setting("auto", "how convolutions run", choices=("auto", "xla", "im2col"))
@@ -473,6 +474,11 @@ class ExperimentConfig:
 
     name: str = setting("experiment", "title of the report")
     seed: int = setting(0, "seed of everything that only shuffles", low=0, high=2**31 - 1)
+    task: str = setting(
+        "classification",
+        "what the network tells: a class of the image, or a structure of each pixel (model unet)",
+        choices=("classification", "segmentation"),
+    )
     data: DataConfig = section(DataConfig)
     augmentation: AugmentationConfig = section(AugmentationConfig)
     model: ModelConfig = section(ModelConfig)

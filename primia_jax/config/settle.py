@@ -26,7 +26,7 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
     Raises:
       ConfigError: naming the settings that do not go together.
     """
-    config = _with_homes(config)
+    config = _with_homes(_with_masks(config))
     fed, data, runtime = config.federated, config.data, config.runtime
     if fed.mode == "federated_secure":
         _check_participants(fed.hospitals, config.secure_aggregation.min_participants)
@@ -86,6 +86,24 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
         threads = max(1, len(os.sched_getaffinity(0)) // parties)
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=threads))
     return config
+
+
+def _with_masks(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration that reads what its task needs.
+
+    Raises:
+      ConfigError: if the network's outputs are not those of the task.
+    """
+    segments = config.task == "segmentation"
+    if segments != (config.model.name == "unet"):
+        better = "'unet'" if segments else "another, or config.task to 'segmentation'"
+        raise ConfigError(
+            f"config.model.name = {config.model.name!r} does not fit config.task = "
+            f"{config.task!r}: set it to {better}"
+        )
+    if not segments:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, masks=True))
 
 
 def _check_participants(n_hospitals: int, min_participants: int) -> None:

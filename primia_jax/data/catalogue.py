@@ -27,9 +27,16 @@ class Catalogue:
     digests: tuple[str, ...]  # [n] equal exactly where the stored images are identical
     skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of files left out
     remarks: tuple[str, ...] = ()  # assumptions about the source that a user should check
+    # (record, s) -> [s, s] uint8, index into `structures`; None where there are no masks
+    read_mask: Callable[[int, int], np.ndarray] | None = None
+    structures: tuple[str, ...] = ()  # names of a mask's values, background first
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def without_masks(self) -> "Catalogue":
+        """The same records, whose masks are not read."""
+        return dataclasses.replace(self, read_mask=None, structures=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Dataset:
     patients: np.ndarray  # [n] str
     sites: np.ndarray  # [n] str
     class_names: tuple[str, ...]
+    masks: np.ndarray | None = None  # [n, s, s] uint8, index into `structures`
+    structures: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,14 +68,19 @@ class Dataset:
             names=tuple(self.names[i] for i in indices),
             patients=self.patients[indices],
             sites=self.sites[indices],
+            masks=None if self.masks is None else self.masks[indices],
         )
 
 
 def load(catalogue: Catalogue, indices: np.ndarray, image_size: int, threads: int = 2) -> Dataset:
-    """Reads the records at `indices` into memory; mixed depths become uint16."""
+    """Reads the records at `indices`, with masks if there are any; mixed depths become uint16."""
     indices = np.asarray(indices, dtype=np.int64)
+    masks: np.ndarray | None = None
     with ThreadPoolExecutor(threads) as pool:
         images = list(pool.map(lambda i: catalogue.read(int(i), image_size), indices))
+        if (read_mask := catalogue.read_mask) is not None:
+            masks = np.zeros((len(indices), image_size, image_size), np.uint8)
+            masks[:] = list(pool.map(lambda i: read_mask(int(i), image_size), indices))
     deep = any(image.dtype == np.uint16 for image in images)
     stacked = np.zeros((len(images), image_size, image_size, 1), np.uint16 if deep else np.uint8)
     for row, image in zip(stacked, images):
@@ -80,6 +94,8 @@ def load(catalogue: Catalogue, indices: np.ndarray, image_size: int, threads: in
         patients=catalogue.patients[indices],
         sites=sites[indices] if sites is not None else np.full(len(indices), "", dtype="<U1"),
         class_names=catalogue.class_names,
+        masks=masks,
+        structures=catalogue.structures,
     )
 
 

@@ -7,7 +7,8 @@ share a scanner; scanners differ between sites. Where `config.scanner` is `FOREI
 films are those of another country: other machines, and older patients.
 
 Every film is a pure function of (seed, scanner, set, patient, film) and may be drawn alone, in any
-order, by any thread or process, at any size.
+order, by any thread or process, at any size. So is its mask, which shows where the generator drew
+lungs and heart: in front of everything else the heart, and lung tissue also where disease fills it.
 
 Axis letters: n records, s image side.
 """
@@ -19,18 +20,19 @@ import numpy as np
 
 from primia_jax.config.sections import PhantomConfig
 from primia_jax.data.catalogue import TEST, Catalogue, digest
-from primia_jax.data.phantom_anatomy import Pose, draw_anatomy, draw_scene
+from primia_jax.data.phantom_anatomy import Pose, Scene, draw_anatomy, draw_scene
 from primia_jax.data.phantom_findings import affect, draw_disease
-from primia_jax.data.phantom_scanner import FOREIGN, expose, scanner
+from primia_jax.data.phantom_scanner import FOREIGN, Scanner, expose, scanner
 from primia_jax.errors import ConfigError
 
 CLASS_NAMES = ("normal", "bacterial", "viral")
 CLASS_SHARES = (0.33, 0.40, 0.27)  # of the films of every site
+STRUCTURES = ("background", "lungs", "heart")  # names of a mask's values
 SMALLEST = 16  # pixels a side
 _VERSION = "phantom 1"  # of the drawing, part of every digest
 _DEALING, _PATIENTS = 0, 1  # keep the streams of random numbers apart
 
-__all__ = ["CLASS_NAMES", "CLASS_SHARES", "FOREIGN", "SMALLEST", "catalogue"]
+__all__ = ["CLASS_NAMES", "CLASS_SHARES", "FOREIGN", "SMALLEST", "STRUCTURES", "catalogue"]
 
 
 class _Film(NamedTuple):
@@ -86,6 +88,8 @@ def catalogue(config: PhantomConfig, hospitals: int, seed: int) -> Catalogue:
             digest(f"{settings} {_key(film, config, seed)} {film.film} {film.label}".encode())
             for film in films
         ),
+        read_mask=functools.partial(_read_mask, tuple(films), config, seed),
+        structures=STRUCTURES,
     )
 
 
@@ -130,17 +134,34 @@ def _read(
             f"config.data.image_size = {s}: phantom films need {SMALLEST} pixels or more"
         )
     film, difficulty = films[index], config.difficulty
+    machine, patient, rng, scene = _drawn(film, config, seed, s)
+    disease = draw_disease(film.label, patient)
+    haze = float(rng.uniform(0.0, 0.22))  # of the whole film: poor breath, thick clothes, scatter
+    tissue, air = affect(scene, disease, difficulty, rng, s)
+    return expose(tissue - air * (1.0 - haze), machine, difficulty, rng, s)
+
+
+def _read_mask(
+    films: tuple[_Film, ...], config: PhantomConfig, seed: int, index: int, s: int
+) -> np.ndarray:
+    """The mask [s, s] uint8 of the film `index`: indices into `STRUCTURES`."""
+    scene = _drawn(films[index], config, seed, s)[-1]
+    # The fields are smooth steps, which are 1/2 on the outlines themselves.
+    lungs = (scene.lung > 0.5).astype(np.uint8)
+    return np.where(scene.heart > 0.5, np.uint8(2), lungs)
+
+
+def _drawn(
+    film: _Film, config: PhantomConfig, seed: int, s: int
+) -> tuple[Scanner, np.random.Generator, np.random.Generator, Scene]:
+    """The healthy body on a film, its scanner, and the patient's and the film's generators."""
     machine = scanner(config.scanner + film.site, config.site_shift, config.scanner >= FOREIGN)
     key = _key(film, config, seed)
     patient = _generator(*key, 0)
     anatomy = draw_anatomy(patient, machine.age + 0.35 * float(patient.normal()))
-    disease = draw_disease(film.label, patient)
     rng = _generator(*key, 1 + film.film)
     pose = _draw_pose(rng)
-    scene = draw_scene(anatomy, pose, rng, s)
-    haze = float(rng.uniform(0.0, 0.22))  # of the whole film: poor breath, thick clothes, scatter
-    tissue, air = affect(scene, disease, difficulty, rng, s)
-    return expose(tissue - air * (1.0 - haze), machine, difficulty, rng, s)
+    return machine, patient, rng, draw_scene(anatomy, pose, rng, s)
 
 
 def _draw_pose(rng: np.random.Generator) -> Pose:

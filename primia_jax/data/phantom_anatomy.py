@@ -90,6 +90,7 @@ class Scene(NamedTuple):
     across: np.ndarray  # [s, s] distance from the midline over the width of the cage
     down: np.ndarray  # [s, s] 0 at the lungs' apex, 1 at their base
     streaks: np.ndarray  # [s, s] vascular and bronchial markings, fanning out from the hila
+    heart: np.ndarray  # [s, s] 0 to 1: the heart, also where it lies before lung or diaphragm
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,7 +165,7 @@ def draw_scene(anatomy: Anatomy, pose: Pose, rng: np.random.Generator, s: int) -
     tissue += (0.085 * a.vessels) * streaks
     air = (0.62 * lung) * (0.30 + 0.70 * depth) * (1.0 - 0.82 * solid)
     down = (y - top) * (1.0 / (a.diaphragm + pose.inspiration - top))
-    return Scene(tissue, air, lung, side, breadth, down, streaks)
+    return Scene(tissue, air, lung, side, breadth, down, streaks, heart)
 
 
 def _body_coordinates(anatomy: Anatomy, pose: Pose, s: int) -> tuple[np.ndarray, np.ndarray]:

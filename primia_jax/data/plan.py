@@ -81,6 +81,11 @@ class DataPlan:
     compared: frozenset[str] = frozenset()  # digests of test images that hospitals compare
     remarks: tuple[str, ...] = ()  # assumptions about the sources that a user should check
 
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names of the values of masks, if the source has any."""
+        return self.test_catalogue.structures
+
     def load_test(self, image_size: int) -> Dataset:
         """The test images, each with its site's name (or "test")."""
         dataset = load(self.test_catalogue, self.test, image_size)

@@ -37,7 +37,13 @@ def open_catalogue(
     if data.source == "phantom":
         from primia_jax.data import phantom  # needed by this source alone, as below
 
-        return phantom.catalogue(data.phantom, hospitals, seed)
+        films = phantom.catalogue(data.phantom, hospitals, seed)
+        return films if data.masks else films.without_masks()
+    if data.masks:
+        raise DataError(
+            f"config.data.masks: the source {data.source!r} has no masks; set it to False, or take "
+            "config.data.source = 'phantom'"
+        )
     path = os.path.expanduser(data.path if path is None else path)
     class_names = class_names or data.classes
     if "\0" in path:

@@ -1,7 +1,7 @@
 """The networks: built from settings, given variables, or loaded from torchvision-named weights.
 
 A network is a Flax Linen module: `module.apply(variables, images, train=False)` takes images
-[n s s c] float32 and gives logits [n k]. In training,
+[n s s c] float32 and gives logits [n k], or [n s s k] of each pixel (U-Net). In training,
 `module.apply(variables, images, train=True, mutable=['batch_stats'])` also gives the new moments.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from primia_jax.config.sections import ModelConfig
 from primia_jax.errors import ConfigError
-from primia_jax.models import resnet, simple, vgg
+from primia_jax.models import resnet, simple, unet, vgg
 from primia_jax.models.torch_file import check_weights
 from primia_jax.models.torch_import import classes_in, load_torch
 
@@ -38,6 +38,8 @@ def build(config: ModelConfig, n_classes: int) -> nn.Module:
         return vgg.VGG(**common)
     if config.name == "simple":
         return simple.Simple(**common)
+    if config.name == "unet":
+        return unet.UNet(**common)
     if config.norm == "none":
         raise ConfigError(
             f"config.model.norm = 'none': {config.name} needs a norm; take batch | group | frozen"
@@ -61,6 +63,11 @@ def init(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> d
         raise ConfigError(
             f"config.data.image_size = {image_size}: vgg16 halves the image five times and needs "
             f"at least {vgg.SMALLEST_SIDE} pixels"
+        )
+    if isinstance(module, unet.UNet) and image_size % unet.MULTIPLE:
+        raise ConfigError(
+            f"config.data.image_size = {image_size}: unet halves the image {unet.LEVELS} times and "
+            f"doubles it again; take a multiple of {unet.MULTIPLE}"
         )
     return dict(_init(module, key, image_size, channels))
 

@@ -209,3 +209,26 @@ def test_too_few_films_and_too_small_images_are_refused(small):
         phantom.catalogue(PhantomConfig(n_train=12), hospitals=20, seed=0)
     with pytest.raises(ConfigError, match="image_size = 8"):
         small.read(0, 8)
+
+
+def test_masks_are_the_geometry_that_films_are_drawn_from(small):
+    """The air of the lungs lies within the mask, and the outlines do not depend on the size."""
+    films = catalogues.load(small, np.arange(12), 64)
+    assert films.structures == phantom.STRUCTURES and films.masks.dtype == np.uint8
+    for i, mask in enumerate(films.masks):
+        scene = phantom._drawn(small.read_mask.args[0][i], SMALL, 5, 64)[-1]
+        np.testing.assert_array_equal(mask == 2, scene.heart > 0.5)
+        np.testing.assert_array_equal(mask == 1, (scene.lung > 0.5) & (scene.heart <= 0.5))
+        assert scene.air[mask == 0].max() < 0.5 * scene.air.max()
+        large = small.read_mask(i, 128)
+        assert (mask.repeat(2, 0).repeat(2, 1) == large).mean() > 0.96
+        assert 0.1 < (mask == 1).mean() < 0.6 and 0.02 < (mask == 2).mean() < 0.25
+    dark = [image[mask == 1].mean() for image, mask in zip(films.images[..., 0], films.masks)]
+    heart = [image[mask == 2].mean() for image, mask in zip(films.images[..., 0], films.masks)]
+    assert np.mean(np.less(dark, heart)) > 0.9
+
+
+def test_masks_are_read_only_where_they_are_wanted(small):
+    assert catalogues.load(small.without_masks(), np.arange(3), 32).masks is None
+    part = catalogues.load(small, np.arange(5), 32).take(np.array([3, 1]))
+    np.testing.assert_array_equal(part.masks[0], small.read_mask(3, 32))

@@ -51,6 +51,7 @@ def test_parameters_are_torchvisions(name, norm, channels, parameters):
         ({"name": "vgg16", "norm": "none", "pooling": "avg"}, 32),
         ({"name": "simple", "norm": "batch"}, 8),
         ({"name": "simple", "norm": "none", "channels": 3}, 13),
+        ({"name": "unet", "norm": "group", "pooling": "avg"}, 8),
     ],
     ids=str,
 )
@@ -72,8 +73,9 @@ def test_settings_combine(settings, side):
         )
 
     logits, (train_logits, new) = both(variables, x)
+    pixels = (side, side) if config.name == "unet" else ()
     for out in (logits, train_logits):
-        assert out.shape == (2, 3) and out.dtype == jnp.float32
+        assert out.shape == (2, *pixels, 3) and out.dtype == jnp.float32
         assert np.all(np.isfinite(out))
     moved = [
         np.any(a != b)

@@ -102,6 +102,11 @@ def check_project(side, batch=1, width=4, in_the_clear=True, **config):
     check(lambda v, x: module.apply(v, x, train=False), params, shape, in_the_clear)
 
 
+def test_u_net():
+    """Skip connections are concatenated and pixels repeated without a message."""
+    check_project(8, name="unet", pooling="avg")
+
+
 def test_resnet18():
     """Its pools' factors of 1/9, no powers of two, go into the units."""
     check_project(32, name="resnet18", pooling="avg", in_the_clear=False)

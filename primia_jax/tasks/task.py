@@ -1,0 +1,233 @@
+"""The boundary `Task`: everything that depends on what a network is to tell about an image.
+
+Training, private training, evaluation, secure sums, reports and diagnoses are the same for every
+task; they call these methods and know no labels, masks or scores.
+
+Axis letters: n records, b of them in a batch, s image side, k classes, m summed numbers.
+"""
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from primia_jax.data import Dataset
+from primia_jax.evaluation.blocks import Figures
+
+
+class Metric(NamedTuple):
+    """A metric: its key in what `Task.metrics` gives, and its name for people."""
+
+    key: str
+    name: str
+
+
+class Source(Protocol):
+    """Data that say which classes there are, such as a `Dataset` or a `DataPlan`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names of the masks' values."""
+
+
+class Evaluation(NamedTuple):
+    """A model on its test set."""
+
+    data: Dataset
+    predictions: np.ndarray  # [n …], as `Task.predictions` gives them
+    scores: dict[str, Any]  # as `Task.evaluate` gives them
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Images that were diagnosed, n of them, and remarks on them.
+
+    Attributes:
+      names: [n] of the files.
+      sizes: [n] height and width of each picture as it came.
+      skipped: files that could not be read, with reasons.
+      in_range: [n] True if every value of the encrypted computation stayed in its range, False if
+        the diagnosis may be wrong for that reason, None where nothing is computed in a bounded
+        range; or empty, for None throughout.
+      remarks: [n] notes on the images; or empty.
+    """
+
+    names: Sequence[str]
+    sizes: Sequence[tuple[int, int]] = ()
+    skipped: Sequence[tuple[str, str]] = ()
+    in_range: tuple[bool | None, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Diagnoses(Protocol):
+    """Diagnoses of images without labels, as a task keeps them."""
+
+    @property
+    def names(self) -> list[str]:
+        """[n] of the files."""
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Files that could not be read, with reasons."""
+
+    def lines(self) -> list[str]:
+        """One line an image, for people."""
+
+    def write(self, path: pathlib.Path) -> None:
+        """Replaces the table at `path`, and what belongs to it, readable by the owner alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC):
+    """A task with its classes. Equal tasks are interchangeable: compiled functions are shared.
+
+    Attributes:
+      class_names: k names, in the order of the network's outputs.
+      label_smoothing: share of a target that is given to all classes alike.
+    """
+
+    class_names: tuple[str, ...]
+    label_smoothing: float = 0.0
+
+    score: ClassVar[Metric]  # it chooses the round; larger is better
+    loss_name: ClassVar[str]  # of `errors`, with its unit
+    spatial: ClassVar[bool] = False  # True if targets have the axes of the image
+
+    @staticmethod
+    @abc.abstractmethod
+    def classes(source: Source) -> tuple[str, ...]:
+        """The classes that a source of data knows for this task.
+
+        Raises:
+          DataError: if it knows none.
+        """
+
+    @abc.abstractmethod
+    def targets(self, data: Dataset) -> np.ndarray:
+        """[n …] integers: the records' targets, as they are stored."""
+
+    @abc.abstractmethod
+    def presence(self, data: Dataset) -> np.ndarray:
+        """[n k] bool: classes that each record shows; their sums weight the loss."""
+
+    # --- the network's side, traced by JAX
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the network: of the last axis."""
+        return len(self.class_names)
+
+    @abc.abstractmethod
+    def encode(self, targets: jax.Array) -> jax.Array:
+        """Stored targets -> float32 targets of the loss, which augmentation may mix and warp."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        """[b] the loss of each example, a function of that example alone.
+
+        Args:
+          outputs: [b … k] of the network.
+          targets: [b … k] as `encode` gives them, augmented.
+          weights: [k] of the classes, mean 1 over the records.
+        """
+
+    @abc.abstractmethod
+    def predictions(self, outputs: jax.Array) -> jax.Array:
+        """[b …] what is kept of the outputs: probabilities, or the class of each pixel."""
+
+    # --- evaluation
+
+    @abc.abstractmethod
+    def errors(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """[n] float64: the validation loss of each record; decides where scores are equal."""
+
+    @property
+    @abc.abstractmethod
+    def n_summed(self) -> int:
+        """m."""
+
+    @abc.abstractmethod
+    def summable(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """[n m] int64, at least 0: numbers of each record that hospitals may add up securely.
+
+        `metrics` of the sum over any records are the metrics of these records together.
+        """
+
+    @abc.abstractmethod
+    def largest_row(self, image_size: int) -> float:
+        """Largest Euclidean norm of a row of `summable`, which noise on the sum is made for."""
+
+    @abc.abstractmethod
+    def metrics(self, summed: np.ndarray) -> dict[str, Any]:
+        """Plain values from a sum [m] of `summable`; with `score`, and an "accuracy"."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self,
+        predictions: np.ndarray,
+        targets: np.ndarray,
+        sites: np.ndarray | None = None,
+        n_bootstrap: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """`metrics` of a test set with "n", "intervals" and "per_site", for metrics.json.
+
+        Args:
+          predictions: [n …] of the model.
+          targets: [n …] as stored.
+          sites: [n] str, where each record comes from.
+          n_bootstrap: resamples behind the 95 % intervals.
+          seed: of the resampling.
+
+        Raises:
+          DataError: if there are no records, or predictions that are not finite.
+        """
+
+    # --- for people
+
+    @abc.abstractmethod
+    def headline(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(key, name) of the scores that a terminal shows of `metrics` or `evaluate`."""
+
+    @abc.abstractmethod
+    def figures(self, evaluation: Evaluation) -> Figures:
+        """All that the report shows of a test."""
+
+    def warning(self, data: Dataset) -> str:
+        """Warns of a test set that lacks some classes; empty if there are none."""
+        shown = np.any(self.presence(data), axis=0)
+        absent = [name for c, name in enumerate(self.class_names) if not shown[c]]
+        if not absent:
+            return ""
+        return (
+            f"no test image is of class {', '.join(absent)}: what depends on it cannot be told, "
+            "and the other scores speak of the other classes only"
+        )
+
+    @abc.abstractmethod
+    def diagnoses(self, predictions: np.ndarray, inputs: Inputs) -> Diagnoses:
+        """Predictions [n …] for images without labels, to be written and shown."""
+
+
+def presence_norm(task: Task) -> float:
+    """Largest norm of a row of `presence`."""
+    return float(len(task.class_names)) ** 0.5
+
+
+def bootstrap(rows: np.ndarray, n_bootstrap: int, seed: int, block: int = 64) -> np.ndarray:
+    """[n_bootstrap m] sums of resamples, drawn with replacement, of `rows` [n m]."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    n, values = len(rows), rows.astype(np.float64)
+    sums = []
+    for start in range(0, n_bootstrap, block):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), min(block, n_bootstrap - start))
+        sums.append(drawn.astype(np.float64) @ values)
+    return np.concatenate(sums)
