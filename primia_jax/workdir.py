@@ -46,8 +46,6 @@ def recorded_config(folder: pathlib.Path) -> ExperimentConfig:
     """
     path = folder / CONFIG
     stored = read_json(path)
-    if not isinstance(stored, Mapping):
-        raise CheckpointError(f"{path} holds no settings; name the folder of a finished run")
     try:
         own = {key: value for key, value in stored.items() if key != "audit"}
         return from_config_dict(ExperimentConfig, own)
@@ -183,7 +181,7 @@ class Workdir:
             )
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The lines of rounds.jsonl; a last line that a crash cut short is left out."""
+        """The lines of rounds.jsonl; see `read_rounds`."""
         return read_rounds(self.path / ROUNDS)
 
     def append_rounds(self, lines: Iterable[dict[str, Any]]) -> None:
@@ -204,13 +202,7 @@ class Workdir:
         Raises:
           CheckpointError: if it is missing or damaged.
         """
-        data = read_json(self.path / "data.json")
-        if not isinstance(data, Mapping) or not {"fingerprint", "used"} <= set(data):
-            raise CheckpointError(
-                f"{self.path / 'data.json'} is damaged, so that training and test images cannot be "
-                "told apart; restore it"
-            )
-        return data
+        return read_json(self.path / "data.json", ["fingerprint", "used"])
 
     @contextlib.contextmanager
     def tensorboard(self, first_round: int) -> Iterator[SummaryWriter]:

@@ -15,8 +15,9 @@ import pytest
 import primia_jax
 from primia_jax import experiment
 from primia_jax.campaigns import latency
-from primia_jax.core import storage
-from primia_jax.errors import CheckpointError, StorageError
+from primia_jax.core import locks
+from primia_jax.errors import CheckpointError, ConfigError, StorageError
+from primia_jax.federated import checkpoints
 from primia_jax.workdir import Workdir
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -58,7 +59,7 @@ def _held(folder):
     locked, over = threading.Event(), threading.Event()
 
     def work():
-        with storage.lock_folder(folder, "a training"):
+        with locks.lock_folder(folder, "a training"):
             locked.set()
             over.wait()
 
@@ -114,6 +115,31 @@ def test_a_damaged_record_of_the_images_is_one_line(content, tmp_path):
     with pytest.raises(CheckpointError, match=r"data\.json") as error:
         directory.resume(config, plan)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"null", b"[1, 2]", b"[" * 100_000, b"\xff\xfe", b"{}", b'{"round": [], "site": "a"}', None],
+    ids=["null", "list", "deep", "encoding", "empty", "no round", "folder"],
+)
+@pytest.mark.parametrize("name", ["config.json", "rounds.jsonl"])
+@pytest.mark.fault("a file of the run is damaged", "the command ends with one line")
+def test_a_damaged_file_of_the_run_is_one_line(content, name, tmp_path):
+    config = experiment.checked(_config())
+    plan = types.SimpleNamespace(
+        fingerprint="f", used={"a"}, used_patients=set(), used_numbers=set(), compared=set()
+    )
+    directory = Workdir(tmp_path)
+    directory.begin(config, plan)
+    directory.append_rounds([{"round": 1, "site": "all"}])
+    checkpoints.commit(directory.checkpoints, checkpoints.Progress(1, 1))
+    assert directory.resume(config, plan).round == 1
+    path = tmp_path / name
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content + b"\n")
+    with pytest.raises((CheckpointError, ConfigError)) as error:
+        directory.resume(config, plan)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_home_folder_in_a_path_is_expanded(tmp_path, monkeypatch):

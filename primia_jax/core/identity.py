@@ -116,12 +116,8 @@ def read_pins(path: pathlib.Path) -> dict[str, str]:
     Raises:
       ConfigError: if the file cannot be read or holds something else.
     """
-    storage.check_regular(path, _MAX_PINS_BYTES, ConfigError)
-    try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"pins {path} cannot be read ({storage.reason(error)})") from error
-    if not isinstance(stored, dict) or not stored:
+    stored = storage.read_json(path, max_bytes=_MAX_PINS_BYTES, error=ConfigError)
+    if not stored:
         raise ConfigError(f'pins {path}: expected {{"NAME": "FINGERPRINT", …}}')
     pins = {}
     for name, text in stored.items():
@@ -203,10 +199,7 @@ class Credentials:
         path = self._folder / PINS_FILE if self._folder else None
         if path is None or not path.exists():
             return {}
-        stored = storage.read_json(path)
-        if not isinstance(stored, dict):
-            raise CheckpointError(f"{path} holds no fingerprints; restore it")
-        return {str(name): str(text) for name, text in stored.items()}
+        return {name: str(text) for name, text in storage.read_json(path).items()}
 
 
 def ephemeral(name: str, plan: bytes = bytes(KEY_BYTES)) -> Credentials:

@@ -1,8 +1,8 @@
 """Files on disk: written whole or not at all, for their owner alone, by one writer at a time.
 
 Every file of the house is written through this module. A crash or a full disk leaves the former
-file as it was. Files have mode 0600, folders 0700. Locks are those of the system (flock): they end
-with the process that holds them, however it ends.
+file as it was. Files have mode 0600, folders 0700. JSON from disk is read here too: bounded, in
+UTF-8, an object; anything else is an error of one line.
 """
 
 import contextlib
@@ -11,13 +11,9 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
 import shutil
 import stat
-import threading
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from primia_jax.errors import CheckpointError, DataError, StorageError, UserError
@@ -28,8 +24,8 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"  # ends the name of a file or folder that is being written
-LOCK = ".lock"  # of a folder, see `lock_folder`
 _MAX_NAME_BYTES = 255
+_MAX_JSON_BYTES = 1 << 28  # records of some four million images
 _SPECIAL = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -67,17 +63,77 @@ def write_json(
     write_bytes(path, json.dumps(value, indent=indent).encode(), durable)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The value in `path`.
+def read_json(
+    path: pathlib.Path,
+    fields: Collection[str] = (),
+    max_bytes: int = _MAX_JSON_BYTES,
+    error: type[UserError] = CheckpointError,
+) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Args:
+      path: of the file.
+      fields: keys that it must have.
+      max_bytes: its largest size.
+      error: the class of the error that is raised.
 
     Raises:
-      CheckpointError: if it is missing, damaged or no regular file.
+      UserError: if it is missing, damaged, no regular file or larger, or lacks a field.
     """
-    check_regular(path, error=CheckpointError)
+    check_regular(path, max_bytes, error)
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({reason(error)})") from error
+        return parse_json(path.read_bytes(), fields)
+    except (OSError, ValueError) as failure:
+        raise error(f"{path} cannot be read ({reason(failure)}); restore it") from failure
+
+
+def read_json_lines(path: pathlib.Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of `path`; none if it is missing.
+
+    A last line that a crash cut short is left out.
+
+    Args:
+      path: of the file.
+      fields: keys that each must have.
+
+    Raises:
+      CheckpointError: if it is damaged or no regular file.
+    """
+    if not os.path.lexists(path):
+        return []
+    check_regular(path, error=CheckpointError)
+    lines: list[dict[str, Any]] = []
+    try:
+        for text in whole_lines(path.read_bytes()).splitlines():
+            lines.append(parse_json(text, fields))
+    except (OSError, ValueError) as failure:
+        raise CheckpointError(
+            f"{path} is damaged in line {len(lines) + 1} ({reason(failure)}); restore it"
+        ) from failure
+    return lines
+
+
+def parse_json(content: bytes, fields: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON object in `content`.
+
+    Raises:
+      ValueError: if it is no JSON in UTF-8, nested too deeply, no object, or lacks a field.
+    """
+    try:
+        value = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    missing = [field for field in fields if field not in value]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return value
+
+
+def whole_lines(content: bytes) -> bytes:
+    """`content` without a last line that a crash cut short."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 @contextlib.contextmanager
@@ -92,7 +148,7 @@ def replacing(path: pathlib.Path, durable: bool = True) -> Iterator[pathlib.Path
     partial = _partial(path)
     with storing(f"{path} cannot be written"):
         make_folder(path.parent)
-        descriptor = _open_alone(partial, _exclude)
+        descriptor = open_alone(partial, exclude)
         try:
             try:
                 os.ftruncate(descriptor, 0)
@@ -157,7 +213,7 @@ def append_lines(path: pathlib.Path, texts: Iterable[str]) -> None:
         make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _exclude(descriptor)
+            exclude(descriptor)
             end = _end_of_lines(descriptor)
             os.ftruncate(descriptor, end)
             try:
@@ -222,98 +278,6 @@ def sync_folder(folder: pathlib.Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_held = threading.local()  # .folders: locked by this thread, {path: number of blocks}
-
-
-@contextlib.contextmanager
-def lock_folder(folder: pathlib.Path, activity: str = "a run") -> Iterator[None]:
-    """Makes this thread the only writer of `folder` until the end of the block, or of the process.
-
-    Blocks of one thread may be nested. Readers need no lock.
-
-    Args:
-      folder: made if missing.
-      activity: what is done there, for the message that others get: "a training".
-
-    Raises:
-      StorageError: if another process or thread holds it, naming it.
-    """
-    folders = _held.__dict__.setdefault("folders", {})
-    key = os.path.realpath(folder)
-    if folders.get(key):
-        folders[key] += 1
-        try:
-            yield
-        finally:
-            folders[key] -= 1
-        return
-    with storing(f"the folder {folder} cannot be locked"):
-        make_folder(folder)
-        descriptor = _open_alone(folder / LOCK, lambda file: _take_or_refuse(file, folder))
-    try:
-        with storing(f"the folder {folder} cannot be locked"):
-            about = {"activity": activity, "pid": os.getpid(), "host": platform.node()}
-            holder = json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
-        folders[key] = 1
-        try:
-            yield
-        finally:
-            del folders[key]
-            with contextlib.suppress(OSError):
-                os.unlink(folder / LOCK)
-    finally:
-        os.close(descriptor)
-
-
-class Hold:
-    """Sole use of a folder, beyond a block: until `close`, or the end of the process.
-
-    Threads and programs of one process exclude one another too.
-    """
-
-    def __init__(self, path: pathlib.Path, refusal: str):
-        """Takes the lock `path`; its folder is made if missing.
-
-        Raises:
-          StorageError: `refusal`, if another holds it; or if it cannot be locked.
-        """
-        with storing(f"{path} cannot be locked"):
-            make_folder(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        self.close = weakref.finalize(self, os.close, descriptor)
-        if fcntl is None:
-            return
-        try:
-            with storing(f"{path} cannot be locked"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except StorageError as error:
-            self.close()
-            if isinstance(error.__cause__, BlockingIOError):
-                raise StorageError(refusal) from None
-            raise
-
-
-@contextlib.contextmanager
-def file_lock(path: pathlib.Path) -> Iterator[None]:
-    """Waits for the lock `path`, and excludes other threads and processes within the block.
-
-    Raises:
-      StorageError: if it cannot be locked.
-    """
-    if fcntl is None:
-        raise StorageError(f"{path}: locks need a POSIX system (flock)")
-    with storing(f"{path} cannot be locked"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        with storing(f"{path} cannot be locked"):
-            _exclude(descriptor)
-        yield
     finally:
         os.close(descriptor)
 
@@ -391,7 +355,7 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(name)
 
 
-def _open_alone(path: pathlib.Path, lock: Callable[[int], None]) -> int:
+def open_alone(path: pathlib.Path, lock: Callable[[int], None]) -> int:
     """Opens a file that its writers lock by `lock`, and remove or rename before they let go."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
@@ -407,27 +371,10 @@ def _open_alone(path: pathlib.Path, lock: Callable[[int], None]) -> int:
         os.close(descriptor)  # it is no longer the file of that name
 
 
-def _exclude(descriptor: int) -> None:
+def exclude(descriptor: int) -> None:
+    """Waits until no other holds the lock of an open file, and takes it."""
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _take_or_refuse(descriptor: int, folder: pathlib.Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        try:
-            holder = json.loads(os.pread(descriptor, 4096, 0))
-            activity = holder["activity"]
-            who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-        except (ValueError, KeyError, TypeError):  # it has only just begun
-            activity, who = "a run", "of another process"
-        raise StorageError(
-            f"{activity} goes on in {folder} ({who}); wait until it has ended, or name another "
-            "folder by --workdir"
-        ) from error
 
 
 def _end_of_lines(descriptor: int) -> int:

@@ -213,7 +213,7 @@ def describe(
     params = params_of(model)
     if path.exists():
         stored = read_json(path)
-        digest = stored.pop(_DIGEST, "") if isinstance(stored, dict) else ""
+        digest = stored.pop(_DIGEST, "")
         if digest == _digest(params, stored):  # written here, for these weights
             ranges = stored["ranges"]
             if stored == {**draft.to_plain(), "ranges": ranges}:

@@ -1,12 +1,14 @@
 """What is known of one run once it has ended: everything the report shows."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from primia_jax.core.storage import read_json_lines
+from primia_jax.errors import CheckpointError
 
 ROUNDS = "rounds.jsonl"  # a line of numbers for each round and site, and one for all sites
 
@@ -53,11 +55,13 @@ class RunRecord:
 
 
 def read_rounds(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of rounds.jsonl; a last one that a crash cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    """The lines of rounds.jsonl; none if it is missing, and no last one that a crash cut short.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    lines = read_json_lines(path, ["round", "site"])
+    for number, line in enumerate(lines, 1):
+        if type(line["round"]) is not int:
+            raise CheckpointError(f"{path} is damaged in line {number} (no round); restore it")
     return lines

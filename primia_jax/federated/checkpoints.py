@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from primia_jax.core.arrays import read_tensors, write_tensors
 from primia_jax.core.names import safe_file_name
 from primia_jax.core.storage import (
-    check_regular,
     private_folder,
     read_json,
     reason,
@@ -79,8 +77,8 @@ def save(
             with futures.ThreadPoolExecutor(1) as beside:
                 beside.submit(_prune, folder, (round_number, *keep))
                 for name, tree in trees.items():
-                    save_file(_by_path(tree), _file(partial, name))
-    except (OSError, SafetensorError, StorageError) as error:
+                    write_tensors(_file(partial, name), _by_path(tree))
+    except (OSError, StorageError) as error:
         raise StorageError(
             f"checkpoint of round {round_number} could not be written below {folder} "
             f"({reason(error)}); free some space and go on with --resume"
@@ -105,13 +103,7 @@ def restore(folder: pathlib.Path, round_number: int, name: str, template: Any) -
     target = round_folder(folder, round_number)
     about(folder, round_number)  # or refuses: of another version
     file = _file(target, name)
-    check_regular(file, error=CheckpointError)
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{target} does not hold the state of this model: {reason(error)}"
-        ) from error
+    stored, _ = read_tensors(file)
     paths, structure = jax.tree.flatten_with_path(template)
     wanted = {_path(path): leaf for path, leaf in paths}
     for path in dict.fromkeys((*wanted, *stored)):
@@ -150,11 +142,17 @@ def _kind(leaf: Any) -> str:
     return "missing" if leaf is None else f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:
+def about(folder: pathlib.Path, round_number: int, names: Collection[str] = ()) -> dict[str, Any]:
     """The facts stored beside a checkpoint.
 
+    Args:
+      folder: the party's folder of checkpoints.
+      round_number: of the checkpoint.
+      names: facts that it must have.
+
     Raises:
-      CheckpointError: if there is no checkpoint, or one of another version of the format.
+      CheckpointError: if there is no checkpoint, or one that is damaged or of another version of
+        the format.
     """
     target = round_folder(folder, round_number)
     if not target.is_dir():
@@ -163,10 +161,9 @@ def about(folder: pathlib.Path, round_number: int) -> dict[str, Any]:
             "anew without --resume"
         )
     stored = read_json(target / "about.json")
-    stored = stored if isinstance(stored, dict) else {}
     version = stored.get("version") if stored.get("format") == _FORMAT else "unknown"
     facts = stored.get("facts")
-    if version != _VERSION or not isinstance(facts, dict):
+    if version != _VERSION or not isinstance(facts, dict) or not facts.keys() >= set(names):
         raise CheckpointError(
             f"the checkpoint {target} is damaged or of another version (it says {version!r}; this "
             f"program reads {_VERSION}); use the version of primia_jax that wrote it, or train "

@@ -687,8 +687,8 @@ def restore(
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
     }
     try:
-        watch = SiteWatch(**checkpoints.about(folder, number)[_WATCH])
-    except (KeyError, TypeError) as error:
+        watch = SiteWatch(**checkpoints.about(folder, number, [_WATCH])[_WATCH])
+    except TypeError as error:
         raise CheckpointError(
             f"{checkpoints.round_folder(folder, number)} is damaged ({storage.reason(error)}); "
             "restore it, or begin anew without --resume"

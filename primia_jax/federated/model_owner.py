@@ -34,6 +34,8 @@ from primia_jax.federated.sum_journal import OwnerJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
 
+_FACTS = ("best_round", "best_mcc", "best_loss", "saved")  # of a checkpoint, to go on from
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelOwner:
@@ -327,7 +329,7 @@ def restore(
     Raises:
       CheckpointError: if the checkpoint is missing or damaged.
     """
-    about = checkpoints.about(folder, number)
+    about = checkpoints.about(folder, number, _FACTS)
     server = checkpoints.restore(folder, number, "server", _server(state))
     model = load_model(folder, number, state.template, len(state.class_names))
     vectors = variables.to_vectors(model["variables"])
@@ -340,7 +342,7 @@ def restore(
         best_mcc=about["best_mcc"],
         best_loss=about["best_loss"],
     )
-    return state, dict(about.get("saved", {}))
+    return state, dict(about["saved"])
 
 
 def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from io import FileIO
 from typing import Any
 
 from primia_jax.config import PrivacyConfig
-from primia_jax.core import marks
+from primia_jax.core import marks, storage
 from primia_jax.core.marks import Mark
 from primia_jax.core.names import safe_file_name
 from primia_jax.core.storage import private_file, private_folder
@@ -112,7 +112,7 @@ class Ledger:
         private_folder(self.path.parent)
         private_file(self.path)
         with self._locked() as file:
-            self._mark(_whole_lines(file.read()))
+            self._mark(storage.whole_lines(file.read()))
 
     def check_whole(self) -> None:
         """Refuses a ledger that does not begin with what it held at the last charge.
@@ -208,7 +208,7 @@ class Ledger:
         if not entries:
             return
         with self._locked() as file:
-            whole = _whole_lines(file.read())
+            whole = storage.whole_lines(file.read())
             before = self._parsed(whole)
             self._compare(self._known(), whole)
             self._refuse_beyond_budget(before, entries, what)
@@ -271,11 +271,6 @@ class Ledger:
         )
 
 
-def _whole_lines(content: bytes) -> bytes:
-    """`content` without a last line that a crash cut short: nothing was released for it."""
-    return content[: content.rfind(b"\n") + 1]
-
-
 def largest_epsilon(entries: Sequence[Entry], delta: float) -> float:
     """The largest ε of any group, by the accountant that holds the budgets."""
     return max(accounting.by_pld(releases, delta) for releases in _grouped(entries))
@@ -300,10 +295,10 @@ def _grouped(entries: Sequence[Entry]) -> list[list[Release]]:
 def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
     """The entries of all whole lines."""
     entries = []
-    lines = _whole_lines(content).splitlines()
+    lines = storage.whole_lines(content).splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            facts = json.loads(line)
+            facts = storage.parse_json(line)
             release = Release(
                 float(facts["noise_multiplier"]), float(facts["sampling_rate"]), int(facts["steps"])
             )
@@ -311,9 +306,10 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[Entry]:
                 raise ValueError("no such mechanism")
             if release.steps < 1 or facts.get("unit", IMAGE) not in (IMAGE, PATIENT):
                 raise ValueError("no such mechanism")
-            split, unit = facts.get("split", ""), facts.get("unit", IMAGE)
-            entries.append(Entry(facts["group"], release, facts["about"], split, unit))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            split, unit, about = facts.get("split", ""), facts.get("unit", IMAGE), facts["about"]
+            hash((facts["group"], split, about.get("round"), about.get("what")))
+            entries.append(Entry(facts["group"], release, about, split, unit))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"the privacy ledger {path} is damaged in line {number} ({error}): what was spent "
                 "cannot be told; restore the file"

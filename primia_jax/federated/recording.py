@@ -14,16 +14,16 @@ images, p_j elements of the j-th leaf, c channels of all batch norms together.
 """
 
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from primia_jax.config import FederatedConfig
+from primia_jax.core.arrays import read_archive
 from primia_jax.core.storage import reason, replacing
 from primia_jax.data import Dataset
-from primia_jax.errors import CheckpointError, StorageError
+from primia_jax.errors import StorageError
 from primia_jax.federated.aggregation import Total
 from primia_jax.federated.local_training import Statistics
 from primia_jax.federated.variables import Vectors
@@ -146,7 +146,7 @@ def read_seen(folder: pathlib.Path, number: int) -> Seen:
     Raises:
       CheckpointError: if it is missing or damaged.
     """
-    found = _read(_file(folder, number))
+    found = read_archive(_file(folder, number))
     arrivals = tuple(
         Arrival(
             str(sender),
@@ -170,7 +170,7 @@ def read_truth(folder: pathlib.Path, number: int) -> Truth:
     Raises:
       CheckpointError: if it is missing or damaged.
     """
-    found = _read(_file(folder, number))
+    found = read_archive(_file(folder, number))
     return Truth(**{**found, "weight": int(found["weight"])})  # type: ignore[arg-type]
 
 
@@ -180,7 +180,7 @@ def read_images(folder: pathlib.Path) -> np.ndarray:
     Raises:
       CheckpointError: if they are missing or damaged.
     """
-    images = _read(folder / FOLDER / _IMAGES)["images"]
+    images = read_archive(folder / FOLDER / _IMAGES)["images"]
     return images.astype(np.float32) / np.iinfo(images.dtype).max
 
 
@@ -217,11 +217,3 @@ def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
             f"{path} could not be written ({reason(error)}); free some space, or record fewer "
             "rounds (config.federated.record_rounds)"
         ) from error
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error

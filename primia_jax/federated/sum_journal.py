@@ -51,10 +51,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from primia_jax.core import storage
+from primia_jax.core.arrays import read_tensors, write_tensors
 from primia_jax.core.marks import Mark
 from primia_jax.errors import CheckpointError, ProtocolError
 from primia_jax.federated.aggregation import Total
@@ -187,15 +186,17 @@ class OwnerJournal:
         }
         arrays = {f"value_{i:04d}": np.asarray(v) for i, v in enumerate(total.values)}
         arrays["counts"] = np.asarray(total.counts)
-        with storage.replacing(self._path(quantity)) as partial:
-            save_file(arrays, partial, {"about": json.dumps(about)})
-        for path in (self._folder / _TOTALS).glob("round_*"):
-            if quantity.round is not None and path.name < _round(quantity.round):
-                path.unlink(missing_ok=True)
+        path = self._path(quantity)
+        with storage.replacing(path) as partial:
+            write_tensors(partial, arrays, {"about": json.dumps(about)})
+        with storage.storing(f"earlier totals in {path.parent} cannot be removed"):
+            for earlier in path.parent.glob("round_*"):
+                if quantity.round is not None and earlier.name < _round(quantity.round):
+                    earlier.unlink(missing_ok=True)
 
     def has(self, quantity: Quantity) -> bool:
         """True if the sum was revealed and is kept."""
-        return self._path(quantity).is_file()
+        return self._path(quantity).exists()
 
     def total(self, quantity: Quantity) -> Total | None:
         """The total that was revealed; None if it was not.
@@ -204,17 +205,16 @@ class OwnerJournal:
           CheckpointError: if it is damaged.
         """
         path = self._path(quantity)
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            with safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {})["about"])
-                names = sorted(key for key in file.keys() if key != "counts")  # noqa: SIM118
-                values = tuple(file.get_tensor(name) for name in names)
-                counts = file.get_tensor("counts")
+            arrays, stored = read_tensors(path)
+            about = storage.parse_json(stored["about"].encode())
+            counts = arrays.pop("counts")
+            values = tuple(arrays[name] for name in sorted(arrays))
             names = [tuple(about[key]) for key in ("took_part", "present")]
             return Total(values, int(about["weight"]), counts, (), *names)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (CheckpointError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({storage.reason(error)}); the sum in it was revealed and "
                 "cannot be made again: restore the file, or begin anew without --resume"

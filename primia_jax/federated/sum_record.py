@@ -86,8 +86,7 @@ class SumRecord:
         if not self.path.exists():
             return b""
         storage.check_regular(self.path, error=CheckpointError)
-        content = self.path.read_bytes()
-        return content[: content.rfind(b"\n") + 1]
+        return storage.whole_lines(self.path.read_bytes())
 
 
 def facts(quantity: Quantity, hospitals: Iterable[str]) -> dict[str, Any]:
@@ -104,7 +103,7 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[dict[str, Any]]:
     lines, sums = [], set()
     for number, text in enumerate(content.splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = storage.parse_json(text)
             kind = line["kind"]
             if kind not in _KINDS:
                 raise ValueError(f"unknown kind {kind!r}")
@@ -117,7 +116,7 @@ def _parsed(path: pathlib.Path, content: bytes) -> list[dict[str, Any]]:
                 set(line["hospitals"])
             if kind != "roster" and bytes.fromhex(line["sum"]) not in sums:
                 raise ValueError("a sum that was never begun")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the record of secure sums {path} is damaged in line {number} ({error}): what was "
                 "revealed cannot be told; restore the file, or begin anew without --resume"

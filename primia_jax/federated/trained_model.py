@@ -42,7 +42,7 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
     """
     folder = workdir / "checkpoints"
     number = checkpoints.latest(folder).best_round
-    about = checkpoints.about(folder, number)
+    about = checkpoints.about(folder, number, ["model", "class_names", "image_size"])
     asked, stored = to_plain(config.model), about["model"]
     for key, value in stored.items():
         if key not in _FREE and asked[key] != value:

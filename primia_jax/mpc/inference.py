@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.config.sections import MpcConfig
-from primia_jax.core.storage import Hold
+from primia_jax.core.locks import Hold
 from primia_jax.errors import ConfigError, ProtocolError
 from primia_jax.mpc import sessions
 from primia_jax.mpc.circuit import check_image

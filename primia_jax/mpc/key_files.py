@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import math
 import os
 import pathlib
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from primia_jax.core.names import shortened
-from primia_jax.core.storage import storing
+from primia_jax.core.storage import parse_json, storing
 from primia_jax.errors import ProtocolError
 
 Message = Any  # nested dicts (with strings as keys), tuples and lists of arrays
@@ -98,11 +97,9 @@ class LevelFile:
         if version != _VERSION:
             return size, version, {}
         try:
-            header = json.loads(self._file.read(self._header_bytes))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(self._file.read(self._header_bytes))
+        except ValueError as error:
             raise damaged(self._path, "its header cannot be read") from error
-        if not isinstance(header, dict):
-            raise damaged(self._path, "its header cannot be read")
         return size, version, header
 
     def _contents(self, size: int) -> np.ndarray:

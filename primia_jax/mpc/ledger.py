@@ -10,8 +10,9 @@ import weakref
 from collections.abc import Iterator
 from typing import SupportsIndex
 
+from primia_jax.core.locks import file_lock
 from primia_jax.core.names import shortened
-from primia_jax.core.storage import file_lock, make_folder, storing, write_bytes
+from primia_jax.core.storage import make_folder, parse_json, storing, write_bytes
 from primia_jax.errors import ProtocolError
 
 _MAX_DIGITS = 18  # of a key number, which then fits 63 bits
@@ -134,7 +135,7 @@ class Ledger:
 
     def _check_header(self, line: bytes) -> None:
         try:
-            header = json.loads(line)
+            header = parse_json(line)
             form, version, session = (header[key] for key in ("format", "version", "session"))
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged("its first line cannot be read") from error

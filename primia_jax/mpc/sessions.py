@@ -24,8 +24,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from primia_jax.core.storage import Hold, private_folder, write_bytes
-from primia_jax.errors import ProtocolError
+from primia_jax.core.arrays import read_archive
+from primia_jax.core.locks import Hold
+from primia_jax.core.storage import private_folder, reason, write_bytes
+from primia_jax.errors import CheckpointError, ProtocolError
 from primia_jax.mpc import prg, ring
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.key_store import KeyStore
@@ -158,12 +160,11 @@ def _write(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
 
 def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:
     try:
-        with np.load(folder / _FILE, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
+        found = read_archive(folder / _FILE)
         theirs = str(found["fingerprint"])
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (CheckpointError, KeyError) as error:
         raise ProtocolError(
-            f"{folder / _FILE}: no session can be read from it ({error})"
+            f"{folder / _FILE}: no session can be read from it ({reason(error)})"
         ) from error
     if theirs != circuit.fingerprint:
         raise ProtocolError(

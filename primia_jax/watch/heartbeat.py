@@ -7,7 +7,6 @@ for the status should not wait for JAX.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import platform
@@ -17,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from primia_jax.core.storage import check_regular, lock_folder, write_json
-from primia_jax.errors import DataError, StorageError
+from primia_jax.core.locks import lock_folder
+from primia_jax.core.storage import read_json, write_json
+from primia_jax.errors import CheckpointError, StorageError
 
 STATUS = "status.json"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -110,11 +110,9 @@ class Heartbeat:
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
     """What status.json of `folder` says; None where there is none, or none that can be read."""
     try:
-        check_regular(folder / STATUS, _MAX_STATUS_BYTES)
-        found = json.loads((folder / STATUS).read_text())
-    except (DataError, OSError, ValueError, RecursionError):
+        return read_json(folder / STATUS, max_bytes=_MAX_STATUS_BYTES)
+    except CheckpointError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def alive(status: Mapping[str, Any], now: float | None = None) -> bool:
@@ -133,7 +131,7 @@ def alive(status: Mapping[str, Any], now: float | None = None) -> bool:
 
 @contextlib.contextmanager
 def only_writer(folder: pathlib.Path, activity: str) -> Iterator[None]:
-    """Makes this thread the only writer of `folder`; see `storage.lock_folder`.
+    """Makes this thread the only writer of `folder`; see `locks.lock_folder`.
 
     Where the locks of a shared disk do not reach other machines, their heartbeat counts.
 

@@ -179,7 +179,7 @@ class TestPins:
     @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bob": "12ab"}', '{"bob": 3}'])
     def test_files_that_hold_no_pins(self, text, tmp_path):
         (tmp_path / "pins.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"pins .*pins\.json"):
+        with pytest.raises(ConfigError, match=r"pins\.json"):
             identity.read_pins(tmp_path / "pins.json")
 
     def test_a_party_that_is_pinned_to_another_key_than_its_own(self, tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import pathlib
 import stat
@@ -147,14 +146,40 @@ def test_an_open_folder_is_closed_and_one_above_stays(tmp_path):
     assert _mode(above) == 0o755 and _mode(above / "mine") == 0o700
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 100_000])
+NO_JSON = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[1, 2]", b"{}", "{}".encode("utf-16")]
+
+
+@pytest.mark.parametrize("content", [None, *NO_JSON])
 def test_json_that_cannot_be_read_is_one_line(content, tmp_path):
     path = tmp_path / "file.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
-        storage.read_json(path)
+        storage.read_json(path, ["field"])
     assert "\n" not in str(error.value) and "file.json" in str(error.value)
+    path.write_text('{"field": 1}')
+    assert storage.read_json(path, ["field"]) == {"field": 1}
+    with pytest.raises(DataError, match="at most 11"):
+        storage.read_json(path, max_bytes=11, error=DataError)
+
+
+@pytest.mark.parametrize("content", NO_JSON)
+def test_lines_that_cannot_be_read_are_named(content, tmp_path):
+    """Unless a crash cut the last one short."""
+    path, whole = tmp_path / "file.jsonl", b'{"field": 1}\n'
+    assert storage.read_json_lines(path) == []
+    path.write_bytes(whole + content.replace(b"\n", b""))
+    assert storage.read_json_lines(path, ["field"]) == [{"field": 1}]
+    path.write_bytes(whole + content + b"\n" + whole)
+    with pytest.raises(
+        CheckpointError, match=r"file.jsonl is damaged in line 2 .*restore"
+    ) as error:
+        storage.read_json_lines(path, ["field"])
+    assert "\n" not in str(error.value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="a folder, not a regular file"):
+        storage.read_json_lines(path)
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
@@ -174,48 +199,6 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     assert storage.check_regular(tmp_path / "file", max_bytes=11) == 11
     with pytest.raises(DataError, match="11 bytes"):
         storage.check_regular(tmp_path / "file", max_bytes=10)
-
-
-def _hold(folder, ready):
-    with storage.lock_folder(folder, "a training"):
-        ready.set()
-        threading.Event().wait()
-
-
-def test_a_folder_has_one_writer_until_its_process_ends(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path, ready))
-    holder.start()
-    assert ready.wait(60)
-    with (
-        pytest.raises(StorageError, match=f"a training goes on in .*process {holder.pid}"),
-        storage.lock_folder(tmp_path, "a diagnosis"),
-    ):
-        raise AssertionError
-    holder.kill()
-    holder.join()
-    with storage.lock_folder(tmp_path, "a diagnosis"):
-        pass
-
-
-def test_blocks_of_one_thread_nest_and_other_threads_are_refused(tmp_path):
-    refused = []
-
-    def other():
-        try:
-            with storage.lock_folder(tmp_path):
-                pass
-        except StorageError as error:
-            refused.append(error)
-
-    with storage.lock_folder(tmp_path, "an audit"), storage.lock_folder(tmp_path, "a training"):
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    assert len(refused) == 1 and "an audit goes on in" in str(refused[0])
-    other()
-    assert len(refused) == 1 and not list(tmp_path.iterdir())
 
 
 def test_earlier_files_are_moved_aside_in_turn(tmp_path):

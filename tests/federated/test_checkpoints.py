@@ -59,7 +59,7 @@ def test_another_structure_is_refused_by_name(folder, template, words):
 def test_a_file_cut_short_is_refused(folder, keep):
     file = folder / "round_000001" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="does not hold the state of this model"):
+    with pytest.raises(CheckpointError, match=r"state.safetensors cannot be read"):
         checkpoints.restore(folder, 1, "state", TREE)
 
 
@@ -131,7 +131,7 @@ def test_another_version_of_the_format_is_refused(folder, content):
         lambda: checkpoints.about(folder, 1),
         lambda: checkpoints.restore(folder, 1, "state", TREE),
     ):
-        with pytest.raises(CheckpointError, match="of another version") as error:
+        with pytest.raises(CheckpointError, match=r"of another version|is no JSON object") as error:
             read()
         assert "\n" not in str(error.value)
 

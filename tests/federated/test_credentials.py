@@ -29,6 +29,13 @@ def test_the_plan_is_what_parties_must_agree_on(secure):
     assert credentials.plan_of(secure) == credentials.plan_of(same) != credentials.plan_of(other)
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "[" * 100_000, '{"a": '])
+def test_a_damaged_list_of_identities_is_one_line(tmp_path, content):
+    (tmp_path / credentials.IDENTITIES).write_text(content)
+    with pytest.raises(CheckpointError, match=r"identities.json cannot be read .*restore"):
+        credentials.record(tmp_path, {"a": "key"})
+
+
 def test_a_run_records_who_took_part_and_refuses_another_key(tmp_path):
     """Keys lie with their hospitals; the operator's list is for people to compare."""
     federation = tiny.start(tmp_path, **SECURE)

@@ -1,9 +1,11 @@
 """Records of secure sums on disk: what they refuse, and what damage does to them."""
 
+import resource
+
 import numpy as np
 import pytest
 
-from primia_jax.errors import CheckpointError, ProtocolError
+from primia_jax.errors import CheckpointError, ProtocolError, StorageError
 from primia_jax.federated.aggregation import Total
 from primia_jax.federated.quantities import (
     UPDATE,
@@ -49,6 +51,29 @@ def test_totals_of_complete_rounds_go_and_those_rounds_are_not_trained_again(tmp
     assert journal.total(ROUND_1) is None and journal.total(ROUND_2) is not None
     with pytest.raises(CheckpointError, match=r"round 1 cannot be trained again.*sums of round 2"):
         journal.begin(ROUND_1, NAMES)
+
+
+def test_a_total_that_cannot_be_kept_or_read_is_one_line(tmp_path):
+    """A file as long as the system allows; a folder in its place."""
+    journal = OwnerJournal(tmp_path)
+    first, _ = journal.begin(ROUND_1, NAMES)
+    journal.reveal(first.number, NAMES)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, former[1]))
+    try:
+        with pytest.raises(StorageError, match=r"update.safetensors cannot be written \("):
+            journal.store(first.number, total())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    journal.store(first.number, total())
+    (path,) = (tmp_path / "sums").iterdir()
+    for damage in (b"", b"\xff" * 100, None):
+        path.unlink()
+        path.mkdir() if damage is None else path.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=r"the sum in it was revealed and cannot be made"):
+            journal.total(ROUND_1)
+        with pytest.raises(CheckpointError, match="was revealed and is not summed again"):
+            journal.begin(ROUND_1, NAMES)
 
 
 def test_a_sum_that_was_given_up_is_void_for_good(tmp_path):

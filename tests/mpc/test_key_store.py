@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from primia_jax.core import storage
+from primia_jax.core import locks
 from primia_jax.errors import ProtocolError, StorageError
 from primia_jax.mpc import key_files, ring
 from primia_jax.mpc.key_store import KeyStore
@@ -597,7 +597,7 @@ def test_a_full_disk_leaves_the_key_incomplete(folder, full_disk):
 
 
 def test_a_system_without_file_locks_says_so(folder, monkeypatch):
-    monkeypatch.setattr(storage, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     with pytest.raises(StorageError, match="locks need a POSIX system"):
         opened(folder)
 

@@ -6,7 +6,6 @@ Axis letters: n images of a setting, s their side, u updates.
 import dataclasses
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,9 @@ import numpy as np
 
 from primia_jax.campaigns.audit.views import Case, Views, decoys, gallery_size
 from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
+from primia_jax.core.arrays import read_archive
 from primia_jax.core.storage import replacing
+from primia_jax.errors import CheckpointError
 from primia_jax.inversion import (
     Attack,
     DeepLeakage,
@@ -62,9 +63,8 @@ class Found:
     def read(cls, path: pathlib.Path, fingerprint: str) -> "Found | None":
         """What `write` kept, if it is there and depends on the very same things."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            arrays = read_archive(path)
+        except CheckpointError:
             return None
         known = {field.name for field in dataclasses.fields(cls)}
         if str(arrays.pop("fingerprint", "")) != fingerprint or set(arrays) != known:

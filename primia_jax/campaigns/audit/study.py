@@ -276,8 +276,8 @@ def _is_same(run: Run) -> bool:
     paths = [run.folder / name for name in ("config.json", "data.json")]
     if not all(path.exists() for path in paths):
         return False
-    stored, data = map(read_json, paths)
-    if not isinstance(stored, Mapping) or any(differences(stored, to_plain(run.config))):
+    stored, data = read_json(paths[0]), read_json(paths[1], ["fingerprint"])
+    if any(differences(stored, to_plain(run.config))):
         return False
     return bool(data["fingerprint"] == make_plan(run.config).fingerprint)
 

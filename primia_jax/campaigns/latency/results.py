@@ -1,7 +1,6 @@
 """The figures of a latency study, the statistics on them, and the file that keeps them."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import typing
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy import stats
 
-from primia_jax.core.storage import write_json
+from primia_jax.core.storage import parse_json, write_json
 from primia_jax.errors import DataError
 
 BASELINE = "securenn"
@@ -296,7 +295,7 @@ class Study:
           DataError: if it cannot be read as that.
         """
         try:
-            fields = json.loads(pathlib.Path(path).read_text())
+            fields = parse_json(pathlib.Path(path).read_bytes())
             if fields.pop("format") != _FORMAT:
                 raise ValueError("made by another version")
             kinds = {"cells": Cell, "layers": Layer, "sessions": Session, "validations": Validation}

@@ -314,7 +314,7 @@ def _about_set(found: ImageSet) -> dict[str, Any]:
 
 def _about_run(folder: pathlib.Path, mode: str, seed: int) -> dict[str, Any]:
     name = f"{mode}_{seed}"
-    metrics = read_json(folder / name / "metrics.json")
+    metrics = read_json(folder / name / "metrics.json", ["rounds", "best_round"])
     timing = read_json(folder / name / "timing.json")
     return {
         "folder": name,

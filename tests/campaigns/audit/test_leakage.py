@@ -251,7 +251,7 @@ def test_files_that_are_none_of_a_run_are_said_in_one_line(runs, tmp_path):
     (tmp_path / "odd").mkdir()
     for text in ("[1]", "null"):
         (tmp_path / "odd" / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"config.json holds no settings"):
+        with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
             primia_jax.audit(tiny(), tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_text('{"modell": {}}')
     with pytest.raises(CheckpointError, match=r"config.json is not of a run .* no such setting"):
