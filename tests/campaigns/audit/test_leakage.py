@@ -260,7 +260,7 @@ def test_files_that_are_none_of_a_run_are_said_in_one_line(runs, tmp_path):
     config.audit.features = str(tmp_path / "odd")
     for text in ("{}", "[1]"):
         (tmp_path / "odd" / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"no checkpoint in|holds no settings"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint in|config.json cannot be read"):
             primia_jax.audit(config, _copied(runs["federated"], tmp_path / text))
 
 
