@@ -17,6 +17,7 @@ repetition of each counts. Prints one JSON line for each network and side of the
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import time
@@ -32,6 +33,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
+from benchmarks.flags import at_least  # noqa: E402
 from primia_jax import models  # noqa: E402
 from primia_jax.config import ModelConfig  # noqa: E402
 from primia_jax.inversion import LocalTraining, Observed, inverting_gradients, observe  # noqa: E402
@@ -41,13 +43,21 @@ REPETITIONS = 12
 ATTACK = inverting_gradients()
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch", type=at_least(1), default=1)
+    (name,) = [field for field in dataclasses.fields(ModelConfig) if field.name == "name"]
+    networks = name.metadata["choices"]
+    parser.add_argument("--networks", nargs="+", default=["simple", "resnet18"], choices=networks)
+    parser.add_argument("--sizes", type=at_least(16), nargs="+", default=[32, 64])
+    parser.add_argument("--together", type=at_least(0), default=0)
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--networks", nargs="+", default=["simple", "resnet18"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--together", type=int, default=0)
-    args = parser.parse_args()
+    """Measures and prints, as the module's docstring says."""
+    args = parse()
     jax.config.update("jax_enable_compilation_cache", False)
     for network in args.networks:
         for size in args.sizes:

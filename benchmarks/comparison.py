@@ -38,6 +38,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.flags import at_least  # noqa: E402
 from primia_jax.mpc import dcf, dpf, prg, ring  # noqa: E402
 
 TREE_BITS, TABLE_BITS, DCF_BITS = (13, 16, 20, 32, 64), (8, 9, 10), (13, 32)
@@ -79,7 +80,7 @@ void blocks(const uint32_t *seed, size_t stride, uint32_t *out, size_t n, int ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--elements", type=int, default=prg.CHUNKS[0])
+    parser.add_argument("--elements", type=at_least(1), default=prg.CHUNKS[0])
     parser.add_argument("--rounds", type=int, choices=(8, 12, 20), default=12)
     flags = parser.parse_args()
     if flags.platform:

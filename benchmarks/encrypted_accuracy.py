@@ -34,8 +34,8 @@ from primia_jax.mpc.inference import SecureProgram, lower_network  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.", required=True)
-_IMAGES = flags.DEFINE_integer("images", 200, "Test images.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Images of one encrypted run.")
+_IMAGES = flags.DEFINE_integer("images", 200, "Test images.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Images of one encrypted run.", lower_bound=1)
 
 
 def main(_: list[str]) -> None:

@@ -30,19 +30,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.flags import at_least
 from primia_jax import environment
 
 environment.set_up_process()
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--image_size", type=int, default=224)
+parser.add_argument("--image_size", type=at_least(32), default=224)
 parser.add_argument("--stem_pool", choices=("avg", "max"), default="avg")
 parser.add_argument("--model", default="resnet18")
 parser.add_argument("--platform", default="")
 parser.add_argument("--ring_bits", type=int, default=0)
 parser.add_argument("--sign_slack_bits", type=int, default=-1)
-parser.add_argument("--batch", type=int, default=8)
-parser.add_argument("--repetitions", type=int, default=7)
+parser.add_argument("--batch", type=at_least(1), default=8)
+parser.add_argument("--repetitions", type=at_least(1), default=7)
 parser.add_argument("--without_ray", action="store_true")
 FLAGS = parser.parse_args()
 if FLAGS.platform:

@@ -36,6 +36,7 @@ environment.set_up_process()
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.flags import at_least  # noqa: E402
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
 from primia_jax.federated import checkpoints, hospital, local_training  # noqa: E402
@@ -119,12 +120,17 @@ def lone_site(config: ExperimentConfig) -> Hospital:
     )
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each kind")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="local steps a round")
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each kind")
-    parser.add_argument("--steps", type=int, default=20, help="local steps a round")
-    given = parser.parse_args()
+    """Measures and prints, as the module's docstring says."""
+    given = parse()
     images = HOSPITALS * given.steps * BATCH
     seconds: dict[str, list[float]] = {
         kind: []

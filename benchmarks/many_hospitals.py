@@ -23,9 +23,12 @@ from primia_jax import environment
 
 environment.set_up_process()
 
+from benchmarks.flags import at_least, several_at_least  # noqa: E402
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
+from primia_jax.errors import UserError  # noqa: E402
 from primia_jax.experiment import training_driver  # noqa: E402
+from primia_jax.federated import secagg_graph  # noqa: E402
 from primia_jax.federated.aggregation import OWNER  # noqa: E402
 from primia_jax.federated.federation import Federation  # noqa: E402
 from primia_jax.runtime import ray_driver  # noqa: E402
@@ -77,14 +80,27 @@ def measured(config: ExperimentConfig, folder: pathlib.Path) -> dict[str, float]
     }
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The flags; every number of hospitals has a graph of masks."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    numbers = several_at_least(1)
+    parser.add_argument("--hospitals", type=numbers, default="10,40", help="how many, with commas")
+    parser.add_argument("--actors", type=at_least(1), default=2, help="that they share")
+    given = parser.parse_args(arguments)
+    try:
+        for hospitals in given.hospitals:
+            config = experiment(hospitals, given.actors)
+            secagg_graph.choose(hospitals, config.secure_aggregation)
+    except UserError as error:
+        parser.error(f"--hospitals={hospitals}: {error}")
+    return given
+
+
 def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hospitals", default="10,40", help="how many, separated by commas")
-    parser.add_argument("--actors", type=int, default=2, help="that they share")
-    given = parser.parse_args()
+    """Measures and prints, as the module's docstring says."""
+    given = parse()
     least = 0.0
-    for hospitals in sorted(map(int, given.hospitals.split(","))):
+    for hospitals in given.hospitals:
         with tempfile.TemporaryDirectory() as folder, ray_driver.cluster(None):
             found = measured(experiment(hospitals, given.actors), pathlib.Path(folder))
         least = least or found["hospital_actor_peak_bytes"]

@@ -47,6 +47,7 @@ environment.set_up_process()
 
 import numpy as np  # noqa: E402
 
+from benchmarks.flags import at_least, several_at_least  # noqa: E402
 from benchmarks.peers import subprocesses  # noqa: E402
 from primia_jax.config import SecureAggregationConfig  # noqa: E402
 from primia_jax.errors import UserError  # noqa: E402
@@ -252,10 +253,10 @@ def mask_expansion(size: int, word_bits: int) -> dict[str, Any]:
 
 
 def growth(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Of the rows without dropouts: the last one over each of the others."""
+    """Ratios of the last row to each of the others, of those without dropouts; none of one row."""
     rows = [row for row in rows if not row["dropout"]]
-    last = rows[-1]
     for row in rows[:-1]:
+        last = rows[-1]
         yield {
             "from": row["hospitals"],
             "to": last["hospitals"],
@@ -337,27 +338,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="100,000 values, up to 50 hospitals")
-    parser.add_argument("--size", type=int, help="values of a vector")
-    parser.add_argument("--hospitals", help="numbers of hospitals, with commas between")
+    parser.add_argument("--size", type=at_least(1), help="values of a vector")
+    parser.add_argument("--hospitals", type=several_at_least(3), help="numbers of hospitals")
     parser.add_argument("--dropout", default="0,0.1,0.3", help="parts of them that drop out")
     parser.add_argument("--word_bits", type=int, choices=(32, 64), default=64, help="of a value")
     parser.add_argument("--flower_python", help="a Python that has flwr")
-    parser.add_argument("--runs", type=int, default=3, help="of Flower's client and of ours")
+    parser.add_argument("--runs", type=at_least(1), default=3, help="of Flower's and of ours")
     given = parser.parse_args(arguments)
     given.size = given.size or (100_000 if given.quick else RESNET18)
     try:
-        listed = given.hospitals or ("3,10,50" if given.quick else "3,10,50,100")
-        given.hospitals = sorted(int(part) for part in listed.split(","))
         given.dropout = [float(part) for part in given.dropout.split(",")]
-        if given.size < 1 or given.runs < 1 or min(given.hospitals) < 3:
-            raise ValueError
         if not all(0 <= part <= SETTINGS.dropouts for part in given.dropout):
             raise ValueError
     except ValueError:
-        parser.error(
-            "expected a positive --size and --runs, --hospitals of at least 3 and --dropout in "
-            f"[0, {SETTINGS.dropouts}]"
-        )
+        parser.error(f"--dropout: expected numbers in [0, {SETTINGS.dropouts}]")
+    given.hospitals = given.hospitals or [3, 10, 50] + [100] * (not given.quick)
+    try:
+        for n in given.hospitals:
+            planned(n, settings(n, given.word_bits))
+    except UserError as error:
+        parser.error(f"--hospitals={n}: {error}")
     return given
 
 
