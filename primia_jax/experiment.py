@@ -21,12 +21,13 @@ from ml_collections import ConfigDict
 from primia_jax import models, predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.core.names import user_path
+from primia_jax.core.records import Check
 from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_inputs
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
-from primia_jax.federated import aggregation, credentials, privacy_statement
+from primia_jax.federated import aggregation, credentials, privacy_statement, records
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -35,7 +36,6 @@ from primia_jax.predictions import Predictions
 from primia_jax.reporting.report import write_report
 from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
-from primia_jax.runtime.reports import Check, check_plain
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import CONFIG, Workdir, check_begun
@@ -307,7 +307,7 @@ def training_driver(
         together=together,
         later=later,
         tell=tell,
-        check_report=check_plain,
+        check_report=records.check(plan.class_names, sites),
         folders=folders,
     ) as driver:
         yield driver

@@ -103,8 +103,11 @@ def evaluate_federated(
         )
         reports, _ = driver.run(programs)
     of_models = [
-        {"all": whole, "sites": {name: reports[name][i] for name in hospitals}}
-        for i, whole in enumerate(reports[OWNER])
+        {
+            "all": whole.metrics(),
+            "sites": {name: reports[name].models[i].metrics() for name in hospitals},
+        }
+        for i, whole in enumerate(reports[OWNER].models)
     ]
     result = {"checkpoint": str(source), "images": config.evaluation.images, **of_models[0]}
     if personalised:

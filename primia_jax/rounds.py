@@ -61,7 +61,7 @@ def train_rounds(
             reports, trace, seconds = _round(federation, console, clock, number)
             clock.add_bytes("rounds", trace)
             owner = reports[OWNER]
-            progress = Progress(number, owner["best_round"], owner["finished"])
+            progress = Progress(number, owner.best_round, owner.finished)
             lines = _round_lines(number, federation, reports, trace, seconds)
             with clock("checkpoints"):
                 directory.append_rounds(lines)
@@ -145,7 +145,7 @@ def _round_lines(
             {
                 "round": number,
                 "site": name,
-                **reports[name],
+                **reports[name].line(),
                 "seconds": cost.seconds,
                 "compute_seconds": cost.compute_seconds,
                 "bytes_sent": cost.bytes_sent,
@@ -156,9 +156,9 @@ def _round_lines(
         {
             "round": number,
             "site": "all",
-            "validation": owner["validation"],
-            "best": owner["best_round"] == number,
-            "samples": owner["samples"],
+            "validation": owner.validation and owner.validation.metrics(),
+            "best": owner.best_round == number,
+            "samples": owner.samples,
             "seconds": seconds,
             "compute_seconds": trace.compute_seconds,
             "bytes_sent": trace.bytes_sent,

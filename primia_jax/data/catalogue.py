@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from primia_jax.data.decoded import Fitted
+
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
@@ -23,7 +25,7 @@ class Catalogue:
     sites: np.ndarray | None  # [n] str; None where the source names no sites
     splits: np.ndarray | None  # [n] str: "train" | "validation" | "test" | "" (free)
     class_names: tuple[str, ...]
-    read: Callable[[int, int], np.ndarray]  # (record, s) -> [s, s] uint8 or uint16
+    read: Callable[[int, int], Fitted]  # (record, s) -> its image
     digests: tuple[str, ...]  # [n] equal exactly where the stored images are identical
     skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of files left out
     remarks: tuple[str, ...] = ()  # assumptions about the source that a user should check
@@ -51,6 +53,7 @@ class Dataset:
     class_names: tuple[str, ...]
     masks: np.ndarray | None = None  # [n, s, s] uint8, index into `structures`
     structures: tuple[str, ...] = ()
+    padding: np.ndarray | None = None  # [n, s, s] bool: pixels outside the picture, if any are
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +72,7 @@ class Dataset:
             patients=self.patients[indices],
             sites=self.sites[indices],
             masks=None if self.masks is None else self.masks[indices],
+            padding=None if self.padding is None else self.padding[indices],
         )
 
 
@@ -81,11 +85,17 @@ def load(catalogue: Catalogue, indices: np.ndarray, image_size: int, threads: in
         if (read_mask := catalogue.read_mask) is not None:
             masks = np.zeros((len(indices), image_size, image_size), np.uint8)
             masks[:] = list(pool.map(lambda i: read_mask(int(i), image_size), indices))
-    deep = any(image.dtype == np.uint16 for image in images)
+    deep = any(image.pixels.dtype == np.uint16 for image in images)
     stacked = np.zeros((len(images), image_size, image_size, 1), np.uint16 if deep else np.uint8)
     for row, image in zip(stacked, images):
-        widen = deep and image.dtype == np.uint8
-        row[..., 0] = image.astype(np.uint16) * 257 if widen else image
+        widen = deep and image.pixels.dtype == np.uint8
+        row[..., 0] = image.pixels.astype(np.uint16) * 257 if widen else image.pixels
+    padding = None
+    if any(image.padding is not None for image in images):
+        padding = np.zeros(stacked.shape[:-1], bool)
+        for mask, image in zip(padding, images):
+            if image.padding is not None:
+                mask[...] = image.padding
     sites = catalogue.sites
     return Dataset(
         images=stacked,
@@ -96,6 +106,7 @@ def load(catalogue: Catalogue, indices: np.ndarray, image_size: int, threads: in
         class_names=catalogue.class_names,
         masks=masks,
         structures=catalogue.structures,
+        padding=padding,
     )
 
 

@@ -1,6 +1,6 @@
 """Decoded images, the reasons why a file gives none, and the largest image that is decoded.
 
-Axis letters: h rows, w columns.
+Axis letters: h rows, w columns, s side of a square.
 """
 
 from typing import NamedTuple
@@ -29,6 +29,14 @@ class Decoded(NamedTuple):
     patient: str | None = None  # pseudonym from a DICOM header
     institution: str | None = None  # from a DICOM header
     remarks: tuple[str, ...] = ()  # doubts whether the image suits the model (`dicom_guard`)
+    padding: np.ndarray | None = None  # [h, w] bool: pixels outside the picture, if there are any
+
+
+class Fitted(NamedTuple):
+    """One image as a square."""
+
+    pixels: np.ndarray  # [s, s] uint8 or uint16
+    padding: np.ndarray | None = None  # [s, s] bool: pixels that any padding has part in
 
 
 def check_size(height: int, width: int, pixel_bytes: int, stored_bytes: int) -> None:

@@ -33,7 +33,8 @@ def decode(content: bytes, data: DataConfig | None = None) -> Decoded:
     MONOCHROME1 is inverted. The result is scaled to 0..65535: from the output range of the window
     or VOI LUT, or, where there is none, from the least and largest entry of the modality LUT, or
     else from the range that BitsStored allows. Floating-point pixels without a window must lie in
-    [0, 1]. Padding is black. Overlays are not drawn. Colour and palette images become luminance.
+    [0, 1]. Padding is black and listed. Overlays are not drawn. Colour and palette images become
+    luminance.
 
     Args:
       content: of the whole file.
@@ -47,14 +48,16 @@ def decode(content: bytes, data: DataConfig | None = None) -> Decoded:
         dataset = read_dataset(content)
         _check_kind(dataset)
         remarks = dicom_guard.check(dataset, data or DataConfig())
-        values = _shown_values(dataset)
+        values, padding = _shown_values(dataset)
         patient = str(dataset.get("PatientID") or "").strip()
         institution = str(dataset.get("InstitutionName") or "").strip()
     except ImageError:
         raise
     except Exception as error:  # pydicom raises many types on damaged files
         raise ImageError(f"damaged or unusual DICOM file ({one_line(error)})") from error
-    return Decoded(values, pseudonym(patient) if patient else None, institution or None, remarks)
+    return Decoded(
+        values, pseudonym(patient) if patient else None, institution or None, remarks, padding
+    )
 
 
 def pseudonym(patient_id: str) -> str:
@@ -79,20 +82,20 @@ def _check_kind(dataset: pydicom.Dataset) -> None:
         raise ImageError(f"{frames} frames; only single images are read")
 
 
-def _shown_values(dataset: pydicom.Dataset) -> np.ndarray:
-    """[h, w] uint16."""
+def _shown_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray | None]:
+    """Grey levels [h, w] uint16, and the pixels of padding, [h, w] bool, if there are any."""
     stored = stored_values(dataset)
     photometric = dataset.PhotometricInterpretation
     if photometric in _COLOURS:
-        return _luminance(stored.values, 2 ** int(dataset.BitsStored) - 1)
+        return _luminance(stored.values, 2 ** int(dataset.BitsStored) - 1), None
     if photometric == "PALETTE COLOR":
-        return _mapped(stored, lambda values: _palette_luminance(dataset, values))
+        return _mapped(stored, lambda values: _palette_luminance(dataset, values)), None
     levels = _mapped(stored, _grey_levels(dataset, stored.values.dtype))
     if photometric == "MONOCHROME1":
         levels = np.iinfo(np.uint16).max - levels
     if stored.padding is not None:
         levels[stored.padding] = 0
-    return levels
+    return levels, stored.padding
 
 
 def _mapped(stored: Stored, to_grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from primia_jax.config.sections import DataConfig
 from primia_jax.data import image_files, spelling
 from primia_jax.data.catalogue import Catalogue
+from primia_jax.data.decoded import Fitted
 from primia_jax.data.image_files import Decoded, ImageError
 from primia_jax.errors import DataError
 
@@ -62,19 +63,19 @@ class Reader:
     loading a set decode each image once. Copies sent to another process start with nothing kept.
     """
 
-    def __init__(self, decode: Decoder, kept_side: int, kept: dict[int, np.ndarray]):
+    def __init__(self, decode: Decoder, kept_side: int, kept: dict[int, Fitted]):
         self._decode = decode
         self._kept_side = kept_side
         self._kept = kept
 
-    def __call__(self, record: int, side: int) -> np.ndarray:
-        """[side, side] uint8 or uint16; DataError if the image has become unreadable."""
+    def __call__(self, record: int, side: int) -> Fitted:
+        """The image as a square; DataError if it has become unreadable."""
         if side == self._kept_side:
             image = self._kept.pop(record, None)
             if image is not None:
                 return image
         try:
-            return image_files.fit(self._decode(record).pixels, side)
+            return image_files.fit_decoded(self._decode(record), side)
         except ImageError as error:
             raise DataError(
                 f"image {record} could be read when the data were opened, and no longer: {error}"
@@ -226,24 +227,25 @@ class _Selected:
 
 def _verify(
     decode: Decoder, count: int, side: int
-) -> tuple[list[_Verified | str], dict[int, np.ndarray]]:
+) -> tuple[list[_Verified | str], dict[int, Fitted]]:
     """For each of `count` images its digest and origin, or the reason why it cannot be used.
 
     Also the fitted images of side `side`, as many as fit into `KEPT_BYTES`.
     """
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, Fitted] = {}
     budget = [KEPT_BYTES]
     lock = threading.Lock()
 
     def check(i: int) -> _Verified | str:
         try:
             decoded = decode(i)
-            fitted = image_files.fit(decoded.pixels, side)
+            fitted = image_files.fit_decoded(decoded, side)
         except ImageError as error:
             return str(error)
         with lock:
-            if fitted.nbytes <= budget[0]:
-                budget[0] -= fitted.nbytes
+            n_bytes = sum(part.nbytes for part in fitted if part is not None)
+            if n_bytes <= budget[0]:
+                budget[0] -= n_bytes
                 kept[i] = fitted
         digest = image_files.pixel_digest(decoded.pixels)
         return _Verified(digest, decoded.patient, decoded.institution, decoded.remarks)

@@ -14,7 +14,13 @@ from PIL import Image
 
 from primia_jax.config.sections import DataConfig
 from primia_jax.data import pictures
-from primia_jax.data.decoded import MAX_FILE_BYTES, Decoded, ImageError, float_to_grey
+from primia_jax.data.decoded import (
+    MAX_FILE_BYTES,
+    Decoded,
+    Fitted,
+    ImageError,
+    float_to_grey,
+)
 from primia_jax.data.quiet import quietly
 from primia_jax.errors import DataError
 
@@ -25,6 +31,7 @@ __all__ = [
     "ImageError",
     "decode",
     "fit",
+    "fit_decoded",
     "float_to_grey",
     "is_candidate",
     "kind_of",
@@ -185,16 +192,28 @@ def fit(pixels: np.ndarray, side: int) -> np.ndarray:
       side: pixels of the result's side.
     """
     check_shape(pixels)
+    if pixels.dtype == np.uint8:
+        return _resampled(pixels, side)
+    levels = _resampled(pixels.astype(np.float32), side)
+    return np.clip(np.rint(levels), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+
+
+def fit_decoded(decoded: Decoded, side: int) -> Fitted:
+    """The square of `fit`, and its pixels that any padding has part in."""
+    pixels, padding = fit(decoded.pixels, side), None
+    if decoded.padding is not None:
+        padding = _resampled(decoded.padding.astype(np.float32), side) > 0
+    return Fitted(pixels, padding if padding is not None and padding.any() else None)
+
+
+def _resampled(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The central square of [h, w] uint8 or float32, antialiased bilinear; of the same type."""
     height, width = pixels.shape
     square = min(height, width)
     left, top = (width - square) / 2, (height - square) / 2
     box = (left, top, left + square, top + square)
-    if pixels.dtype == np.uint8:
-        scaled = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, box)
-        return np.array(scaled)
-    picture = Image.fromarray(pixels.astype(np.float32))
-    levels = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box))
-    return np.clip(np.rint(levels), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    picture = Image.fromarray(pixels)
+    return np.array(picture.resize((side, side), Image.Resampling.BILINEAR, box))
 
 
 def stack(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from primia_jax.config.sections import PhantomConfig
 from primia_jax.data.catalogue import TEST, Catalogue, digest
+from primia_jax.data.decoded import Fitted
 from primia_jax.data.phantom_anatomy import Pose, Scene, draw_anatomy, draw_scene
 from primia_jax.data.phantom_findings import affect, draw_disease
 from primia_jax.data.phantom_scanner import FOREIGN, Scanner, expose, scanner
@@ -125,10 +126,8 @@ def _key(film: _Film, config: PhantomConfig, seed: int) -> tuple[int, ...]:
     return seed, _PATIENTS, config.scanner + film.site, foreign, film.held_out, film.patient
 
 
-def _read(
-    films: tuple[_Film, ...], config: PhantomConfig, seed: int, index: int, s: int
-) -> np.ndarray:
-    """The pixels [s, s] uint8 of the film `index`."""
+def _read(films: tuple[_Film, ...], config: PhantomConfig, seed: int, index: int, s: int) -> Fitted:
+    """The film `index`, [s, s] uint8."""
     if s < SMALLEST:
         raise ConfigError(
             f"config.data.image_size = {s}: phantom films need {SMALLEST} pixels or more"
@@ -138,7 +137,7 @@ def _read(
     disease = draw_disease(film.label, patient)
     haze = float(rng.uniform(0.0, 0.22))  # of the whole film: poor breath, thick clothes, scatter
     tissue, air = affect(scene, disease, difficulty, rng, s)
-    return expose(tissue - air * (1.0 - haze), machine, difficulty, rng, s)
+    return Fitted(expose(tissue - air * (1.0 - haze), machine, difficulty, rng, s))
 
 
 def _read_mask(

@@ -19,6 +19,7 @@ import numpy as np
 
 from primia_jax.config import DataConfig, ExperimentConfig, MpcConfig
 from primia_jax.core import storage
+from primia_jax.core.records import Only, Record
 from primia_jax.data import read_inputs
 from primia_jax.encrypted.description import Description, describe, params_of, received
 from primia_jax.errors import DataError, ProtocolError, UserError
@@ -29,14 +30,13 @@ from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.predictions import FILE, Predictions
 from primia_jax.runtime import Receive, Send, Stage, Steps
 from primia_jax.runtime.party import Program
-from primia_jax.runtime.reports import Report
 
 ERRORS = "errors.txt"  # in the data owner's folder: why the run failed
 _NOT_YET = "not diagnosed: the run ended before"
 
 
 @dataclasses.dataclass(frozen=True)
-class Received(Report):
+class Received(Record):
     """The data owner has read its images.
 
     Attributes:
@@ -44,6 +44,9 @@ class Received(Report):
     """
 
     images: int
+
+
+REPORTS = Only({DATA_OWNER: (Received,)})  # all that any party may report
 
 
 @dataclasses.dataclass(frozen=True)

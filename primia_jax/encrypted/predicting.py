@@ -14,7 +14,6 @@ from primia_jax.experiment import checked, open_driver
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.reporting.timeline import plot_timeline
 from primia_jax.runtime import Locally, Trace
-from primia_jax.runtime.reports import check_record
 from primia_jax.watch.heartbeat import only_writer
 
 DATA_OWNER_FOLDER = "data_owner"  # in the workdir, unless the configuration names another
@@ -84,7 +83,7 @@ def predict_encrypted(
             placements,
             ray_address,
             sealed=True,
-            check_report=check_record,
+            check_report=parties.REPORTS,
             folders={
                 DATA_OWNER: directory / DATA_OWNER_FOLDER,
                 MODEL_OWNER: directory / "checkpoints",

@@ -192,7 +192,7 @@ class Federation:
                 model_owner.restore, folder=self.owner_folder, number=after_round
             )
             restored, _ = self._run({OWNER: Locally(restore)})
-            self._saved = restored[OWNER]
+            self._saved = restored[OWNER].saved
         else:
             self._saved = {}
         if self.config.privacy.mode != "none":
@@ -200,9 +200,9 @@ class Federation:
         if secure:
             self._open_journals(after_round)
             shown, _ = self._run(self._at_sites(self.present, hospital.open_identity, after_round))
-            credentials.record(self.workdir, shown)
+            credentials.record(self.workdir, {name: own.fingerprint for name, own in shown.items()})
         known, _ = self._run({OWNER: Locally(model_owner.knows_statistics)})
-        pool = not known[OWNER]
+        pool = not known[OWNER].known
         programs: dict[str, Any] = dict.fromkeys(
             self.present, functools.partial(hospital.set_up, pool=pool)
         )
@@ -211,8 +211,8 @@ class Federation:
             programs[PROVIDER] = crypto_provider.set_up
         reports, trace = self._run(programs)
         if to_train:
-            stopped, _ = self._run(self._restored(after_round))
-            self._stopped = {name for name, has_stopped in stopped.items() if has_stopped}
+            restored, _ = self._run(self._restored(after_round))
+            self._stopped = {name for name, report in restored.items() if report.stopped}
             self._behind.clear()
         return reports, trace
 
@@ -269,13 +269,14 @@ class Federation:
         survives = due and all(self._sums_without_some(len(parts[purpose])) for purpose in due)
         optional = taking_part if survives else ()
         reports, trace = self.driver.run(programs, self.config.runtime.round_deadline_s, optional)
-        self._lost, self._best = tuple(trace.lost), reports[OWNER]["best_round"]
+        self._lost, self._best = tuple(trace.lost), reports[OWNER].best_round
         for name in reports.keys() & set(taking_part):
-            if reports[name]["stopped"]:
+            if reports[name].stopped:
                 self._stopped.add(name)
         if self.config.federated.participation < 1:  # the owner knows of those drawn alone
             going_on = [name for name in self.present if name not in self._stopped]
-            reports[OWNER]["finished"] = len(going_on) < self._fewest
+            finished = len(going_on) < self._fewest
+            reports[OWNER] = dataclasses.replace(reports[OWNER], finished=finished)
         missed = {*trace.lost, *(name for name in self.present if name not in taking_part)}
         self._behind = missed.intersection(self.present)
         return reports, trace
@@ -290,7 +291,8 @@ class Federation:
         reports, _ = self._run(
             {OWNER: Locally(functools.partial(model_owner.revealed, number=number))}
         )
-        return reports[OWNER]
+        sums = {UPDATE: reports[OWNER].update, VALIDATION: reports[OWNER].validation}
+        return {purpose: names for purpose, names in sums.items() if names is not None}
 
     def _check_not_alone(self, trainers: tuple[str, ...]) -> None:
         """Refuses a sum of updates over too few hospitals, before they do; or over none."""

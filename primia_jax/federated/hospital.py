@@ -1,8 +1,8 @@
 """A hospital: its state, and the party programs that it runs.
 
 The programs are the functions `set_up`, `train_round`, `save` and `restore`; each takes
-the state first and ends with (new state, report). The report goes to whoever operates the run (its
-console and rounds.jsonl), never to the model owner.
+the state first and ends with (new state, report). The report, one of `records`, goes to whoever
+operates the run (its console and rounds.jsonl), never to the model owner.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ from primia_jax.federated import (
     private_training,
     quantities,
     recording,
+    records,
     rules,
     sealing,
     statistics,
@@ -165,10 +166,13 @@ def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Ho
     return dataclasses.replace(state, journal=journal), None
 
 
-def open_identity(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, str]:
+def open_identity(
+    state: Hospital, folder: pathlib.Path, number: int
+) -> tuple[Hospital, records.Identity]:
     """Opens this hospital's long-lived key; gives its fingerprint. `number` does not matter."""
     own = credentials.opened(state.config, folder, state.name)
-    return dataclasses.replace(state, credentials=own), own.identity.fingerprint
+    identity = records.Identity(own.identity.fingerprint)
+    return dataclasses.replace(state, credentials=own), identity
 
 
 def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
@@ -222,13 +226,10 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
         opt_state=None,
         watch=SiteWatch(),
     )
-    report: dict[str, Any] = {
-        "samples": state.size,
-        "validation_samples": state.validation_size,
-    }
+    report: dict[str, Any] = {"samples": state.size, "validation_samples": state.validation_size}
     if state.guarantee:
-        report["privacy"] = privacy.planned_report(state.config, state.guarantee)
-    return state, report
+        report |= privacy.planned_report(state.config, state.guarantee)
+    return state, records.SiteSetUp(**report)
 
 
 def catch_up(state: Hospital) -> Steps:
@@ -274,7 +275,7 @@ def train_round(
     judged = _score(state, state.variables)
     if VALIDATION in due:
         yield from _contribute_score(state, number, judged)
-    report = {
+    report: dict[str, Any] = {
         "loss": result.loss,
         "validation_loss": judged.loss,
         "validation_accuracy": float(np.trace(judged.confusion) / max(1, judged.confusion.sum())),
@@ -289,7 +290,7 @@ def train_round(
         exact = state.config.privacy.validation == "exact"
         withheld = ("loss",) if exact else ("loss", "validation_loss", "validation_accuracy")
         report |= {**dict.fromkeys(withheld), **privacy.spent_report(state.guarantee)}
-    return state, report
+    return state, records.SiteRound(**report)
 
 
 def _contribute_update(
@@ -658,7 +659,7 @@ def with_own_batch_norm(
 
 def restore(
     state: Hospital, folder: pathlib.Path, number: int, saved: int = 0
-) -> tuple[Hospital, bool]:
+) -> tuple[Hospital, records.Restored]:
     """The state after round `number`, and whether the site has stopped; to be run after `set_up`.
 
     What this hospital wrote of a later round, which did not become complete, is dropped.
@@ -681,7 +682,7 @@ def restore(
         )
     checkpoints.drop_after(folder, number)
     if not newest:
-        return state, False
+        return state, records.Restored(stopped=False)
     number = newest
     kept = {
         name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
@@ -699,7 +700,7 @@ def restore(
     state = dataclasses.replace(
         state, variables=model, opt_state=kept.get("optimizer", state.opt_state), watch=watch
     )
-    return state, watch.stopped
+    return state, records.Restored(watch.stopped)
 
 
 def _kept(state: Hospital) -> dict[str, Any]:

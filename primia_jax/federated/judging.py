@@ -27,6 +27,7 @@ from primia_jax.federated import (
     privacy,
     privacy_ledger,
     quantities,
+    records,
     sums,
     variables,
 )
@@ -103,11 +104,11 @@ def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None)
     models = [model]
     if own is not None:
         models.append(with_own_batch_norm(state, own, int(message["round"]), model))
-    reports = []
+    scores = []
     for kind, each in zip(_KINDS, models):
         quantity = Quantity(_purpose(every) + kind, None, state.digest(message))
-        reports.append((yield from _judged(state, each, given, every, quantity)))
-    return state, reports
+        scores.append((yield from _judged(state, each, given, every, quantity)))
+    return state, records.Evaluation(tuple(scores))
 
 
 def adopt_statistics(state: ModelOwner, run: pathlib.Path) -> tuple[ModelOwner, None]:
@@ -122,7 +123,7 @@ def _purpose(every: bool) -> str:
 def _judged(
     state: Hospital, model: Any, given: Statistics, every: bool, quantity: Quantity
 ) -> Steps:
-    """Evaluates one model and contributes its confusion matrix; returns its metrics."""
+    """Evaluates one model and contributes its confusion matrix; returns its scores."""
     size = state.config.evaluation.batch_size
     parts = [
         (local_training.score(state.learner, model, data, given, size), len(data))
@@ -135,7 +136,7 @@ def _judged(
     own = Contribution((np.asarray([score.loss]),), n, score.confusion.ravel())
     yield from state.contribute(quantity, lambda: own)
     metrics = metrics_from_confusion(score.confusion, state.validation.class_names)
-    return {**metrics, "loss": score.loss}
+    return records.Scores.of({**metrics, "loss": score.loss})
 
 
 def _judged_on(state: Hospital, every: bool) -> list[Dataset]:
@@ -183,7 +184,7 @@ def have_judged(
         "round": np.int64(number),
     }
     yield Send(state.hospitals, message, "judged model")
-    k, reports = len(state.class_names), []
+    k, scores = len(state.class_names), []
     start = "" if state.journal is None else quantities.digest_of_vectors(vectors)
     for kind in _KINDS[: 1 + personalised]:
         quantity = Quantity(_purpose(every) + kind, None, start)
@@ -192,5 +193,5 @@ def have_judged(
         )
         total = yield from collect((1,), k**2)
         metrics = metrics_from_confusion(total.counts.reshape(k, k), state.class_names)
-        reports.append({**metrics, "loss": float(total.mean()[0][0])})
-    return state, reports
+        scores.append(records.Scores.of({**metrics, "loss": float(total.mean()[0][0])}))
+    return state, records.Evaluation(tuple(scores))

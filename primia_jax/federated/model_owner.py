@@ -21,6 +21,7 @@ from primia_jax.federated import (
     privacy,
     quantities,
     recording,
+    records,
     rules,
     safety,
     statistics,
@@ -53,6 +54,7 @@ class ModelOwner:
     best_mcc: float = -2.0
     best_loss: float = float("inf")  # decides where MCCs are equal, as on small validation sets
     journal: OwnerJournal | None = None  # of secure sums
+    digest: str = ""  # of `vectors`, where sums are secure; empty until it is needed
     seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
 
 
@@ -104,21 +106,34 @@ def begin_again(state: ModelOwner) -> tuple[ModelOwner, None]:
     return dataclasses.replace(fresh, statistics=state.statistics, journal=state.journal), None
 
 
-def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, bool]:
+def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, records.Pooled]:
     """Finds out if the statistics of the data were pooled before, in this process or another."""
-    return state, state.statistics is not None or _revealed(state, STATISTICS, None) is not None
+    known = state.statistics is not None or _revealed(state, STATISTICS, None) is not None
+    return state, records.Pooled(known)
 
 
-def revealed(state: ModelOwner, number: int) -> tuple[ModelOwner, dict[str, tuple[str, ...]]]:
-    """The sums of round `number` that were revealed: purpose -> hospitals in it."""
-    totals = {purpose: _revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION)}
-    return state, {purpose: total.took_part for purpose, total in totals.items() if total}
+def revealed(state: ModelOwner, number: int) -> tuple[ModelOwner, records.Revealed]:
+    """The sums of round `number` that were revealed."""
+    totals = [_revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION)]
+    return state, records.Revealed(*(total.took_part if total else None for total in totals))
 
 
 def _revealed(state: ModelOwner, purpose: str, number: int | None) -> Total | None:
     if state.journal is None:
         return None
     return state.journal.total(Quantity(purpose, number, ""))
+
+
+def _digested(state: ModelOwner) -> ModelOwner:
+    """The state with the digest of its model, where sums are secure."""
+    if state.journal is None or state.digest:
+        return state
+    return dataclasses.replace(state, digest=quantities.digest_of_vectors(state.vectors))
+
+
+def _with_model(state: ModelOwner, vectors: Vectors, rule_state: Any) -> ModelOwner:
+    """The state with a new model."""
+    return dataclasses.replace(state, vectors=vectors, digest="", rule_state=rule_state)
 
 
 def _collecting(
@@ -133,14 +148,11 @@ def _collecting(
 
     `participants` are the hospitals in it; None: all that take part at present.
     """
-    model = ""
-    if state.journal is not None and number is not None:
-        model = quantities.digest_of_vectors(state.vectors)
     return sums.collecting(
         state.journal,
         state.config,
         state.hospitals if participants is None else participants,
-        Quantity(purpose, number, model),
+        Quantity(purpose, number, "" if number is None else state.digest),
         of_models=of_models,
     )
 
@@ -151,7 +163,7 @@ def set_up(state: ModelOwner, pool: bool = True) -> Steps:
     They are pooled once and hold for all of the run. `pool` is False where it was done.
     """
     collect = _collecting(state, STATISTICS, None)
-    pooled, told = state.statistics, {}
+    pooled, counted = state.statistics, {}
     if pooled is not None and not pool:
         pass
     elif privacy.is_on(state.config):
@@ -159,14 +171,15 @@ def set_up(state: ModelOwner, pool: bool = True) -> Steps:
             state.config, collect, len(state.class_names)
         )
     else:
-        total = yield from collect((2,), len(state.class_names))
+        total = yield from collect((statistics.N_MOMENTS,), len(state.class_names))
         weighted = state.config.training.class_weights
         pooled = statistics.pooled(total, state.class_names, weighted)
-        told = {"class_counts": [int(count) for count in total.counts], "samples": total.weight}
+        counts = tuple(int(count) for count in total.counts)
+        counted = {"class_counts": counts, "samples": total.weight}
     assert pooled is not None
     state = dataclasses.replace(state, statistics=pooled)
     yield from _send_model(state.hospitals, state.vectors, statistics=tuple(pooled))
-    return state, {"mean": float(pooled.mean), "std": float(pooled.std), **told}
+    return state, records.OwnerSetUp(float(pooled.mean), float(pooled.std), **counted)
 
 
 def send_model(state: ModelOwner, to: Sequence[str]) -> Steps:
@@ -195,6 +208,7 @@ def train_round(
     """
     if state.config.privacy.mode == "client":
         return (yield from _client_round(state, number, due))
+    state = _digested(state)
     n_params = len(state.vectors.params)
     sizes = [len(vector) for vector in (*state.vectors.params, state.vectors.moments)]
     if state.config.federated.optimizer_state == "average":
@@ -207,19 +221,14 @@ def train_round(
     params, moments, optimizer = mean[:n_params], mean[n_params], mean[n_params + 1 :]
     rule = rules.make(state.config.federated)
     new, rule_state = rule.apply(state.rule_state, state.vectors.params, params)
-    state = dataclasses.replace(state, vectors=Vectors(new, moments), rule_state=rule_state)
+    state = _with_model(state, Vectors(new, moments), rule_state)
     more = {}
     if optimizer:
         more = {"optimizer": tuple(vector.astype(np.float32) for vector in optimizer)}
     yield from _send_model(_present(state, total, due, trainers), state.vectors, **more)
-    state, metrics = yield from _judged(state, number)
-    report = {
-        "validation": metrics,
-        "best_round": state.best_round,
-        "samples": total.weight,
-        "finished": int(total.counts[0]) < safety.min_participants(state.config),
-    }
-    return state, report
+    state, scores = yield from _judged(state, number)
+    finished = int(total.counts[0]) < safety.min_participants(state.config)
+    return state, records.RoundSummary(scores, state.best_round, total.weight, finished)
 
 
 def _present(
@@ -246,6 +255,7 @@ def _recorded(state: ModelOwner, total: Total, *, changes: bool = False) -> Mode
 
 def _client_round(state: ModelOwner, number: int, due: Collection[str]) -> Steps:
     """A round of which the owner learns the noised sum of clipped updates, all of weight 1."""
+    state = _digested(state)
     collect = _collecting(state, UPDATE, number)
     total = yield from collect([len(vector) for vector in state.vectors.params], 0)
     if recording.wanted(state.config.federated, number):
@@ -253,20 +263,18 @@ def _client_round(state: ModelOwner, number: int, due: Collection[str]) -> Steps
     average = tuple(w + change for w, change in zip(state.vectors.params, total.mean()))
     rule = rules.make(state.config.federated)
     new, rule_state = rule.apply(state.rule_state, state.vectors.params, average)
-    vectors = Vectors(new, state.vectors.moments)
-    state = dataclasses.replace(state, vectors=vectors, rule_state=rule_state)
+    state = _with_model(state, Vectors(new, state.vectors.moments), rule_state)
     yield from _send_model(_present(state, total, due), state.vectors)
-    state, metrics = yield from _judged(state, number)
-    report = {"validation": metrics, "best_round": state.best_round, "samples": None}
-    return state, {**report, "finished": False}
+    state, scores = yield from _judged(state, number)
+    return state, records.RoundSummary(scores, state.best_round, samples=None, finished=False)
 
 
 def _judged(state: ModelOwner, number: int) -> Steps:
-    """The state with the best round so far, and the metrics of the new model.
+    """The state with the best round so far, and the scores of the new model.
 
     Where confusion matrices are kept back there are none, and the last round is taken for the best.
     """
-    own, k = state.config.privacy, len(state.class_names)
+    own, k, state = state.config.privacy, len(state.class_names), _digested(state)
     collect = _collecting(state, VALIDATION, number)
     if own.mode != "none" and own.validation != "exact":
         metrics = yield from privacy.collect_validation(state.config, collect, state.class_names)
@@ -281,7 +289,7 @@ def _judged(state: ModelOwner, number: int) -> Steps:
         if (mcc, -loss) > (state.best_mcc, -state.best_loss):
             best = {"best_round": number, "best_mcc": mcc, "best_loss": loss}
             state = dataclasses.replace(state, **best)
-    return state, metrics
+    return state, None if metrics is None else records.Scores.of(metrics)
 
 
 def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
@@ -321,7 +329,7 @@ def save(
 
 def restore(
     state: ModelOwner, folder: pathlib.Path, number: int
-) -> tuple[ModelOwner, dict[str, int]]:
+) -> tuple[ModelOwner, records.OwnerRestored]:
     """The state after round `number`, and the last round that each hospital saved its own of.
 
     To be run before `set_up`, which sends the model out.
@@ -336,13 +344,14 @@ def restore(
     state = dataclasses.replace(
         state,
         vectors=vectors._replace(moments=server["moments"]),
+        digest="",
         rule_state=server["rule"],
         statistics=model["statistics"],
         best_round=about["best_round"],
         best_mcc=about["best_mcc"],
         best_loss=about["best_loss"],
     )
-    return state, dict(about["saved"])
+    return state, records.OwnerRestored(dict(about["saved"]))
 
 
 def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int) -> dict[str, Any]:

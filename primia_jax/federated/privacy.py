@@ -269,9 +269,7 @@ def statistics_contribution(site: Site, data: Dataset) -> Contribution:
         about = entry.about
         if (entry.release, entry.unit) == (release, units.kind) and about.get("images") == print_:
             return _statistics(np.asarray(about["released"], np.int64), len(units))
-    grey = data.images[..., 0] / np.float64(np.iinfo(data.images.dtype).max)
-    grey -= 0.5  # about the middle, the two moments range over less and need less noise
-    moments = units.means(np.stack([2 * grey.mean((1, 2)), 4 * (grey**2).mean((1, 2))], 1))
+    moments = units.means(_pixel_moments(data))
     sums = np.rint(moments / _GRID).astype(np.int64).sum(0)
     counts = _shares(units, data.labels, len(data.class_names))
     deviation = release.noise_multiplier * _STATISTICS_NORM / _GRID
@@ -280,6 +278,20 @@ def statistics_contribution(site: Site, data: Dataset) -> Contribution:
     entry = Entry(TRAINING, release, about, site.mechanisms.split, units.kind)
     site.ledger.charge([entry], "the pixel statistics")
     return _statistics(noised, len(units))
+
+
+def _pixel_moments(data: Dataset) -> np.ndarray:
+    """[n, 2] 2·mean(x − ½) and 4·mean((x − ½)²) over each image's pixels without its padding.
+
+    About the middle, the two range over less and need less noise. All padding counts as grey.
+    """
+    grey = data.images[..., 0] / np.float64(np.iinfo(data.images.dtype).max)
+    grey -= 0.5
+    if data.padding is None:
+        return np.stack([2 * grey.mean((1, 2)), 4 * (grey**2).mean((1, 2))], 1)
+    grey[data.padding] = 0
+    counted = np.maximum(1, (~data.padding).sum((1, 2)))
+    return np.stack([2 * grey.sum((1, 2)), 4 * (grey**2).sum((1, 2))], 1) / counted[:, None]
 
 
 def _shares(units: Units, cells: np.ndarray, n_cells: int) -> np.ndarray:

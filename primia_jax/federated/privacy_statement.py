@@ -15,6 +15,7 @@ from primia_jax.core.names import safe_file_name
 from primia_jax.federated import checkpoints
 from primia_jax.federated.accounting import Epsilon
 from primia_jax.federated.privacy_ledger import FILE, Ledger
+from primia_jax.federated.records import SiteSetUp
 
 _UNIT = {"image": "one image", "patient": "one patient", "client": "one hospital"}
 _PROTECTED = {"image": "single images", "patient": "whole patients", "client": "whole hospitals"}
@@ -105,11 +106,15 @@ def headline(stated: Mapping[str, Any]) -> str:
 
 def opening(config: ExperimentConfig, reports: Mapping[str, Any]) -> list[str]:
     """The lines before the first round, from the hospitals' reports of their set-up."""
-    plans = [report["privacy"] for report in reports.values() if (report or {}).get("privacy")]
+    plans = [
+        report
+        for report in reports.values()
+        if isinstance(report, SiteSetUp) and report.planned_epsilon is not None
+    ]
     if not plans:
         return []
-    noise = sorted(plan["noise_multiplier"] for plan in plans)
-    worst = max(plan["planned_epsilon"] for plan in plans)
+    noise = sorted(plan.noise_multiplier or 0.0 for plan in plans)
+    worst = max(plan.planned_epsilon or 0.0 for plan in plans)
     own = config.privacy
     budget = own.budget or own.epsilon
     lines = [

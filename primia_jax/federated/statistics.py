@@ -9,44 +9,64 @@ from primia_jax.errors import DataError
 from primia_jax.federated.aggregation import Contribution, Total
 from primia_jax.federated.local_training import Statistics
 
+N_MOMENTS = 3  # numbers in `PixelMoments`
 _MIN_STD = 1e-3
+_MIN_SHARE = 1e-2  # of pixels that are no padding; with fewer, rounding errors of sums would show
 _GRID = 2.0**-16  # far above the error of 64-bit words: secure and plain runs start alike
 
 
 class PixelMoments(NamedTuple):
-    """Of one site's training images, black 0 to white 1; all images have the same size."""
+    """Sums over a site's training images, divided by all their pixels; black 0 to white 1.
 
-    mean: float
+    All images have the same size. Pixels of padding are in no sum.
+    """
+
+    first: float
     second: float
+    share: float  # of the pixels that are in the sums: 1 without padding
 
 
-def pixel_moments(images: np.ndarray) -> PixelMoments:
-    """Mean and mean square over all pixels of [n s s 1] grey levels, exact but for one rounding."""
+def pixel_moments(images: np.ndarray, padding: np.ndarray | None = None) -> PixelMoments:
+    """Sums of grey levels and of their squares, exact but for one rounding.
+
+    Args:
+      images: [n s s 1] uint8 or uint16.
+      padding: [n s s] bool: pixels that do not count, if there are any.
+    """
     levels = np.iinfo(images.dtype).max
-    histogram = np.bincount(images.reshape(-1), minlength=levels + 1).astype(np.float64)
+    counted = images.reshape(-1) if padding is None else images[..., 0][~padding]
+    histogram = np.bincount(counted, minlength=levels + 1).astype(np.float64)
     values = np.arange(levels + 1) / levels
     return PixelMoments(
-        float(histogram @ values / images.size), float(histogram @ values**2 / images.size)
+        float(histogram @ values / images.size),
+        float(histogram @ values**2 / images.size),
+        counted.size / images.size,
     )
 
 
 def contribution(data: Dataset) -> Contribution:
-    """What a hospital adds: its pixel moments, weighted by its images, and its class counts."""
-    moments = np.asarray(pixel_moments(data.images), np.float64)
+    """Pixel moments of a hospital, weighted by its images, and its class counts."""
+    moments = np.asarray(pixel_moments(data.images, data.padding), np.float64)
     return Contribution((moments,), len(data), data.class_counts())
 
 
 def pooled(total: Total, class_names: tuple[str, ...], weighted: bool) -> Statistics:
     """Mean and standard deviation over all pixels of all hospitals, and class weights.
 
-    Mean and deviation are rounded to multiples of 2^-16. A class's weight is inversely proportional
-    to its count, with mean 1 over the records.
+    Pixels of padding do not count. Mean and deviation are rounded to multiples of 2^-16. A class's
+    weight is inversely proportional to its count, with mean 1 over the records.
 
     Raises:
-      DataError: if a class has no training image anywhere.
+      DataError: if a class has no training image anywhere, or all pixels are padding.
     """
     (moments,) = total.mean()
-    mean, second = float(moments[0]), float(moments[1])
+    share = float(moments[2])
+    if share < _MIN_SHARE:
+        raise DataError(
+            "nearly all pixels of the training images are padding; check PixelPaddingValue in "
+            "the DICOM files"
+        )
+    mean, second = float(moments[0]) / share, float(moments[1]) / share
     missing = [name for name, count in zip(class_names, total.counts) if count == 0]
     if missing:
         raise DataError(f"no hospital has a training image of class {', '.join(missing)}")

@@ -14,14 +14,18 @@ import numpy as np
 from primia_jax.mpc import masking, ring
 
 
-def own_share(secret: Any, seeds: Sequence[Any]) -> Any:
+def own_share(secret: Any, seeds: Sequence[Any], received: Sequence[Any] = ()) -> Any:
     """The dealer's own share: secret − Σ_j expand(seed_j), words [n].
+
+    With the seeds `received` from other dealers it is the sum of all shares that the dealer holds,
+    as by `sum_of_shares`, in one walk through memory.
 
     Args:
       secret: words [n]; consumed: a NumPy array that may be written to is overwritten.
       seeds: one fresh seed (uint8 [32]) for each of the other parties.
+      received: seeds of the shares that they dealt to this one.
     """
-    return masking.mask(secret, minus=seeds)
+    return masking.mask(secret, plus=received, minus=seeds)
 
 
 def sum_of_shares(own: Any, seeds: Sequence[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Messages between two parties as sealed frames: who carries them can neither read nor alter them.
 
-A message is packed into one run of bytes, and sealed by ChaCha20-Poly1305 (RFC 8439). Each
+A message is packed into one run of bytes, and sealed by AES-256-GCM (NIST SP 800-38D), which
+processors with AES instructions compute several times faster than ChaCha20-Poly1305. Each
 direction of each link has a key of its own, which HKDF derives from an X25519 agreement, the
 session's transcript and both names. The nonce counts the frames of a direction over the whole
 session, so it never repeats under its key; the message's place in its run is authenticated with it.
@@ -33,7 +34,7 @@ from typing import Any
 import jax
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from primia_jax.core import identity
 from primia_jax.errors import ProtocolError
@@ -61,8 +62,8 @@ class Seals:
         """Draws a fresh key pair; without credentials those of a party that has met nobody."""
         self._me = me
         self._handshake = identity.Handshake(credentials or identity.ephemeral(me))
-        self._seal: dict[str, ChaCha20Poly1305] = {}
-        self._open: dict[str, ChaCha20Poly1305] = {}
+        self._seal: dict[str, AESGCM] = {}
+        self._open: dict[str, AESGCM] = {}
         self._sealed: dict[str, int] = {}  # frames so far
         self._opened: dict[str, int] = {}  # number of the last frame
 
@@ -89,8 +90,8 @@ class Seals:
             raise ProtocolError(f"{self._me} has agreed on keys already")
         session = self._handshake.finish(signatures)
         for peer in session.secrets:
-            self._seal[peer] = ChaCha20Poly1305(session.key(_PURPOSE, self._me, peer))
-            self._open[peer] = ChaCha20Poly1305(session.key(_PURPOSE, peer, self._me))
+            self._seal[peer] = AESGCM(session.key(_PURPOSE, self._me, peer))
+            self._open[peer] = AESGCM(session.key(_PURPOSE, peer, self._me))
             self._sealed[peer] = self._opened[peer] = 0
 
     def seal(self, to: str, payload: np.ndarray, associated: bytes) -> tuple[int, np.ndarray]:
@@ -145,8 +146,8 @@ def seal_for_several(payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ProtocolError(
             f"a message of {payload.size} bytes; send it in parts of less than 2 GiB"
         )
-    key, content = ChaCha20Poly1305.generate_key(), _aligned(payload.size + _TAG_BYTES)
-    ChaCha20Poly1305(key).encrypt_into(_NONCE.pack(0, 0), payload.data, b"", content.data)
+    key, content = AESGCM.generate_key(8 * _KEY_BYTES), _aligned(payload.size + _TAG_BYTES)
+    AESGCM(key).encrypt_into(_NONCE.pack(0, 0), payload.data, b"", content.data)
     opener = key + hashlib.sha256(content.data).digest()
     return np.frombuffer(opener, np.uint8), content
 
@@ -163,7 +164,7 @@ def open_for_several(opener: np.ndarray, content: np.ndarray) -> np.ndarray:
         payload = _aligned(max(0, content.size - _TAG_BYTES))
         if not hmac.compare_digest(hashlib.sha256(content.data).digest(), digest):
             raise ValueError("other bytes were sealed")
-        ChaCha20Poly1305(key).decrypt_into(_NONCE.pack(0, 0), content.data, b"", payload.data)
+        AESGCM(key).decrypt_into(_NONCE.pack(0, 0), content.data, b"", payload.data)
     except (InvalidTag, ValueError, TypeError):
         raise ProtocolError(
             "a message for several parties is not authentic, or not the one due here"

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from primia_jax.core.records import Check
 from primia_jax.errors import PartyLost, ProtocolError, UserError
 from primia_jax.runtime.faults import Fault, Injector
 from primia_jax.runtime.link import Link
@@ -47,7 +48,6 @@ from primia_jax.runtime.party import (
     with_lost,
 )
 from primia_jax.runtime.replay import Clocks
-from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import Action, Trace
 
 

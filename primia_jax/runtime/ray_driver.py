@@ -20,6 +20,7 @@ import ray
 import ray.exceptions
 
 from primia_jax.core.identity import Credentials
+from primia_jax.core.records import Check
 from primia_jax.environment import thread_variables
 from primia_jax.errors import ClusterError, PartyLost, UserError
 from primia_jax.runtime.link import Link
@@ -27,7 +28,6 @@ from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
 from primia_jax.runtime.ray_cluster import cluster
 from primia_jax.runtime.ray_party import Mail, PartyRun, RemoteHost
 from primia_jax.runtime.ray_placement import Placement, check_resources, here, nowhere
-from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import Trace
 
 __all__ = ["Placement", "RayDriver", "check_resources", "cluster"]

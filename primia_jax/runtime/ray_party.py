@@ -4,6 +4,7 @@ Usually there is one party in an actor; where several share it (simulated hospit
 own state, mailbox and keys, and they compute by turns.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import ray
 
 from primia_jax.core import identity
+from primia_jax.core.records import Check
 from primia_jax.environment import compilation_cache_dir, give_memory_back
 from primia_jax.errors import ProtocolError, UserError
 from primia_jax.runtime import frames
@@ -36,7 +38,6 @@ from primia_jax.runtime.party import (
     name_party,
     receivers,
 )
-from primia_jax.runtime.reports import Check
 from primia_jax.runtime.trace import MessageRecord, PartyTrace, Span, SpanRecorder
 from primia_jax.runtime.turns import Turns
 
@@ -326,16 +327,23 @@ class _Transport:
         self.received: list[MessageRecord] = []
         self.missed: list[str] = []
 
-    def send(self, event: Send, stage: str, depth: int) -> None:
-        """Hands a message over to every receiver's actor; does not wait for it to arrive."""
-        to, n_bytes, content = receivers(event), message_bytes(event.message), None
+    def send(self, event: Send, held: list[Message], stage: str, depth: int) -> None:
+        """Hands a message over to every receiver's actor; does not wait for it to arrive.
+
+        Args:
+          event: says to whom, by what label.
+          held: the message alone; taken out, so that it need not stay while its bytes are sealed.
+          stage: of the sender.
+          depth: of the message.
+        """
+        to, n_bytes, content = receivers(event), message_bytes(held[0]), None
         if self._seals is not None:
-            body: Any = frames.pack(event.message)
+            body: Any = frames.pack(held.pop())
             if len(to) > 1:
                 body, sealed_once = frames.seal_for_several(body)
                 content = ray.put(sealed_once)
         else:
-            body = jax.tree.map(np.asarray, event.message)
+            body = jax.tree.map(np.asarray, held.pop())
             if len(to) > 1:
                 body = ray.put(body)  # once for all; Ray hands receivers the value
         for name in to:
@@ -461,10 +469,11 @@ def run_party(name: str, steps: Steps, transport: _Transport) -> tuple[Any, Part
             return stop.value, run._replace(missed=tuple(transport.missed))
         message = None
         if isinstance(event, Send):
-            transport.send(event, recorder.stage, trace.depth + 1)
             to = receivers(event)
             trace.bytes_sent += message_bytes(event.message) * len(to)
             trace.messages_sent += len(to)
+            held, event = [event.message], dataclasses.replace(event, message=None)
+            transport.send(event, held, recorder.stage, trace.depth + 1)
         since = computed(since)
         if isinstance(event, Stage):
             recorder.stage = event.label

@@ -10,6 +10,7 @@ from PIL import Image
 
 from primia_jax.config.sections import DataConfig
 from primia_jax.data.catalogue import Catalogue
+from primia_jax.data.decoded import Fitted
 
 KERMANY_FILES = {
     "NORMAL": "IM-{:04d}-0001.jpeg",
@@ -84,7 +85,7 @@ def catalogue(
         sites=None if sites is None else np.asarray(sites, dtype=str),
         splits=None if splits is None else np.asarray(splits, dtype=str),
         class_names=tuple(f"class{k}" for k in range(int(labels.max()) + 1)),
-        read=lambda record, side: np.zeros((side, side), np.uint8),
+        read=lambda record, side: Fitted(np.zeros((side, side), np.uint8)),
         digests=tuple(digests) if digests is not None else tuple(f"d{i}" for i in range(n)),
     )
 

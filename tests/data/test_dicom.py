@@ -12,8 +12,10 @@ from image_sets import save_dicom
 from pydicom.sequence import Sequence
 
 from primia_jax.config.sections import DataConfig
-from primia_jax.data import dicom, image_files
+from primia_jax.data import dicom, image_files, load, open_catalogue
 from primia_jax.data.image_files import ImageError
+from primia_jax.federated import statistics
+from primia_jax.federated.aggregation import Total
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits
 
@@ -206,6 +208,36 @@ def test_padding_is_black(tmp_path, photometric):
     padded = values >= 4090
     assert (several[padded] == 0).all()
     np.testing.assert_array_equal(several[~padded], plain[~padded])
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_left_out_of_the_pooled_statistics(tmp_path, photometric):
+    """Films in a padded frame have the same pooled mean and deviation as without it."""
+    rng = np.random.default_rng(0)
+    pooled = []
+    films = [rng.integers(0, 4000, (8, 8)).astype(np.uint16) for _ in range(4)]
+    for side, name in ((8, "bare"), (12, "framed"), (40, "cropped")):
+        for i, film in enumerate(films):
+            values = np.full((12, 12), 4095, np.uint16)
+            values[2:10, 2:10] = film
+            if side == 40:  # the frame lies outside the central square that is used
+                values = np.full((8, 40), 4095, np.uint16)
+                values[:, 16:24] = film
+            save_dicom(
+                tmp_path / name / "ab"[i % 2] / f"{i}.dcm",
+                film if side == 8 else values,
+                PhotometricInterpretation=photometric,
+                PixelPaddingValue=4095,
+            )
+        square = 12 if side == 12 else 8
+        data = DataConfig(source="dicom", path=str(tmp_path / name), image_size=square)
+        catalogue = open_catalogue(data, 1, 0)
+        loaded = load(catalogue, np.arange(4), square)
+        assert (loaded.padding is not None) == (side == 12)
+        part = statistics.contribution(loaded)
+        total = Total((4 * part.values[0],), 4, part.counts)
+        pooled.append(statistics.pooled(total, ("a", "b"), True)[:2])
+    assert pooled[0] == pooled[1] == pooled[2] and pooled[0][0] > 0.3
 
 
 def test_signed_padding_that_the_stored_bits_cannot_hold(tmp_path):

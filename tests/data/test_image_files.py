@@ -247,3 +247,18 @@ def test_decoding_is_silent(capfd, monkeypatch):
     assert not caught
     os.write(2, b"afterwards")
     assert capfd.readouterr().err == "afterwards"
+
+
+def test_padding_is_scaled_with_its_image():
+    """A pixel that any padding has part in is padding; what the square leaves out is not."""
+    padding = np.zeros((16, 24), bool)
+    padding[:, :7] = True  # of which the square leaves out 4 columns
+    decoded = image_files.Decoded(np.full((16, 24), 200, np.uint8), padding=padding)
+    small = image_files.fit_decoded(decoded, 8)
+    expected = image_files.fit(np.where(padding, 0, 200).astype(np.uint8), 8) < 200
+    np.testing.assert_array_equal(small.padding, expected)
+    assert 0 < small.padding.sum() <= 16
+    full = image_files.fit_decoded(decoded, 16).padding
+    np.testing.assert_array_equal(full, np.arange(16)[None] < np.full((16, 1), 3))
+    outside = decoded._replace(padding=np.arange(24)[None] < np.full((16, 1), 4))
+    assert image_files.fit_decoded(outside, 16).padding is None

@@ -65,7 +65,7 @@ def test_secure_equals_plain_to_the_stated_bound(tmp_path):
     plain = start(tmp_path, federated={"rounds": 1})
     secure = start(tmp_path, federated={"rounds": 1, "mode": "federated_secure"})
     (report,), _ = train(plain), train(secure)
-    f, n = plain.config.secure_aggregation.frac_bits, report[OWNER]["samples"]
+    f, n = plain.config.secure_aggregation.frac_bits, report[OWNER].samples
     a, b = model(plain), model(secure)
     for x, y in zip(a.params, b.params, strict=True):
         bound = fixed_point.sum_error(3, f) / n + np.spacing(np.abs(x))
@@ -172,10 +172,10 @@ def stopping(mode, **changes):
 def test_sites_that_stop_for_good_end_the_training(tmp_path):
     federation = start(tmp_path, **stopping("federated"))
     reports = train(federation, rounds=2)
-    assert not reports[0][OWNER]["finished"]
-    assert reports[-1][OWNER]["finished"]
-    assert all(reports[-1][name]["stopped"] for name in federation.hospitals)
-    assert reports[0]["hospital_0"]["steps"] <= 2
+    assert not reports[0][OWNER].finished
+    assert reports[-1][OWNER].finished
+    assert all(reports[-1][name].stopped for name in federation.hospitals)
+    assert reports[0]["hospital_0"].steps <= 2
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_no_site_is_ever_summed_alone(tmp_path, mode, still_training, finished):
         watch = site.watch._replace(best_loss=best)
         federation.driver.states[name] = dataclasses.replace(site, watch=watch)
     reports, _ = federation.train_round(2)
-    assert reports[OWNER]["finished"] is finished
+    assert reports[OWNER].finished is finished
     everybody = sum(len(at(federation, name).train) for name in federation.hospitals)
-    assert reports[OWNER]["samples"] == everybody  # those that stop now still count
+    assert reports[OWNER].samples == everybody  # those that stop now still count
 
 
 def test_a_stopped_site_is_left_out_and_still_gets_the_model(tmp_path):
@@ -206,7 +206,7 @@ def test_a_stopped_site_is_left_out_and_still_gets_the_model(tmp_path):
     federation._stopped.add("hospital_0")
     reports, _ = federation.train_round(2)
     others = sum(len(at(federation, name).train) for name in federation.hospitals[1:])
-    assert reports[OWNER]["samples"] == others and reports["hospital_0"]["steps"] == 0
+    assert reports[OWNER].samples == others and reports["hospital_0"].steps == 0
     assert_same(
         variables.to_vectors(at(federation, "hospital_0").variables).params,
         model(federation).params,
@@ -307,7 +307,7 @@ def test_a_best_model_is_there_whenever_a_crash_comes(tmp_path):
 def test_old_checkpoints_go_but_the_best_stays(tmp_path):
     federation = start(tmp_path, federated={"rounds": 4})
     reports = train(federation, save=True)
-    best = {report[OWNER]["best_round"] for report in reports[-2:]}
+    best = {report[OWNER].best_round for report in reports[-2:]}
     kept = {int(p.name.split("_")[1]) for p in federation.owner_folder.glob("round_*")}
     assert kept == {3, 4} | best
     sites = list((tmp_path / "sites" / "hospital_1").glob("round_*"))

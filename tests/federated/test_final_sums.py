@@ -138,7 +138,7 @@ class Runs:
         for number in range(done.round + 1, (last or self.config.federated.rounds) + 1):
             reports, _ = federation.train_round(number)
             federation.save(number)
-            best = reports[OWNER]["best_round"]
+            best = reports[OWNER].best_round
             checkpoints.commit(federation.owner_folder, Progress(number, best))
         return federation
 
@@ -534,7 +534,7 @@ def test_a_hospital_that_has_stopped_hides_nobody(monkeypatch, tmp_path):
     reports, _ = federation.train_round(1)
     sets = {purpose: hospitals for purpose, _, hospitals in runs.revealed}
     assert sets["update"] == set(runs.names[5:]) and sets["validation"] == set(runs.names)
-    assert reports[OWNER]["samples"] == sum(reports[name]["samples"] for name in runs.names[5:])
+    assert reports[OWNER].samples == sum(reports[name].samples for name in runs.names[5:])
     for name in runs.names:
         assert_same(at(federation, name).variables["params"],
                     at(federation, runs.names[0]).variables["params"])  # fmt: skip

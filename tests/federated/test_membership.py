@@ -65,7 +65,7 @@ def trained(federation):
                 if error is failure:
                     raise
                 failure = error
-        best = reports[OWNER]["best_round"]
+        best = reports[OWNER].best_round
         checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
     return [line for line in told if line]
 

@@ -24,6 +24,7 @@ from primia_jax.federated import (
     privacy,
     privacy_statement,
     private_training,
+    records,
     sealing,
 )
 from primia_jax.federated.accounting import Release
@@ -144,13 +145,13 @@ def test_a_training_charges_what_it_releases(tmp_path, mode):
         charged = charged[1:]
     assert charged == expected and len({entry.split for entry in charged}) == 1
     for report in reports:
-        cost = [report["hospital_0"][key] for key in ("epsilon", "epsilon_rdp")]
+        cost = report["hospital_0"].epsilon, report["hospital_0"].epsilon_rdp
         assert 0 < cost[0] < cost[1]
-        assert report["hospital_0"]["loss"] is report["hospital_0"]["validation_loss"] is None
-    assert reports[0]["hospital_0"]["epsilon"] < reports[1]["hospital_0"]["epsilon"]
-    lines = [{"site": "hospital_0", "round": 2, **reports[1]["hospital_0"]}]
+        assert report["hospital_0"].loss is report["hospital_0"].validation_loss is None
+    assert reports[0]["hospital_0"].epsilon < reports[1]["hospital_0"].epsilon
+    lines = [{"site": "hospital_0", "round": 2, **reports[1]["hospital_0"].line()}]
     stated = privacy_statement.statement(federation.config, lines, tmp_path / "elsewhere")
-    assert stated["epsilon"]["pld"] == reports[1]["hospital_0"]["epsilon"]
+    assert stated["epsilon"]["pld"] == reports[1]["hospital_0"].epsilon
     assert stated["covered"] and stated["not_covered"] and json.dumps(stated)
     assert f"{stated['epsilon']['pld']:.3f} (PLD)" in privacy_statement.headline(stated)
     weights = federation.driver.states[OWNER].vectors.params
@@ -165,7 +166,7 @@ def test_a_training_can_protect_patients(tmp_path):
     state = federation.driver.states["hospital_0"]
     n, n_validation = (len(set(data.patients)) for data in (state.train, state.validation))
     assert n < len(state.train)
-    assert report["hospital_0"]["samples"] == n == state.size
+    assert report["hospital_0"].samples == n == state.size
     release = state.guarantee.mechanisms.training
     assert release.sampling_rate == 4 / n and release.steps == 2
     charged = entries(tmp_path)
@@ -176,10 +177,11 @@ def test_a_training_can_protect_patients(tmp_path):
     assert len(state.guarantee.validation) == n_validation
     stated = privacy_statement.statement(federation.config, [], tmp_path)
     assert stated["unit"] == "one patient" and "all images of one patient" in stated["neighbouring"]
-    assert stated["epsilon"]["pld"] == report["hospital_0"]["epsilon"]
+    assert stated["epsilon"]["pld"] == report["hospital_0"].epsilon
     assert not any("patients of several images" in text for text in stated["not_covered"])
     planned = privacy.planned_report(federation.config, state.guarantee)
-    opening = privacy_statement.opening(federation.config, {"hospital_0": {"privacy": planned}})
+    report = records.SiteSetUp(n, n_validation, **planned)
+    opening = privacy_statement.opening(federation.config, {"hospital_0": report})
     assert "whole patients" in opening[0] and "count patients" in opening[1]
 
 
@@ -194,7 +196,7 @@ def test_a_hospital_whose_training_diverges_is_not_told_from_the_others(
         "privacy": {"mode": "client", "budget": 100.0},
     }
     (report,) = train(start(tmp_path, **changes), rounds=1)
-    assert set(report["hospital_1"]) == set(report["hospital_0"])
+    assert report["hospital_1"].line().keys() == report["hospital_0"].line().keys()
     assert [entry.about for entry in entries(tmp_path, "hospital_1")] == [
         {"round": 1, "what": "update"}, {"round": 1, "what": "confusion matrix"},
     ]  # fmt: skip
@@ -283,7 +285,7 @@ def test_a_revealed_round_is_charged_once(tmp_path, mode):
     charged = entries(tmp_path)
     second = start(tmp_path, **changes)
     reports = train(second, first=1, rounds=2)
-    assert entries(tmp_path) == charged and reports[0]["hospital_0"]["steps"] == 0
+    assert entries(tmp_path) == charged and reports[0]["hospital_0"].steps == 0
     tiny.assert_same(tiny.model(second).params, tiny.model(first).params)
 
 
@@ -299,14 +301,14 @@ def test_resuming_goes_on_with_the_ledger_and_the_statistics(tmp_path):
     assert entries(tmp_path)[:3] == before and len(entries(tmp_path)) == 5
     assert second.driver.states["hospital_0"].statistics.mean == known.mean
     spent = Ledger(tmp_path / "sites" / "hospital_0" / FILE, 1e9, 1e-5, "").spent()
-    assert reports[-1]["hospital_0"]["epsilon"] == spent.pld
+    assert reports[-1]["hospital_0"].epsilon == spent.pld
 
 
 def test_the_round_that_would_exceed_the_budget_is_refused(tmp_path, monkeypatch):
     """Before its first step; what was trained stays and is committed."""
     own = {"noise_multiplier": 3.0, "validation": "none", "statistics_noise": 0.0}
     one = start(tmp_path / "a", privacy={**own, "budget": 100.0})
-    cost = [r["hospital_0"]["epsilon"] for r in train(one)]
+    cost = [r["hospital_0"].epsilon for r in train(one)]
     budget = (cost[0] + cost[1]) / 2
     federation = start(tmp_path / "b", privacy={**own, "budget": budget})
     train(federation, rounds=1)
@@ -320,7 +322,7 @@ def test_the_round_that_would_exceed_the_budget_is_refused(tmp_path, monkeypatch
 def test_runs_that_share_a_ledger_share_a_budget(tmp_path):
     shared = {"ledger": str(tmp_path / "ledgers"), "budget": 6.0}
     first = start(tmp_path / "a", privacy=shared)
-    spent = train(first)[-1]["hospital_0"]["epsilon"]
+    spent = train(first)[-1]["hospital_0"].epsilon
     assert not (tmp_path / "a" / "sites" / "hospital_0" / FILE).exists()
     second = start(tmp_path / "b", privacy={**shared, "budget": spent + 0.01})
     with pytest.raises(BudgetError, match="ledgers/hospital_"):
@@ -357,8 +359,8 @@ def test_without_confusion_matrices_the_last_model_is_the_best(tmp_path):
         tmp_path, privacy={"validation": "none", "statistics_noise": 0.0, "budget": 100.0}
     )
     reports = train(federation)
-    assert [report[OWNER]["best_round"] for report in reports] == [1, 2]
-    assert reports[0][OWNER]["validation"] is None
+    assert [report[OWNER].best_round for report in reports] == [1, 2]
+    assert reports[0][OWNER].validation is None
     assert {entry.about["what"] for entry in entries(tmp_path)} == {"update"}
     statistics = federation.driver.states["hospital_1"].statistics
     assert (statistics.mean, statistics.std) == (0.5, 0.25) and set(statistics.class_weights) == {1}
@@ -367,9 +369,9 @@ def test_without_confusion_matrices_the_last_model_is_the_best(tmp_path):
 def test_exact_confusion_matrices_are_named_as_not_covered(tmp_path):
     federation = start(tmp_path, privacy={"validation": "exact", "budget": 100.0})
     (report,) = train(federation, rounds=1)
-    assert report["hospital_0"]["validation_loss"] is not None
+    assert report["hospital_0"].validation_loss is not None
     images = sum(len(federation.driver.states[h].validation) for h in federation.hospitals)
-    assert report[OWNER]["validation"]["n"] == images
+    assert report[OWNER].validation.n == images
     stated = privacy_statement.statement(federation.config, [], tmp_path)
     assert any("confusion matrices" in text for text in stated["not_covered"])
 
@@ -530,6 +532,19 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     assert found.std == pytest.approx(pixels.std(), abs=1e-3)
     counts = data.class_counts()
     np.testing.assert_allclose(found.class_weights, counts.sum() / (3 * counts), rtol=1e-6)
+
+
+def test_padding_has_no_part_in_noised_statistics():
+    """An image in a padded frame counts as much as the image; one that is all padding as grey."""
+    inner = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    framed, padding = np.zeros((3, 12, 12, 1), np.uint8), np.ones((3, 12, 12), bool)
+    framed[:, 2:10, 2:10], padding[:, 2:10, 2:10] = inner, False
+    padding[2] = True
+    sets = [types.SimpleNamespace(images=inner, padding=None)]
+    sets.append(types.SimpleNamespace(images=framed, padding=padding))
+    plain, padded = map(privacy._pixel_moments, sets)
+    np.testing.assert_allclose(padded[:2], plain[:2], rtol=1e-12)
+    np.testing.assert_array_equal(padded[2], 0)
 
 
 def released(monkeypatch, config, folder, data, validation, score):

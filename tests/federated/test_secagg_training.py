@@ -122,10 +122,10 @@ def test_a_round_goes_on_without_one_that_vanishes(federation, stage):
     assert set(reports) == {OWNER, *others}
     masked = stage in (secagg.AGREE, secagg.UNMASK)  # its input was there by then
     summed = HOSPITALS if masked else others
-    assert reports[OWNER]["samples"] == samples(federation, summed)
+    assert reports[OWNER].samples == samples(federation, summed)
     # It comes back with the model of the others, and is in the next round's sum.
     reports, trace = federation.train_round(2)
-    assert trace.lost == {} and reports[OWNER]["samples"] == samples(federation)
+    assert trace.lost == {} and reports[OWNER].samples == samples(federation)
     first, third = (
         variables.to_vectors(driver.states[name].variables).params
         for name in ("hospital_0", "hospital_2")
@@ -168,4 +168,4 @@ def test_the_judging_of_a_model_goes_on_too(federation):
     federation.driver = driver.with_faults(Vanish("hospital_1", 2, stage=secagg.ADVERTISE))
     reports, trace = federation.train_round(1)
     assert set(trace.lost) == {"hospital_1"}
-    assert reports[OWNER]["samples"] == samples(federation)
+    assert reports[OWNER].samples == samples(federation)

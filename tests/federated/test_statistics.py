@@ -9,7 +9,7 @@ from primia_jax.federated import statistics
 from primia_jax.federated.aggregation import Total
 
 
-def dataset(images, labels):
+def dataset(images, labels, padding=None):
     n = len(labels)
     return Dataset(
         images=images,
@@ -18,6 +18,7 @@ def dataset(images, labels):
         patients=np.arange(n).astype(str),
         sites=np.full(n, "h"),
         class_names=("a", "b", "c"),
+        padding=padding,
     )
 
 
@@ -40,6 +41,40 @@ def test_pooled_over_sites_of_different_size_and_brightness(dtype):
     everything = np.concatenate(sites).astype(np.float64) / top
     assert pooled.mean == pytest.approx(everything.mean(), abs=2**-17 + 1e-7)
     assert pooled.std == pytest.approx(everything.std(), abs=2**-17 + 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_padding_does_not_count(dtype):
+    """Sites with padding of any extent give the statistics of the pixels inside, all alike."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, np.iinfo(dtype).max, (30, 8, 8, 1)).astype(dtype)
+    padding = rng.random((30, 8, 8)) < np.linspace(0, 1, 30)[:, None, None]
+    images[padding] = 0
+    labels, parts = np.arange(30) % 3, []
+    for at in (slice(0, 5), slice(5, 25), slice(25, 30)):
+        parts.append(statistics.contribution(dataset(images[at], labels[at], padding[at])))
+    pooled = statistics.pooled(add(parts), ("a", "b", "c"), True)
+    inside = images[~padding] / np.iinfo(dtype).max
+    assert pooled.mean == pytest.approx(inside.mean(), abs=2**-17 + 1e-7)
+    assert pooled.std == pytest.approx(inside.std(), abs=2**-17 + 1e-7)
+
+
+def test_without_padding_no_bit_changes():
+    """The share of the pixels that count is exactly one, in each contribution and in their mean."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), dtype=np.uint8)
+    whole = statistics.pixel_moments(images)
+    assert whole == statistics.pixel_moments(images, np.zeros((7, 8, 8), bool)) and whole.share == 1
+    parts = [
+        statistics.contribution(dataset(images[:n], np.arange(n) % 3)) for n in (3, 5, 6, 7, 7)
+    ]
+    assert add(parts).mean()[0][2] == 1
+
+
+def test_nothing_but_padding_is_an_error():
+    images, padding = np.zeros((3, 4, 4, 1), np.uint8), np.ones((3, 4, 4), bool)
+    total = add([statistics.contribution(dataset(images, [0, 1, 2], padding))])
+    with pytest.raises(DataError, match="padding"):
+        statistics.pooled(total, ("a", "b", "c"), True)
 
 
 def test_class_weights_have_mean_one_over_the_records():

@@ -5,7 +5,7 @@ import numpy as np
 
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import make_plan
-from primia_jax.federated import checkpoints
+from primia_jax.federated import checkpoints, records
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.runtime import LocalDriver
@@ -36,8 +36,10 @@ def config_with(base=TINY, **changes):
 def start(workdir, base=TINY, **changes):
     config = config_with(base, **changes)
     plan = make_plan(config)
-    driver = LocalDriver(party_makers(config, plan))
-    return Federation(driver, config, tuple(s.site for s in plan.sites), workdir)
+    names = tuple(site.site for site in plan.sites)
+    check = records.check(plan.class_names, names)
+    driver = LocalDriver(party_makers(config, plan), check_report=check)
+    return Federation(driver, config, names, workdir)
 
 
 def train(federation, first=0, rounds=None, save=False):
@@ -48,7 +50,7 @@ def train(federation, first=0, rounds=None, save=False):
         reports.append(federation.train_round(number)[0])
         if save:
             federation.save(number)
-            best = reports[-1][OWNER]["best_round"]
+            best = reports[-1][OWNER].best_round
             checkpoints.commit(federation.owner_folder, checkpoints.Progress(number, best))
     return reports
 

@@ -32,7 +32,11 @@ def test_sums_of_shares_open_the_sum_of_secrets(n, length, seed, kind):
     totals = []
     for i in range(n):
         own = sharing.own_share(secrets[i].copy(), [seeds[i][j] for j in range(n) if j != i])
-        totals.append(sharing.sum_of_shares(own, [seeds[j][i] for j in range(n) if j != i]))
+        received = [seeds[j][i] for j in range(n) if j != i]
+        totals.append(sharing.sum_of_shares(own, received))
+        dealt = [seeds[i][j] for j in range(n) if j != i]
+        at_once = sharing.own_share(secrets[i].copy(), dealt, received)
+        np.testing.assert_array_equal(at_once, totals[-1])
     expected = secrets.sum(axis=0, dtype=kind)
     np.testing.assert_array_equal(sharing.reconstruct(totals), expected)
 

@@ -87,7 +87,7 @@ def films(size: int, n_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Phantom radiographs in [0, 1]: for calibration [m s s 1], and others [n s s 1]."""
     config = PhantomConfig(n_train=_CALIBRATION_IMAGES, n_test=n_images)
     catalogue = phantom.catalogue(config, hospitals=1, seed=seed)
-    pixels = np.stack([catalogue.read(i, size) for i in range(len(catalogue.names))])
+    pixels = np.stack([catalogue.read(i, size).pixels for i in range(len(catalogue.names))])
     unit = pixels[..., None].astype(np.float32) / 255
     held_out = catalogue.splits == "test"
     return unit[~held_out], unit[held_out]

@@ -1,0 +1,151 @@
+"""Records that the parties of a training or a federated evaluation report to its operator.
+
+All of their fields are public; docs/security.md lists them. `check` is what the process of each
+party lets out.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from primia_jax.core.records import Name, Only, Record, Text
+from primia_jax.federated.aggregation import OWNER
+
+_Fingerprint = Annotated[str, Text(r"[0-9a-f]{4}(-[0-9a-f]{4}){9}")]
+_Process = Annotated[str, Text(r"[A-Za-z0-9._-]{1,255}:[0-9]{1,10}")]  # HOST:PID
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Record):
+    """Public key of a hospital."""
+
+    fingerprint: _Fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteSetUp(Record):
+    """A hospital after set-up; with differential privacy its noise, and ε after all rounds."""
+
+    samples: int
+    validation_samples: int
+    noise_multiplier: float | None = None
+    planned_epsilon: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored(Record):
+    """A hospital that goes on from a checkpoint."""
+
+    stopped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRound(Record):
+    """A hospital after a round. With differential privacy exact losses and scores are None."""
+
+    loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    samples: int
+    steps: int
+    learning_rate: float
+    stopped: bool
+    rss_bytes: int
+    process: _Process
+    epsilon: float | None = None
+    epsilon_rdp: float | None = None
+
+    def line(self) -> dict[str, Any]:
+        """The fields as rounds.jsonl has them: ε only where it was spent."""
+        return _without_none(self, "epsilon", "epsilon_rdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled(Record):
+    """The model owner has the pooled statistics already, or not."""
+
+    known: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnerSetUp(Record):
+    """Pooled statistics of all hospitals; counts only where they were just summed exactly."""
+
+    mean: float
+    std: float
+    class_counts: tuple[int, ...] | None = None
+    samples: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnerRestored(Record):
+    """The model owner after `--resume`, with the last round that each hospital saved its own of."""
+
+    saved: dict[Name, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Revealed(Record):
+    """The hospitals in the sums of a round that were revealed; None: not revealed."""
+
+    update: tuple[Name, ...] | None
+    validation: tuple[Name, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(Record):
+    """Scores from one confusion matrix (`evaluation.metrics.metrics_from_confusion`)."""
+
+    n: int
+    accuracy: float | None
+    mcc: float
+    kappa: float
+    sensitivity: dict[Name, float | None]
+    specificity: dict[Name, float | None]
+    confusion: tuple[tuple[int, ...], ...]
+    loss: float | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> "Scores":
+        """The record of what `metrics_from_confusion` gives, and the loss if there is one."""
+        rows = tuple(tuple(row) for row in metrics["confusion"])
+        return cls(**{**metrics, "confusion": rows})
+
+    def metrics(self) -> dict[str, Any]:
+        """The inverse of `of`."""
+        rows = [list(row) for row in self.confusion]
+        return {**_without_none(self, "loss"), "confusion": rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSummary(Record):
+    """A round of all hospitals together."""
+
+    validation: Scores | None
+    best_round: int
+    samples: int | None
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Record):
+    """Scores of a finished model, and of its personalised form if there is one."""
+
+    models: tuple[Scores, ...]
+
+
+HOSPITAL = (Identity, SiteSetUp, Restored, SiteRound, Evaluation)
+MODEL_OWNER = (Pooled, OwnerSetUp, OwnerRestored, Revealed, RoundSummary, Evaluation)
+
+
+def check(class_names: Sequence[str], hospitals: Iterable[str]) -> Only:
+    """The check of all reports of a training or an evaluation."""
+    names = tuple(hospitals)
+    kinds = {**dict.fromkeys(names, HOSPITAL), OWNER: MODEL_OWNER}
+    return Only(kinds, frozenset((*class_names, *names)))
+
+
+def _without_none(record: Record, *names: str) -> dict[str, Any]:
+    """The fields of a record, those in `names` only where they are not None."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {k: v for k, v in fields.items() if v is not None or k not in names}
