@@ -26,7 +26,8 @@ from primia_jax.mpc.gates import GateSpec
 from primia_jax.mpc.linear import Evaluator, quantised, whole_factor
 from primia_jax.mpc.plan import Constant, Gate, Node, Plan, Private, Source, has_private, operands
 from primia_jax.mpc.plan import Scale as ScaleNode
-from primia_jax.mpc.scaling import Overflow, Ranges, Scaling, natural_unit, weight_room
+from primia_jax.mpc.scaling import Overflow, Ranges, Scaling, weight_room
+from primia_jax.mpc.units import exact_weight_bits, natural_unit
 
 VERSION = 2  # of keys and messages
 _FEWEST_BITS = 7  # of weights, below which results are coarse
@@ -204,10 +205,7 @@ class Circuit:
 
     def weight_bits(self, product: Product) -> int:
         """Signed bits of the quantised weights: as many as one exact float64 product takes."""
-        if self.n_bits > 32:
-            return 16
-        room = bilinear.FLOAT64.accumulator_bits + 2 - self.n_bits
-        return max(6, min(16, room - math.ceil(math.log2(product[0].product.depth))))
+        return exact_weight_bits(self.n_bits, product[0].product.depth)
 
     def owner_plan(self, product: Product) -> bilinear.LimbPlan:
         """Masked words times quantised weights."""

@@ -24,7 +24,7 @@ from primia_jax.mpc.plan import (
     Source,
     reachable,
 )
-from primia_jax.mpc.scaling import natural_unit
+from primia_jax.mpc.units import natural_unit
 
 Pair = tuple[Any, Any]  # words without and with weights; None where nothing came
 

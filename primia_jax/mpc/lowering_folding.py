@@ -82,7 +82,7 @@ def _folded_public(nodes: Nodes, rescale: Rescale, node: Public, factor: Weight)
         if found is None:
             return None
         parts.append(found)
-    return nodes.public_node(parts, node.apply, node.shape, moves)
+    return nodes.public_node(parts, node.apply, node.shape, moves, node.terms)
 
 
 def terms(nodes: Nodes, node: Node, allowed: frozenset[int]) -> Terms | None:
@@ -111,7 +111,7 @@ def terms(nodes: Nodes, node: Node, allowed: frozenset[int]) -> Terms | None:
     found = terms(nodes, node.operands[0], inner)
     return found and [
         (
-            nodes.public_node([term], node.apply, node.shape, moves),
+            nodes.public_node([term], node.apply, node.shape, moves, node.terms),
             f and weights.moved(f, back, len(node.shape)),
         )
         for term, f in found

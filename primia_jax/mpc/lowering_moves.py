@@ -6,6 +6,7 @@ several. Known operands broadcast as in JAX.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -247,6 +248,7 @@ def _reduce_sum(context: Context, params: Mapping[str, Any], a: Affine) -> Affin
         lambda x: jnp.sum(x, axes, dtype=x.dtype),
         context.shape,
         Moves(dict(enumerate(left))),
+        math.prod(a.shape[axis] for axis in axes),
     )
 
 
@@ -287,7 +289,8 @@ def reduce_window_sum(context: Context, params: Mapping[str, Any], a: Affine) ->
         return x
 
     kept = {window.axis: window.axis for window in over if window.is_trivial}
-    return context.builder.public([a], apply, shape, Moves(kept))
+    terms = math.prod(window.size for window in over)
+    return context.builder.public([a], apply, shape, Moves(kept), terms)
 
 
 MOVES: dict[str, Rule] = {

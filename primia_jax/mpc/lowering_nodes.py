@@ -97,9 +97,10 @@ class Nodes:
         apply: Callable[..., Any],
         shape: Sequence[int],
         moves: Moves = Moves(),
+        terms: int = 1,
     ) -> Affine:
-        """A linear map with coefficients 0, 1 and −1."""
-        node = self.public_node([part.node for part in parts], apply, tuple(shape), moves)
+        """A linear map with coefficients 0, 1 and −1; see `Public` for `terms`."""
+        node = self.public_node([part.node for part in parts], apply, tuple(shape), moves, terms)
         if all(part.constant is None for part in parts):
             return Affine(node)
         constants = [
@@ -115,10 +116,15 @@ class Nodes:
         return Affine(node, weights.derived(constant, constants, shape, range(len(shape))))
 
     def public_node(
-        self, parts: Sequence[Node], apply: Callable[..., Any], shape: Shape, moves: Moves
+        self,
+        parts: Sequence[Node],
+        apply: Callable[..., Any],
+        shape: Shape,
+        moves: Moves,
+        terms: int = 1,
     ) -> Node:
         """A public map of nodes."""
-        node = self.new(Public(tuple(parts), apply, shape))
+        node = self.new(Public(tuple(parts), apply, shape, terms))
         self.moves[node] = moves
         return node
 

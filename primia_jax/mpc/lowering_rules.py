@@ -115,7 +115,7 @@ def _dot_general(context: Context, params: Mapping[str, Any], a: Any, b: Any) ->
             return how.product.apply(x, jnp.asarray(signs).astype(jnp.int32).astype(x.dtype))
 
         apply = Signed(functools.partial(by, signs), functools.partial(by, np.abs(signs)))
-        return context.builder.public([x], apply, context.shape)
+        return context.builder.public([x], apply, context.shape, terms=how.product.depth)
 
     return context.builder.sum_by_size(w, with_signs)
 

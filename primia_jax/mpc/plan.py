@@ -93,11 +93,13 @@ class Public:
       apply: function of the operands' arrays; works in floats and in any ring. `Signed` where
         coefficients may be −1.
       shape: of the result.
+      terms: elements of one operand that one element of the result adds up, at most.
     """
 
     operands: tuple["Node", ...]
     apply: Callable[..., jax.Array]
     shape: Shape
+    terms: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,30 +28,14 @@ from typing import NamedTuple
 
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ConfigError
-from primia_jax.mpc.plan import (
-    Add,
-    Gate,
-    Node,
-    Plan,
-    Private,
-    Public,
-    Scale,
-    Source,
-    has_private,
-    operands,
-    reachable,
-)
+from primia_jax.mpc import precision
+from primia_jax.mpc.plan import Gate, Node, Plan, Private, Source, has_private
+from primia_jax.mpc.units import ROUNDING, Path, bypasses, natural_unit, private_parts
 
 OUTPUT_HEADROOM = 4
 _DETECTED_BITS = 24  # of the ring, for operand and weights, before a gate gets headroom
 _FEWEST_WEIGHT_BITS = 8  # of the ring, beside the effective width
-_WEIGHT_BITS = 10  # wanted for the weights of a product
-_BETTER_BITS = 12  # wanted for weights as long as sources keep as many
-_NARROWEST = 6  # effective width of a source that drops more bits for that
-_PASSES = 8
-_FINER_BITS = 10
 _FACTORS_TRIED = 1000
-_ROUNDING = 1e-3
 _MOST_ROUNDING = 5e-3  # beyond which a gate rather has less headroom
 _ROUNDING_BITS = 1e-9  # of float64, in logarithms of units
 
@@ -190,16 +174,20 @@ def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
             f"effective_bits = {width}"
         )
 
-    narrower: dict[Source, int] = {}
-    for _ in range(_PASSES):
+    roots = [root for root in plan.roots() if not has_private(root)]
+    sums = [bypasses(node) for node in [*(p.operand for p in plan.products()), *roots]]
+
+    def scaling_of(narrower: Mapping[Source, int]) -> Scaling:
         scaling = _choose(plan, ranges, config, narrower, even=False)
-        if not _adds_evenly(plan, scaling):
-            scaling = _choose(plan, ranges, config, narrower, even=True)
-        wanted = _too_wide(plan, scaling, ranges, config)
-        if config.frac_bits or all(narrower.get(s, 0) >= bits for s, bits in wanted.items()):
-            break
-        narrower |= wanted
-    return scaling
+        if _adds_evenly(sums, scaling.units(plan)):
+            return scaling
+        return _choose(plan, ranges, config, narrower, even=True)
+
+    if config.frac_bits:
+        return scaling_of({})
+    model = precision.Model(plan, ranges, n_bits)
+    most = max(0, width - max(precision.NARROWEST, config.sign_slack_bits + 2))
+    return scaling_of(precision.best_narrowing(model, plan, scaling_of, most))
 
 
 def most_headroom(config: MpcConfig) -> int:
@@ -225,8 +213,9 @@ def weight_room(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig)
     lost_bits = dict.fromkeys(plan.products(), 0.0)  # to headroom, and by coarser units
     roots = [*(gate.operand for gate in plan.gates), *plan.outputs]
     for root, spare in zip(roots, scaling.headroom):
-        for node, factor in _private_parts(root):
-            lost_bits[node] = max(lost_bits[node], spare - math.log2(abs(factor)))
+        for part in private_parts(root):
+            lost = spare - math.log2(abs(part.factor))
+            lost_bits[part.product] = max(lost_bits[part.product], lost)
     found = []
     for reached, (node, lost) in zip(ranges.products, lost_bits.items()):
         unit = natural_unit(node.operand, units)
@@ -235,36 +224,10 @@ def weight_room(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig)
     return found
 
 
-def _too_wide(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig) -> dict[Source, int]:
-    """By how many bits sources should be narrower than the effective width.
-
-    Halfway between what the products that read a source would like, where they differ.
-    """
-    units, most = scaling.units(plan), config.effective_bits - _NARROWEST
-    widths = {gate.out: scale.width for gate, scale in zip(plan.gates, scaling.gates)}
-    widths[plan.image] = scaling.image_width
-    wanted: dict[Source, list[int]] = {}
-    enough = min(_WEIGHT_BITS, config.ring_bits - config.effective_bits)
-    better = min(_BETTER_BITS, config.ring_bits - config.effective_bits)
-    for node, bits in zip(plan.products(), weight_room(plan, scaling, ranges, config)):
-        terms = [(units[s] / abs(factor), s) for s, factor in bypasses(node.operand)]
-        finest = max((term for term, _ in terms), default=0.0)
-        for term, source in terms:
-            if 2 * term > finest:
-                narrower = config.effective_bits - widths[source]
-                short = min(narrower + math.ceil(enough - bits - _ROUNDING), most)
-                fair = min(
-                    narrower + math.ceil(better - bits - _ROUNDING),
-                    config.effective_bits - _BETTER_BITS,
-                )
-                wanted.setdefault(source, []).append(max(short, fair, 0))
-    return {s: (max(bits) + min(bits) + 1) // 2 for s, bits in wanted.items() if any(bits)}
-
-
 def _choose(
     plan: Plan, ranges: Ranges, config: MpcConfig, narrower: Mapping[Source, int], even: bool
 ) -> Scaling:
-    """See `choose`; `even` makes all units powers of two, but for factors in bypasses.
+    """See `choose`; with `even`, units of what is added up differ by powers of two.
 
     `narrower` tells by how many bits sources shall be narrower than the effective width.
     """
@@ -278,7 +241,8 @@ def _choose(
 
     image_width = width_of(plan.image)
     image_unit = 2.0 ** (image_width - 1) / room(ranges.image)
-    units = {plan.image: _power_of_two(image_unit) if even else image_unit}
+    even_factors = _even_factors(plan) if even else {}
+    units = {plan.image: _evened(image_unit, even_factors.get(plan.image))}
     scales: dict[Gate, GateScale] = {}
     spread = dict(zip(plan.gates, ranges.spreads))
     shared = _shared_products(plan)
@@ -299,7 +263,7 @@ def _choose(
                     if config.frac_bits:
                         most = config.frac_bits + n_bits - config.effective_bits - granted
                         wanted = min(wanted, 2.0**most)
-                    unit = _whole_factors(roots, units, wanted, even)
+                    unit = _whole_factors(roots, units, wanted, even_factors.get(gate.out))
                     if _worst_rounding(roots, units, unit) <= _MOST_ROUNDING:
                         break
                 beyond |= {g: min(beyond[g], granted) for g in together}
@@ -309,6 +273,8 @@ def _choose(
                 width = width_of(member.out)
                 spare = 1 if member.kind == "relu" else 2
                 bits = math.log2(room(reached[member]) * unit) - _ROUNDING_BITS
+                if not has_private(member.operand):  # its words have the bits that they have
+                    width = min(width, max(math.ceil(bits) + spare, precision.NARROWEST))
                 dropped = math.ceil(bits) - (width - spare)
                 if config.frac_bits and unit > 2.0**config.frac_bits:
                     dropped = round(math.log2(unit)) - config.frac_bits
@@ -324,8 +290,8 @@ def _choose(
         largest = 2.0 ** (n_bits - 1 - bits) / room(value)
         if not has_private(node) and bypasses(node):
             largest = min(largest, natural_unit(node, units))
-        if _worst_rounding([node], units, largest) > _ROUNDING:
-            largest = _whole_factors([node], units, largest, False)
+        if _worst_rounding([node], units, largest) > ROUNDING:
+            largest = _whole_factors([node], units, largest)
         outputs.append(largest)
     gate_scales = tuple(scales[gate] for gate in plan.gates)
     reach = zip(ranges.outputs, outputs)
@@ -353,32 +319,29 @@ def _shared_products(plan: Plan) -> dict[Gate, list[Gate]]:
     readers: dict[tuple[Private, float], list[Gate]] = {}
     for gate in plan.gates:
         group = [gate]
-        for part in _private_parts(gate.operand):
-            for other in readers.get(part, []):
+        for node, factor, _ in private_parts(gate.operand):
+            for other in readers.get((node, factor), []):
                 group += [g for g in groups[other] if g not in group]
-            readers.setdefault(part, []).append(gate)
+            readers.setdefault((node, factor), []).append(gate)
         for member in group:
             groups[member] = group
     return groups
 
 
-def natural_unit(node: Node, units: Mapping[Source, float]) -> float:
-    """The unit that a value free of weights has by itself: that of its finest source.
+def _even_factors(plan: Plan) -> dict[Source, float]:
+    """The factor by which each source is added to others: its unit is that, times a power of two.
 
-    Where the units of several sources have ratios that are not whole, a finer one, in which
-    rounding the factors changes nothing by more than a thousandth.
+    So sources of other factors, as the 1/9 of an average pool, still agree on a unit.
     """
-    terms = {units[source] / abs(factor) for source, factor in bypasses(node)}
-    finest = max(terms, default=1.0)
-    for extra in range(_FINER_BITS):
-        ratios = [finest * 2.0**extra / term for term in terms]
-        if all(abs(round(ratio) - ratio) <= _ROUNDING * ratio for ratio in ratios):
-            return finest * 2.0**extra
-    return finest * 2.0**_FINER_BITS
+    factors = dict.fromkeys([plan.image, *(gate.out for gate in plan.gates)], 1.0)
+    for node in reversed(plan.products()):  # the first reader decides
+        factors |= {path.source: abs(path.factor) for path in bypasses(node.operand)}
+    return factors
 
 
-def _power_of_two(value: float) -> float:
-    return 2.0 ** math.floor(math.log2(value))
+def _evened(value: float, factor: float | None) -> float:
+    """The largest power of two times `factor` up to `value`; `value` without a factor."""
+    return factor * 2.0 ** math.floor(math.log2(value / factor)) if factor else value
 
 
 def _worst_rounding(roots: Sequence[Node], units: Mapping[Source, float], unit: float) -> float:
@@ -392,25 +355,28 @@ def _rates(roots: Sequence[Node], units: Mapping[Source, float]) -> list[float]:
     return sorted(
         abs(factor) / units[source]
         for root in roots
-        for source, factor in bypasses(root)
+        for source, factor, _ in bypasses(root)
         if source in units  # gates of later levels may share the product
     )
 
 
 def _whole_factors(
-    roots: Sequence[Node], units: Mapping[Source, float], wanted: float, even: bool
+    roots: Sequence[Node],
+    units: Mapping[Source, float],
+    wanted: float,
+    even_factor: float | None = None,
 ) -> float:
     """The largest unit up to `wanted` in which bypasses of the weights have whole factors.
 
-    A little less than the largest where that suits several bypasses better. With `even`, factors
-    are powers of two.
+    A little less than the largest where that suits several bypasses better. With `even_factor`,
+    factors are powers of two, and without a bypass the unit over it.
     """
     rates = _rates(roots, units)
     if not rates or rates[0] * wanted < 1:  # without a factor, or for lack of bits in the ring
-        return _power_of_two(wanted) if even else wanted
+        return _evened(wanted, even_factor)
     largest = rates[0] * wanted
-    if even:
-        return _power_of_two(largest) / rates[0]
+    if even_factor:
+        return _evened(largest, 1.0) / rates[0]
 
     def worst(whole: int) -> float:
         factors = [whole * rate / rates[0] for rate in rates]
@@ -418,37 +384,14 @@ def _whole_factors(
 
     fewest = max(math.ceil(largest / 4), 1)
     tried = range(math.floor(largest), fewest - 1, -1)[:_FACTORS_TRIED]
-    best = next((whole for whole in tried if worst(whole) <= _ROUNDING), None)
+    best = next((whole for whole in tried if worst(whole) <= ROUNDING), None)
     return (best or min(tried, key=worst)) / rates[0]
 
 
-def _adds_evenly(plan: Plan, scaling: Scaling) -> bool:
-    """Whether sources that are added without weights have units whose ratios are powers of two."""
-    units = scaling.units(plan)
-    roots = [*(gate.operand for gate in plan.gates), *plan.outputs]
-    products = [node for node in reachable(roots) if isinstance(node, Private)]
-    for node in [p.operand for p in products] + [root for root in roots if not has_private(root)]:
-        logs = [math.log2(units[source] / abs(factor)) for source, factor in bypasses(node)]
+def _adds_evenly(sums: Sequence[Sequence[Path]], units: Mapping[Source, float]) -> bool:
+    """True if sources that are added without weights have units whose ratios are powers of two."""
+    for paths in sums:
+        logs = [math.log2(units[path.source] / abs(path.factor)) for path in paths]
         if any(abs(log - logs[0] - round(log - logs[0])) > _ROUNDING_BITS for log in logs):
             return False
     return True
-
-
-def bypasses(node: Node, factor: float = 1.0) -> list[tuple[Source, float]]:
-    """Sources whose path to `node` has no weights, with their factors."""
-    if isinstance(node, Source):
-        return [(node, factor)]
-    if isinstance(node, Scale):
-        return bypasses(node.operand, factor * node.factor)
-    if isinstance(node, (Public, Add)):
-        return [found for part in node.operands for found in bypasses(part, factor)]
-    return []
-
-
-def _private_parts(node: Node, factor: float = 1.0) -> list[tuple[Private, float]]:
-    """Private products that `node` is a sum of, with their factors."""
-    if isinstance(node, Private):
-        return [(node, factor)]
-    if isinstance(node, Scale):
-        return _private_parts(node.operand, factor * node.factor)
-    return [found for part in operands(node) for found in _private_parts(part, factor)]

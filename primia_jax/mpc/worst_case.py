@@ -19,7 +19,7 @@ import numpy as np
 
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.plan import Constant, Plan, Private, Public, Scale, Signed, Source, reachable
-from primia_jax.mpc.scaling import natural_unit
+from primia_jax.mpc.units import natural_unit
 
 _ROUNDING = 1.001  # of float32 sums, and of the words' last bits
 
