@@ -34,7 +34,6 @@ from primia_jax.mpc import bilinear, gates, inference, range_check
 from primia_jax.mpc.protocols import DATA_OWNER, MODEL_OWNER
 
 ROUNDING = 0.003
-SHORT = 0.012  # where headroom and one unit for several sources leave operand and weights few bits
 NOISE = 0.02
 
 
@@ -72,7 +71,7 @@ def error(found: Any, wanted: Any) -> float:
     return np.abs(flat - wanted_flat).max() / np.abs(wanted_flat).max()
 
 
-def check(apply_fn, params, shape, in_the_clear=True, rounding=ROUNDING, **settings):
+def check(apply_fn, params, shape, in_the_clear=True, **settings):
     """Encrypts a network and holds a run against fixed point in the clear and the network."""
     program = encrypted(apply_fn, params, shape, **settings)
     images = pictures(shape, seed=2)
@@ -81,7 +80,7 @@ def check(apply_fn, params, shape, in_the_clear=True, rounding=ROUNDING, **setti
     assert error(found, wanted) < NOISE
     if in_the_clear:
         clear = program.plaintext(images)
-        assert error(clear, wanted) < rounding
+        assert error(clear, wanted) < ROUNDING
         assert error(found, clear) < NOISE
     assert trace.round_trips == program.circuit.plan.n_levels + 1
     return program
@@ -171,7 +170,7 @@ def test_pooling_of_several_sizes_and_concatenation():
         ]
         return nn.Conv(2, (1, 1))(jnp.concatenate(pooled, -1))
 
-    check_module(body, rounding=SHORT)
+    check_module(body)
 
 
 def test_residual_block_before_activation():
@@ -217,7 +216,7 @@ def ranges_apart(x):
 )
 def test_long_words_leave_the_weights_their_bits(body, side):
     """Words of an average over 4096 pixels have 28 bits: the ring would leave the weights 4."""
-    program = check_module(body, (1, side, side, 1), rounding=SHORT)
+    program = check_module(body, (1, side, side, 1))
     scales = program.circuit.scaling
     widths = [scales.image_width, *(scale.width for scale in scales.gates)]
     assert min(widths) < program.config.effective_bits  # what is averaged may be coarser
