@@ -163,8 +163,11 @@ class Circuit:
 
     @property
     def detects(self) -> bool:
-        """True if every value out of range is detected, however far out it is."""
-        return len(self.checked_gates) == len(self.plan.gates) and not self.unproven
+        """True if every value out of range is detected, however far out it is.
+
+        Gates that are not checked are proven to stay in their range (`mpc.worst_case`).
+        """
+        return not self.unproven
 
     @property
     def output_limit(self) -> float:

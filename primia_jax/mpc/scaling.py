@@ -334,8 +334,10 @@ def _even_factors(plan: Plan) -> dict[Source, float]:
     So sources of other factors, as the 1/9 of an average pool, still agree on a unit.
     """
     factors = dict.fromkeys([plan.image, *(gate.out for gate in plan.gates)], 1.0)
-    for node in reversed(plan.products()):  # the first reader decides
-        factors |= {path.source: abs(path.factor) for path in bypasses(node.operand)}
+    for node in reversed(plan.products()):  # the first sum decides
+        paths = bypasses(node.operand)
+        if len(paths) > 1:
+            factors |= {path.source: abs(path.factor) for path in paths}
     return factors
 
 

@@ -47,7 +47,8 @@ def missing_headroom(circuit: Circuit, params: Any) -> tuple[int, ...]:
             lowest.append(-highest[-1])
         top = spec.truncated_bits + spec.width + spec.excess_bits - 1
         offset = 0.0 if spec.compares else 2.0 ** (spec.width - 2 + spec.truncated_bits)
-        limits.append((2.0**top - offset) / scale.unit)
+        # Without a check, every value has to lie within the range itself.
+        limits.append((2.0**top - offset) / scale.unit if spec.excess_bits else scale.limit)
     limits += [2.0 ** (n_bits - 1) / unit for unit in scales.outputs]
     reached = _worst(plan)(
         params, np.asarray(highest), np.asarray(lowest), _steps(circuit, plan.products())

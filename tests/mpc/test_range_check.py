@@ -259,6 +259,24 @@ def test_headroom_that_does_not_hold_the_worst_case_claims_nothing():
     assert program.out_of_range is None
 
 
+def test_a_layer_that_cannot_leave_its_range_needs_no_check():
+    """An image at the limit everywhere is computed correctly; nothing is unknown."""
+
+    def apply_fn(weight, x):
+        return jnp.maximum(x * weight, 0).sum((1, 2))
+
+    images = pictures(16)
+    program = inference.encrypt(apply_fn, np.float32([0.7]), images[:1], calibration=images)
+    circuit = program.circuit
+    assert circuit.checked_gates == () and circuit.detects
+    assert max(missing_headroom(circuit, np.float32([0.7]))) <= 0
+    extreme = np.full((1, 8, 8, 1), circuit.image_limit, np.float32)
+    extreme[:, ::2] *= -1
+    found, _ = program.run(extreme)
+    np.testing.assert_allclose(found, apply_fn(np.float32([0.7]), extreme), rtol=1e-3)
+    assert program.out_of_range == ()
+
+
 def test_a_diagnosis_says_what_is_known_of_its_range():
     of = functools.partial(fss.Diagnosis, ())
     assert (of(None).in_range, of(()).in_range, of(("relu",)).in_range) == (None, True, False)
