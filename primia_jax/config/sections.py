@@ -308,7 +308,7 @@ class MpcConfig:
         choices=(32, 64),
     )
     effective_bits: int = setting(
-        16, "k, signed bits that a layer's values fit after truncation", low=4, high=32
+        16, "k, signed bits that a layer's values take after truncation, at most", low=4, high=32
     )
     sign_slack_bits: int = setting(
         -1, "low bits of a value that its sign ignores (-1: by sign_tolerance)", low=-1, high=30

@@ -4,13 +4,11 @@ A word w of a value in unit u stands for w / u. A gate's operand has unit u; the
 so that what it puts out has unit u / 2^t, and must then fit k signed bits, the layer's *effective
 width*. Units are chosen from the ranges that the model owner observes on its own images, rounded up
 to powers of two, times a margin; where a skip connection bypasses the weights, so that the words'
-factor is whole. Where sources are added without weights, units are powers of two (but for factors
-such as the 1/9 of an average pool), so that they agree.
+factor is whole. Units of sources that are added without weights differ by powers of two, once
+multiplied by the factors with which they are added (such as the 1/9 of an average pool).
 
-A product of words x and w shares the ring between the two. Averages sum many words, so that x
-takes more bits than each word had, and one unit for sources of different ranges makes the words of
-the wider one long. Where w were left with fewer than `_WEIGHT_BITS`, the finest sources of x drop
-more bits, down to `_NARROWEST`; up to `_BETTER_BITS` for w, as long as x keeps as many.
+A product of words x and weights w shares the ring between the two. `mpc.precision` narrows the
+words where their bits serve the weights better: k is at most `config.mpc.effective_bits`.
 
 *Headroom* is what the ring holds beyond a gate's range: bits of a word above the effective width,
 by which a value out of range is detected (`mpc.range_check`) as long as it does not wrap in the
