@@ -20,7 +20,7 @@ import numpy as np
 from primia_jax.config import to_plain
 from primia_jax.config.sections import MpcConfig
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, gates, range_check, ring
+from primia_jax.mpc import bilinear, gates, range_check, ring, winograd
 from primia_jax.mpc.cost import Cost
 from primia_jax.mpc.gates import GateSpec
 from primia_jax.mpc.linear import Evaluator, quantised, whole_factor
@@ -267,8 +267,9 @@ class Circuit:
         kept).
 
         A source is a pair of shares, packed words [N] and words [N]; of a single share the second
-        is None. The messages are the bits of z + r that a gate needs, or an output masked, both
-        packed; the operands are z + r itself of the gates that are checked, which nobody is sent.
+        is None. Digits are a list, or a `winograd.Kernel`. The messages are the bits of z + r that
+        a gate needs, or an output masked, both packed; the operands are z + r itself of the gates
+        that are checked, which nobody is sent.
         """
         return self._once(("owner", level), lambda: self._make_owner_values(level))
 
@@ -288,7 +289,10 @@ class Circuit:
 
             def multiply(node: Private, unit: float, x: Any) -> Any:
                 i = at[node, unit]
-                words = bilinear.multiply(node.product, x, digits[i], plans[node, unit])
+                if isinstance(digits[i], winograd.Kernel):
+                    words = winograd.multiply(node.product, x, digits[i], self.n_bits)
+                else:
+                    words = bilinear.multiply(node.product, x, digits[i], plans[node, unit])
                 axis = node.product.out_channel_axis
                 shift = shifts[i]
                 return words << (shift if axis is None else _along(shift, axis, words.ndim))

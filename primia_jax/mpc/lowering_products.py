@@ -95,11 +95,27 @@ def convolution(
 
     depth = channels * math.prod(w_shape[axis] for axis in w_spatial)
     return Contraction(
-        Product(apply, depth, w_out, out_feature, split),
+        Product(apply, depth, w_out, out_feature, split, _pads_3x3(params, w_shape)),
         tuple(shape),
         {x_feature: w_in} if groups == 1 else {},
         {out_feature: w_out},
     )
+
+
+def _pads_3x3(params: Mapping[str, Any], w_shape: Sequence[int]) -> Any:
+    """`Product.pads_3x3` of a convolution."""
+    numbers = params["dimension_numbers"]
+    layouts = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
+    steps = (*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"])
+    pads = tuple((int(before), int(after)) for before, after in params["padding"])
+    plain = (
+        layouts == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+        and tuple(w_shape[:2]) == (3, 3)
+        and params["feature_group_count"] == 1
+        and all(step == 1 for step in steps)
+        and min(map(min, pads)) >= 0
+    )
+    return pads if plain else None
 
 
 def _is_small(params: Mapping[str, Any], shape: Sequence[int]) -> bool:

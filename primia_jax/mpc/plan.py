@@ -50,6 +50,8 @@ class Product:
       split: function of (x, w, n_parts) that gives pairs (x_i, w_i) with Σ_i apply(x_i, w_i) =
         apply(x, w), each of depth at most ceil(depth / n_parts) rounded up to whole input channels;
         None if the operation sums nothing (depth 1).
+      pads_3x3: padding (before, after) down and across, if the operation is a plain convolution
+        with a 3×3 kernel, stride 1 and channels last (NHWC, HWIO); None otherwise.
     """
 
     apply: Callable[..., jax.Array]
@@ -57,6 +59,7 @@ class Product:
     channel_axis: int | None
     out_channel_axis: int | None
     split: Callable[[Any, Any, int], Sequence[tuple[Any, Any]]] | None = None
+    pads_3x3: tuple[tuple[int, int], tuple[int, int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import bilinear, prg, ring
+from primia_jax.mpc import bilinear, prg, ring, winograd
 from primia_jax.mpc.circuit import Circuit
 from primia_jax.mpc.gates import Streams
 from primia_jax.mpc.key_store import KeyStore
@@ -57,7 +57,7 @@ class ModelOwner:
 
     Attributes:
       circuit: the network's public description.
-      weights: (digits, shift) of each product.
+      weights: (digits or `winograd.Kernel`, shift) of each product.
       words: the weights as ring words, until set-up; None afterwards.
       constants: words, of each segment.
       root: uint8 [32], from which B and its half of the keys are derived.
@@ -133,9 +133,10 @@ def model_owner(circuit: Circuit, params: Any, store: KeyStore | None = None) ->
     with ring.x64():
         prepared = []
         for product, (w, shift) in zip(circuit.products, weights):
-            digits = bilinear.weight_digits(jnp.asarray(w), circuit.owner_plan(product))
-            word = ring.word_type(circuit.n_bits)
-            prepared.append((digits, jnp.asarray(shift.astype(word))))
+            plan, word = circuit.owner_plan(product), ring.word_type(circuit.n_bits)
+            kernel = winograd.kernel(product[0].product, w, plan)
+            held = kernel or bilinear.weight_digits(jnp.asarray(w), plan)
+            prepared.append((held, jnp.asarray(shift.astype(word))))
         constants = tuple(
             tuple(jnp.asarray(words) for words in segment)
             for segment in circuit.constant_words(params)
