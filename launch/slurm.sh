@@ -39,6 +39,9 @@ unset RAY_AUTH_TOKEN RAY_ADDRESS
 # A port that follows from the job, so that two jobs on one node do not meet.
 port=$((20000 + SLURM_JOB_ID % 10000))
 address="${hosts[0]}:$port"
+# Ray's sockets ask for no token, so that they lie in a folder for its owner alone. It is made on each
+# node, and the job ends if the name is there already: somebody else could have made it.
+folder="/tmp/primia_jax-$SLURM_JOB_ID"
 # on HOST COMMAND...: a step of this job on one node, in the background.
 on() {
   local host="$1"
@@ -46,14 +49,23 @@ on() {
   srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" "$@" &
 }
 
-on "${hosts[0]}" ray start --head --block --port="$port" --num-cpus=0 --include-dashboard=false
+# node HOST ARGUMENTS...: a Ray node.
+node() {
+  local host="$1"
+  shift
+  # shellcheck disable=SC2016  # expanded on the node
+  on "$host" bash -c 'mkdir -m 700 "$0" && exec ray start --block "$@"' "$folder" "$@"
+}
+
+node "${hosts[0]}" --head --port="$port" --num-cpus=0 --include-dashboard=false \
+  --temp-dir="$folder"
 until ray status --address="$address" >/dev/null 2>&1; do
   kill -0 "$!" || { echo "slurm.sh: the head did not start" >&2; exit 1; }
   sleep 2
 done
 # Each node offers one CPU, whatever it has: one hospital lands on each.
 for host in "${hosts[@]:1}"; do
-  on "$host" ray start --block --address="$address" --num-cpus=1 --resources='{"hospital": 1}'
+  node "$host" --address="$address" --num-cpus=1 --resources='{"hospital": 1}'
 done
 waited=0
 until (($(ray status --address="$address" 2>/dev/null | grep -c '^ 1 node_') == ${#hosts[@]})); do

@@ -3,6 +3,11 @@
 An embedded cluster listens on the loopback interface and asks for a token that was made for it; a
 cluster that is joined must ask for a token too (`config.runtime.ray_auth`).
 
+Ray's processes of one machine speak through sockets in the session folder, without a token. Ray
+makes that folder with mode 0777. An embedded cluster keeps it in a private folder, removed at the
+end. Whoever starts a cluster to be joined must do the same (`ray start --temp-dir`); where it lies
+open on this machine, there is a warning.
+
 A token keeps strangers out. It protects nobody from another member: whoever may join can run code
 on every node as the user of its Ray processes, and read there what that user can read. A cluster is
 therefore one organisation, whatever parties run in it.
@@ -14,11 +19,15 @@ import logging
 import os
 import pathlib
 import secrets
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +44,10 @@ from primia_jax.errors import ClusterError
 _LOOPBACK = "127.0.0.1"
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _PROBE_S = 60.0
+_SHARED_TMP = "/tmp"
+# Linux allows 107 bytes to a socket's path. Ray adds "/session_DATE_TIME_PID/sockets/NAME": 63.
+_MAX_FOLDER_BYTES = 107 - 70
+_REMOVAL_S = 5.0
 # Asks a cluster for its name with a token that cannot be its own.
 _PROBE = """
 import sys
@@ -72,6 +85,7 @@ def cluster(address: str | None, auth: str = "token") -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if address:
             _join(address, auth)
+            _warn_if_open()
         else:
             stack.enter_context(_embedded())
         stack.callback(ray.shutdown)
@@ -83,9 +97,12 @@ def cluster(address: str | None, auth: str = "token") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _embedded() -> Iterator[None]:
-    """Starts a cluster on the loopback interface; its token lies in a folder of this user's."""
-    with tempfile.TemporaryDirectory(prefix="primia_jax-ray-") as folder:
-        path = pathlib.Path(folder) / "token"
+    """Starts a cluster on the loopback interface; its token and its session are this user's alone.
+
+    The session is Ray's folder of sockets, logs and spilled objects.
+    """
+    with _private_folder() as folder:
+        path = folder / "token"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         # Ray moves 127.0.0.1 to an address that others reach, unless it was told on import that
@@ -100,6 +117,7 @@ def _embedded() -> Iterator[None]:
                     include_dashboard=False,
                     num_cpus=max(2, os.cpu_count() or 1),
                     _node_ip_address=_LOOPBACK,
+                    _temp_dir=str(folder),
                 )
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = several_nodes
@@ -112,6 +130,54 @@ def _embedded() -> Iterator[None]:
             )
         yield
     _reload()
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[pathlib.Path]:
+    """Makes a folder of mode 0700 with a path short enough for sockets; removes it at the end."""
+    prefix = "primia_jax-ray-"
+    base = os.path.realpath(tempfile.gettempdir())
+    if len(os.fsencode(base)) + len(prefix) + 9 > _MAX_FOLDER_BYTES:
+        base = _SHARED_TMP
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    try:
+        yield folder
+    finally:
+        end = time.monotonic() + _REMOVAL_S
+        while folder.exists():  # Ray's last processes may still write while they end
+            shutil.rmtree(folder, ignore_errors=True)
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+
+
+def _warn_if_open() -> None:
+    """Warns if other users of this machine could replace the sockets of the cluster's node here."""
+    node = ray._private.worker._global_node
+    if node is None:  # a Ray client: its node is elsewhere
+        return
+    session = pathlib.Path(node.get_session_dir_path())
+    if writable_by_others(session, session / "sockets", session / "logs"):
+        warnings.warn(
+            f"other users of this machine can replace the sockets of Ray in {session}, and take "
+            "part as any process of the cluster; start every node with `ray start --temp-dir` in "
+            "a folder of mode 0700",
+            stacklevel=4,
+        )
+
+
+def writable_by_others(*folders: pathlib.Path) -> bool:
+    """True if another user can replace what is in one of these folders, or a folder above it."""
+    for folder in folders:
+        path = folder.resolve()
+        for above in (*reversed(path.parents), path):
+            mode = above.stat().st_mode if above.exists() else 0
+            # Where the sticky bit is set, files can be renamed by their owner alone.
+            if mode & 0o022 and not mode & stat.S_ISVTX:
+                return True
+            if not mode & 0o011:  # nobody else comes further down
+                break
+    return False
 
 
 def _join(address: str, auth: str) -> None:

@@ -4,13 +4,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import ray
 
 from primia_jax.errors import ClusterError
 from primia_jax.runtime.ray_cluster import _asks_for_tokens as asks_for_tokens
-from primia_jax.runtime.ray_cluster import cluster
+from primia_jax.runtime.ray_cluster import cluster, writable_by_others
 
 ROOT = pathlib.Path(__file__).parents[2]
 _LISTENS = "0A"
@@ -73,6 +74,58 @@ def test_its_token_is_its_own_and_stays_out_of_the_environment(ray_cluster):
     assert inside["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in inside
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     assert len(path.read_text()) == 64
+
+
+SESSION = """
+import os, pathlib, ray, stat
+from primia_jax.runtime.ray_cluster import cluster, writable_by_others
+os.umask(0)
+with cluster(None):
+    session = pathlib.Path(ray._private.worker._global_node.get_session_dir_path())
+    assert (session / "sockets" / "raylet").is_socket()
+    print(oct(stat.S_IMODE(session.parent.stat().st_mode)), session.parent.stat().st_uid)
+    print(writable_by_others(session, session / "sockets", session / "logs"))
+    print(session.parent)
+"""
+
+
+def test_other_users_cannot_reach_the_sockets_of_the_embedded_cluster(tmp_path):
+    """Not even with umask 0 and a long TMPDIR; nothing of the session is left.
+
+    Old code left them in /tmp/ray with mode 0777, where another user could replace them.
+    """
+    far = tmp_path / ("far" * 25)
+    far.mkdir()
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", SESSION], cwd=ROOT, capture_output=True, text=True,
+        env=environ | {"RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(far)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    mode, is_open, folder = ended.stdout.splitlines()
+    assert mode == f"0o700 {os.getuid()}" and is_open == "False"
+    assert pathlib.Path(folder).parent == pathlib.Path("/tmp")
+    assert not os.path.lexists(folder) and not list(far.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("above", "mode", "is_open"),
+    [
+        (0o755, 0o777, True),
+        (0o755, 0o775, True),
+        (0o777, 0o700, True),
+        (0o700, 0o777, False),
+        (0o755, 0o755, False),
+    ],
+)
+def test_a_session_that_others_can_write_to_is_noticed(above, mode, is_open):
+    """As that of a cluster that was started without --temp-dir."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        session = pathlib.Path(folder, "session")
+        session.mkdir()
+        session.chmod(mode)
+        os.chmod(folder, above)
+        assert writable_by_others(session) is is_open
 
 
 OPEN = """
