@@ -2,7 +2,8 @@
 
 Threads are part of what makes a run bit-identical: XLA's CPU code splits sums by the number of
 threads it has. Compiled programs are kept across processes and runs, so that three hospitals on one
-machine, or the same experiment twice, compile once.
+machine, or the same experiment twice, compile once. Compiled programs are code: their folder is its
+owner's alone.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import resource
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from primia_jax.errors import ConfigError
 
 _THREADS = "PJRT_NPROC"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -37,9 +40,62 @@ def compilation_cache_dir() -> str:
     return str(base / "primia_jax" / "xla" / _processor())
 
 
+def private_cache() -> str:
+    """Makes the folder of compiled programs, or closes it to others; returns it.
+
+    A folder that JAX_COMPILATION_CACHE_DIR names keeps its mode.
+
+    Raises:
+      ConfigError: if others can write to the folder, and so choose code that this process runs.
+    """
+    name = compilation_cache_dir()
+    if "://" in name:  # an object store, with access rules of its own
+        return name
+    folder = pathlib.Path(name)
+    if name == os.environ.get(_CACHE):
+        if folder.exists() and _writable_by_others(folder):
+            raise _not_private(folder)
+        return name
+    with contextlib.suppress(OSError):  # without a folder JAX goes on without a cache
+        for path in (*reversed(folder.parents), folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+        for path in (*folder.parents[:2], folder):
+            if _writable_by_others(path):
+                raise _not_private(folder)
+        if folder.stat().st_mode & 0o077:
+            if any(map(_writable_by_others, folder.iterdir())):
+                raise _not_private(folder)
+            folder.chmod(0o700)
+    return name
+
+
+def _writable_by_others(path: pathlib.Path) -> bool:
+    status = path.stat()
+    return bool(status.st_mode & 0o022) or status.st_uid not in (os.getuid(), 0)
+
+
+def _not_private(folder: pathlib.Path) -> ConfigError:
+    return ConfigError(
+        f"other users can write to the compiled programs in {folder}, which this process would "
+        f"run; remove that folder, or name another one by {_CACHE}"
+    )
+
+
+def close_to_others() -> None:
+    """Lets the files that this process and its children make be read by their owner alone.
+
+    For processes of our own (command lines, actors). The API leaves a caller's umask as it is.
+    """
+    os.umask(0o077)
+
+
 def set_up_process(threads: int | None = None) -> None:
-    """Sets up this process; of use only before JAX and Ray are imported."""
-    os.environ.setdefault(_CACHE, compilation_cache_dir())
+    """Sets up this process; of use only before JAX and Ray are imported.
+
+    Raises:
+      ConfigError: if other users can write to the folder of compiled programs.
+    """
+    os.environ.setdefault(_CACHE, private_cache())
     # Ray would start a cluster of its own for a call that comes after the run's has ended.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if threads is not None:

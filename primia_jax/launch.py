@@ -202,6 +202,7 @@ def _one_line(error: Exception) -> str:
 
 def run() -> None:
     """The entry point: runs `main`; a user's mistake becomes one line and an exit code."""
+    environment.close_to_others()
     terminated = threading.Event()
 
     def terminate(*_: Any) -> None:

@@ -14,6 +14,7 @@ from primia_jax.core.storage import (
     append_lines,
     make_folder,
     move_aside,
+    private_file,
     private_folder,
     read_json,
     storing,
@@ -210,6 +211,8 @@ class Workdir:
         folder = private_folder(self.path / "tensorboard")
         with storing(f"{folder} cannot be written"):
             writer = SummaryWriter(str(folder), purge_step=first_round)
+        for path in folder.glob("events.*"):
+            private_file(path)
         try:
             yield writer
         finally:

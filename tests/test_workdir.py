@@ -96,6 +96,8 @@ def test_what_a_run_has_begun_is_its_owners_alone(tmp_path):
             writer.add_scalar("a", 1.0, 1)
     finally:
         os.umask(former)
+    events = [*(tmp_path / "run" / "tensorboard").iterdir()]
+    assert events and {stat.S_IMODE(p.stat().st_mode) for p in events} == {0o600}
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "run").iterdir()}
     assert modes.pop("tensorboard") == 0o700 and set(modes.values()) == {0o600}
     assert {"config.json", "data.json", "rounds.jsonl"} <= set(modes)

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from primia_jax import environment
 from primia_jax.config.sections import DataConfig
 from primia_jax.data import file_catalogue, folders, image_files
 from primia_jax.data.catalogue import Catalogue
@@ -181,4 +182,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    environment.close_to_others()
     sys.exit(main())

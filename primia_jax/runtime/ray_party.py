@@ -19,7 +19,7 @@ import ray
 
 from primia_jax.core import identity
 from primia_jax.core.records import Check
-from primia_jax.environment import compilation_cache_dir, give_memory_back
+from primia_jax.environment import close_to_others, give_memory_back, private_cache
 from primia_jax.errors import ProtocolError, UserError
 from primia_jax.runtime import frames
 from primia_jax.runtime.link import Line, Link
@@ -163,7 +163,8 @@ class _Host:
         credentials: Mapping[str, Callable[[], identity.Credentials]] | None = None,
         check_report: Check | None = None,
     ):
-        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir())
+        close_to_others()
+        jax.config.update("jax_compilation_cache_dir", private_cache())
         turns, makers = Turns(), credentials or {}
         self._key_digest = key_digest
         self._stamps: Mapping[tuple[str, str], bytes] = {}  # (sender, receiver)

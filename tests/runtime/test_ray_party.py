@@ -1,5 +1,6 @@
 """One actor's shell without Ray, over a wire that the tests can tamper with."""
 
+import os
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from primia_jax.errors import ProtocolError
 from primia_jax.runtime import Link, Receive, Send, Stage
 from primia_jax.runtime.link import Line
-from primia_jax.runtime.ray_party import Mail, PartyShell
+from primia_jax.runtime.ray_party import Mail, PartyShell, _Host
 
 NAMES = ("alice", "bob")
 
@@ -172,3 +173,12 @@ def test_messages_queue_on_the_injected_line():
     due = [line.arrival(m.sent_s, m.n_bytes) for m in received]
     assert all(m.arrives_s >= d for d, m in zip(due, received))
     assert received[1].arrives_s - received[0].sent_s >= 0.066 - 1e-9
+
+
+def test_an_actor_makes_files_for_its_owner_alone():
+    former = os.umask(0)
+    try:
+        _Host(NAMES, 5.0, False, b"")
+        assert os.umask(0) == 0o077
+    finally:
+        os.umask(former)
