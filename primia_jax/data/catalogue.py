@@ -62,6 +62,12 @@ class Dataset:
         """[k] int64: records of each class."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
+    def in_16_bits(self) -> "Dataset":
+        """The same grey levels as uint16, whatever the depth of the images."""
+        if self.images.dtype == np.uint16:
+            return self
+        return dataclasses.replace(self, images=self.images.astype(np.uint16) * 257)
+
     def take(self, indices: np.ndarray) -> "Dataset":
         """The records at `indices`, in that order."""
         return dataclasses.replace(

@@ -81,6 +81,9 @@ def _make_hospital(
         if site.catalogue is not None:  # the operator has read the same files
             raise
         raise _kept_here(site.site, error, workdir) from None
+    if config.privacy.mode == "record":
+        # One image of 16 bits would have all others stored, and rounded, in 16 bits.
+        train, validation = train.in_16_bits(), validation.in_16_bits()
     return hospital.make_hospital(config, names, index, train, validation)
 
 

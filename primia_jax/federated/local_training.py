@@ -122,8 +122,17 @@ def standardise(images: jax.Array, statistics: Statistics, channels: int) -> jax
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """Stored grey levels (uint8 or uint16) -> float32 in [0, 1]."""
-    return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
+    """Stored grey levels (uint8 or uint16) -> float32 in [0, 1].
+
+    A level x of 8 bits and 257 x of 16 bits give the same bits, so that one image of 16 bits, with
+    which all of a set are stored in 16 bits, changes no other.
+    """
+    if images.dtype == jnp.uint16:
+        whole, rest = images // 257, images % 257
+        levels = whole.astype(jnp.float32) + rest.astype(jnp.float32) / 257
+    else:
+        levels = images.astype(jnp.float32)
+    return levels / 255
 
 
 def _enter(

@@ -139,7 +139,11 @@ def test_prediction_does_not_depend_on_the_batches():
 
 
 def test_depth_does_not_change_the_grey_level():
-    """White is 1 in 8 and in 16 bits."""
-    eight = np.asarray([0, 128, 255], np.uint8)
-    sixteen = eight.astype(np.uint16) * 257
-    np.testing.assert_allclose(local_training.to_unit(eight), local_training.to_unit(sixteen))
+    """To the last bit, compiled or not; what lies between two levels of 8 bits stays there."""
+    eight = np.arange(256, dtype=np.uint8)
+    for to_unit in (local_training.to_unit, jax.jit(local_training.to_unit)):
+        units = np.asarray(to_unit(jnp.asarray(eight)))
+        deep = np.asarray(to_unit(jnp.asarray(np.arange(65536, dtype=np.uint16))))
+        np.testing.assert_array_equal(units, deep[::257])
+        assert units[0] == 0 and units[255] == 1 and (np.diff(deep) > 0).all()
+        np.testing.assert_allclose(deep, np.arange(65536) / 65535, rtol=1e-6)
