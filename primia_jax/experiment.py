@@ -116,6 +116,8 @@ def _train(
         directory.begin(config, plan)
     hospitals = tuple(site.site for site in plan.sites)
     warnings = [*plan.remarks]
+    if weak := privacy_statement.large_delta(config, plan.summary):
+        warnings.append(weak)
     if plan.skipped:
         warnings.append(f"{len(plan.skipped)} unreadable files were left out")
     with (

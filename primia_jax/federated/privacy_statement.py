@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from primia_jax.config import ExperimentConfig, PrivacyConfig
 from primia_jax.core.names import safe_file_name
 from primia_jax.federated import checkpoints
@@ -95,6 +97,29 @@ def _spent(
     return costs
 
 
+def large_delta(config: ExperimentConfig, summary: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if δ allows one of a hospital's units to be published; or "".
+
+    Args:
+      config: of the experiment.
+      summary: of its data plan; hospitals that read paths of their own are not in it.
+    """
+    own = config.privacy
+    if own.mode == "none":
+        return ""
+    counts = [config.federated.hospitals]
+    if own.mode == "record":
+        units = "patients" if own.unit == "patient" else "counts"
+        counts = [int(np.sum(line[units])) for line in summary if line["split"] == "train"]
+    if not counts or own.delta < 1 / max(counts):
+        return ""
+    name = _UNIT[_unit(own)].removeprefix("one ")
+    return (
+        f"config.privacy.delta = {own.delta:g} is no less than 1 / {max(counts)}: it lets a "
+        f"mechanism publish one {name} of {max(counts)} whole; set it well below"
+    )
+
+
 def headline(stated: Mapping[str, Any]) -> str:
     """The statement's numbers in one line."""
     cost = stated["epsilon"]
@@ -176,7 +201,10 @@ def _covered(own: PrivacyConfig) -> list[str]:
 
 def _not_covered(config: ExperimentConfig) -> list[str]:
     own = config.privacy
-    missing = []
+    missing = [
+        "what the division into training, validation and test images tells: it is drawn from the "
+        "classes, patients and copies of all images together, and ε holds for a given division"
+    ]
     if own.validation == "exact":
         missing.append("confusion matrices on validation images, released as they are every round")
     if own.mode == "record":

@@ -48,6 +48,7 @@ from primia_jax.mpc import prg
 
 GRID_BITS = 17  # the clip norm in grid units, as a power of two
 MOST_NOISE = 1600.0  # largest noise multiplier whose noise fits 32 bits
+_MIN_CLIP = 1e-6
 _NORM_ERROR = 2.0**-10  # of float32 sums over a network, generously
 _LARGE = 1 << 20  # parameters of a network whose gradients are computed singly on a CPU
 _SOME, _MANY = 16, 32  # images at a time else, and on accelerators
@@ -202,12 +203,17 @@ def clipped_integers(gradient: Any, clip_norm: float, is_real: Any = True) -> An
 
     Args:
       gradient: tree of float32.
-      clip_norm: C.
+      clip_norm: C, at least that which `config.privacy.clip_norm` allows.
       is_real: bool scalar; of a blank all is zero. So it is of what is no finite number.
 
     Returns:
       The tree as int32.
+
+    Raises:
+      ValueError: if squares of numbers as small as C underflow, so that no norm can be trusted.
     """
+    if not clip_norm >= _MIN_CLIP:
+        raise ValueError(f"clip_norm = {clip_norm:g}: must be at least {_MIN_CLIP:g}")
     n_params = sum(leaf.size for leaf in jax.tree.leaves(gradient))
     inner = (1 - math.sqrt(n_params) / 2 ** (GRID_BITS + 1)) * (1 - _NORM_ERROR)
     # A norm of NaN or infinity, and with it every coordinate, is dealt with in the one pass below.

@@ -129,9 +129,13 @@ def _gather(context: Context, params: Mapping[str, Any], a: Any, indices: Any) -
         raise UnsupportedError("indices that are not public")
     same = ("dimension_numbers", "slice_sizes", "mode")
     options: dict[str, Any] = {name: params[name] for name in same}
+    where = jnp.asarray(indices)
+    outside = lax.gather(jnp.zeros(a.shape), where, fill_value=1, **options)
+    if params["fill_value"] != 0 and np.asarray(outside).any():
+        raise UnsupportedError("indices out of bounds, where JAX puts NaN")
 
     def apply(x: Any) -> Any:
-        return lax.gather(x, jnp.asarray(indices), fill_value=0, **options)
+        return lax.gather(x, where, fill_value=0, **options)
 
     return context.builder.public([a], apply, context.shape, Moves(selects=True))
 

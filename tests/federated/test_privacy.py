@@ -257,6 +257,36 @@ def test_a_hospital_lost_after_it_was_charged_is_stated_as_charged(tmp_path, sha
     assert stated["epsilon"]["pld"] == spent.pld
 
 
+def test_the_statement_says_that_it_holds_for_a_given_division():
+    """A copy of an image, or its label, can move others between training and validation."""
+    config = ExperimentConfig(
+        privacy=dataclasses.replace(ExperimentConfig().privacy, mode="record")
+    )
+    texts = privacy_statement._not_covered(config)
+    assert any("division into training, validation and test images" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mode": "record", "delta": 0.02}, "1 / 60: it lets a mechanism publish one image of 60"),
+        ({"mode": "record", "delta": 0.01}, ""),
+        ({"mode": "record", "unit": "patient", "delta": 0.06}, "one patient of 20"),
+        ({"mode": "client", "delta": 0.4}, "one hospital of 3"),
+        ({"mode": "none", "delta": 0.4}, ""),
+    ],
+)
+def test_a_delta_that_gives_a_unit_away_is_warned_of(changes, words):
+    config = ExperimentConfig(privacy=dataclasses.replace(ExperimentConfig().privacy, **changes))
+    summary = (
+        {"site": "a", "split": "train", "counts": [10, 20], "patients": 12},
+        {"site": "b", "split": "train", "counts": [30, 30], "patients": 20},
+        {"site": "b", "split": "validation", "counts": [80, 80], "patients": 90},
+    )
+    text = privacy_statement.large_delta(config, summary)
+    assert words in text and bool(text) == bool(words)
+
+
 def test_a_run_does_not_go_on_without_a_ledger_it_has_charged(tmp_path):
     """ε would be told as if the rounds before had cost nothing."""
     changes = {"federated": {"rounds": 3}, "privacy": {"budget": 100.0}}

@@ -61,6 +61,13 @@ def test_no_gradient_is_longer_than_the_clip(scale, clip, seed, spike):
             np.testing.assert_allclose(np.asarray(k) * unit, g, atol=0.51 * unit, rtol=1e-5)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-20, 1e-7, np.nan])
+def test_a_clip_whose_square_is_lost_is_refused(clip):
+    """At 1e-20 old code gave integers beyond the clip."""
+    with pytest.raises(ValueError, match="at least 1e-06"):
+        private_training.clipped_integers({"a": jnp.full(1000, 1e-20)}, clip)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_counts_nothing(bad):
     gradient = {"a": jnp.asarray([1.0, bad, 2.0], jnp.float32)}
@@ -143,6 +150,18 @@ def test_one_unit_more_changes_the_sum_by_its_own_integers(site, augmentation, u
             lambda total, *own: np.testing.assert_array_equal(total, sum(own)),
             whole, *(alone[i] for i in chosen),
         )  # fmt: skip
+
+
+def test_one_image_of_16_bits_changes_no_other_unit(site):
+    """`load` stores all images in 16 bits then; old code rounded all of them otherwise."""
+    site = with_augmentation(site, ALL)
+    config, learner, private, variables, data = site
+    deep = data.in_16_bits()
+    assert deep.images.dtype == np.uint16 and deep.in_16_bits() is deep
+    for images in PATIENTS:
+        shallow = summed(site, [images])
+        same = summed((config, learner, private, variables, deep), [images])
+        jax.tree.map(np.testing.assert_array_equal, shallow, same)
 
 
 def test_a_unit_without_a_finite_gradient_takes_no_other_along(site):

@@ -584,6 +584,7 @@ class Block(nn.Module):
         (lambda x: x.astype(int), "convert_element_type"),
         (lambda x: jnp.argmax(x, -1), "argmax"),
         (lambda x: nn.max_pool(x, (1, 1), (1, 1), ((1, 1), (1, 1))), "reduce_window_max"),
+        (lambda x: jnp.take(x, jnp.array([0, 99]), axis=-1), "gather"),
         (lambda x: jnp.arange(3)[x[0, 0, 0, 0].astype(int)], "convert_element_type"),
     ],
 )
