@@ -58,7 +58,7 @@ node() {
 }
 
 node "${hosts[0]}" --head --port="$port" --num-cpus=0 --include-dashboard=false \
-  --temp-dir="$folder"
+  --temp-dir="$folder/ray"
 until ray status --address="$address" >/dev/null 2>&1; do
   kill -0 "$!" || { echo "slurm.sh: the head did not start" >&2; exit 1; }
   sleep 2

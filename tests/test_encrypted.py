@@ -25,7 +25,14 @@ from primia_jax import encrypted, experiment
 from primia_jax.config import to_plain
 from primia_jax.encrypted import description, parties
 from primia_jax.encrypted.parties import Received
-from primia_jax.errors import CheckpointError, ClusterError, ConfigError, DataError, ProtocolError
+from primia_jax.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    ProtocolError,
+    StorageError,
+)
 from primia_jax.experiment import checked
 from primia_jax.mpc import inference
 from primia_jax.runtime import LocalDriver
@@ -172,6 +179,8 @@ def test_only_the_data_owners_folder_holds_anything_of_an_image(
     monkeypatch.setattr(Recorded, "reports", [])
     images, own = tmp_path / "patients", tmp_path / "own"
     images.mkdir()
+    own.mkdir()
+    own.chmod(0o755)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
     Image.fromarray(pixels).save(images / "DOE_JANE.png")
     (images / "ROE_JOHN.png").write_text("not an image")
@@ -192,8 +201,34 @@ def test_only_the_data_owners_folder_holds_anything_of_an_image(
     texts += [repr(diagnosis), repr(Recorded.reports), *capfd.readouterr()]
     for text in texts:
         assert not [secret for secret in secrets if secret in text]
-    assert own.stat().st_mode & 0o777 == 0o700
+    assert own.stat().st_mode & 0o777 == 0o755  # it was there
     assert (own / "predictions.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_diagnosis_at_a_time_writes_into_the_data_owners_folder(tmp_path):
+    """From whatever workdirs; old code had the later one replace the table of the other."""
+    config = experiment.checked(make_config())
+    own = tmp_path / "own"
+
+    def begun(run):
+        maker = parties.party_makers(config, tmp_path, str(tmp_path), own, run)["data_owner"]
+        return next(parties.introduction()["data_owner"](maker()))
+
+    try:
+        begun("first")  # waits for the model owner
+        begun("first")
+        (own / "predictions.csv").write_text("of the first run")
+        with pytest.raises(StorageError, match="another encrypted diagnosis writes into"):
+            begun("second")
+        parties.release("second")
+        with pytest.raises(StorageError, match="another encrypted diagnosis writes into"):
+            begun("second")
+        assert (own / "predictions.csv").read_text() == "of the first run"
+        parties.release("first")
+        begun("second")
+        assert not (own / "predictions.csv").exists()
+    finally:
+        parties.release("first"), parties.release("second")
 
 
 def test_what_is_wrong_with_files_stays_with_the_data_owner(workdir, films, tmp_path):

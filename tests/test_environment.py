@@ -57,7 +57,7 @@ def test_compiled_programs_that_others_could_replace_are_refused(named, tmp_path
 LAUNCHED = """
 import pathlib, sys
 from primia_jax import launch
-launch.main = lambda _: pathlib.Path(sys.argv[1], "left").write_text("by a library")
+launch.main = lambda _: pathlib.Path(sys.argv[1], "left").touch()  # as a library does
 launch.run()
 """
 

@@ -246,10 +246,12 @@ def private_folder(folder: pathlib.Path) -> pathlib.Path:
     """Makes `folder`, or closes it to everyone but its owner; returns it.
 
     Raises:
-      StorageError: if it cannot be made or closed.
+      StorageError: if it cannot be made or closed, or all users share it, as they do /tmp.
     """
     with storing(f"the folder {folder} cannot be made"):
         make_folder(folder)
+        if folder.stat().st_mode & stat.S_ISVTX:
+            raise StorageError(f"{folder} is a folder of all users; name one of your own")
         if stat.S_IMODE(folder.stat().st_mode) & 0o077:
             os.chmod(folder, 0o700)
     return folder

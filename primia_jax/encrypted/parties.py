@@ -19,6 +19,7 @@ import numpy as np
 
 from primia_jax.config import DataConfig, ExperimentConfig, MpcConfig
 from primia_jax.core import storage
+from primia_jax.core.locks import Hold
 from primia_jax.core.records import Only, Record
 from primia_jax.data import read_inputs
 from primia_jax.encrypted.description import Description, describe, params_of, received
@@ -32,6 +33,7 @@ from primia_jax.runtime import Receive, Send, Stage, Steps
 from primia_jax.runtime.party import Program
 
 ERRORS = "errors.txt"  # in the data owner's folder: why the run failed
+_LOCK = ".data_owner.lock"
 _NOT_YET = "not diagnosed: the run ended before"
 
 
@@ -65,6 +67,7 @@ class DataOwner:
     input_path: str
     data: DataConfig
     mpc: MpcConfig
+    run: str = ""
     description: Description | None = None
     party: Any = None  # its state in the protocol
     names: tuple[str, ...] = ()
@@ -98,11 +101,24 @@ Party = DataOwner | ModelOwner | CryptoProvider
 
 
 def party_makers(
-    config: ExperimentConfig, workdir: pathlib.Path, input_path: str, folder: pathlib.Path
+    config: ExperimentConfig,
+    workdir: pathlib.Path,
+    input_path: str,
+    folder: pathlib.Path,
+    run: str,
 ) -> dict[str, Callable[[], Any]]:
-    """Makers of each party's state, in its own process; `folder` is the data owner's."""
+    """Makers of each party's state, in its own process.
+
+    Args:
+      config: of the experiment.
+      workdir: of the training.
+      input_path: the data owner's images.
+      folder: the data owner's.
+      run: names this run.
+    """
+    data_owner = functools.partial(DataOwner, folder, input_path, config.data, config.mpc, run)
     return {
-        DATA_OWNER: functools.partial(DataOwner, folder, input_path, config.data, config.mpc),
+        DATA_OWNER: data_owner,
         MODEL_OWNER: functools.partial(_make_owner, config, workdir),
         CRYPTO_PROVIDER: functools.partial(CryptoProvider, config.mpc),
     }
@@ -149,8 +165,15 @@ def _read(owner: DataOwner) -> Steps:
     """Reads the images at the size that the model takes; moves the files of an earlier run aside.
 
     Raises:
+      StorageError: if another run holds the folder.
       DataError: if there are none. What was wrong with which file stays in this party's folder.
     """
+    if owner.run not in _held:
+        _held[owner.run] = Hold(
+            owner.folder / _LOCK,
+            f"another encrypted diagnosis writes into {owner.folder}; wait until it has ended, or "
+            "name another folder by config.runtime.data_owner_folder",
+        )
     storage.move_aside(owner.folder, (FILE, ERRORS))
     if not pathlib.Path(owner.input_path).expanduser().exists():
         raise DataError(f"input {owner.input_path}: no such file or folder")
@@ -169,6 +192,18 @@ def _read(owner: DataOwner) -> Steps:
         images=pixels,
     )  # fmt: skip
     return owner, Received(len(inputs.names))
+
+
+_held: dict[str, Hold] = {}  # by run, in the data owner's process
+
+
+def release(run: str) -> None:
+    """Lets other runs write into the data owner's folder, if its party was in this process.
+
+    The end of any other process releases it.
+    """
+    if run in _held:
+        _held.pop(run).close()
 
 
 def _set_up(state: Party) -> Steps:
@@ -212,7 +247,7 @@ def write(owner: DataOwner) -> tuple[DataOwner, None]:
             skipped=[*owner.skipped, *((name, _NOT_YET) for name in names[done:])],
             in_range=tuple(_in_range(outcome) for outcome in outcomes),
             remarks=tuple(map(_remark, owner.remarks, outcomes)),
-        ).write(storage.private_folder(owner.folder) / FILE)
+        ).write(owner.folder / FILE)
     return owner, None
 
 
@@ -227,7 +262,7 @@ def _confidential(owner: DataOwner, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of decoders, of JAX: the text may tell of an image
-        path = storage.private_folder(owner.folder) / ERRORS
+        path = owner.folder / ERRORS
         is_known = isinstance(error, UserError)
         storage.write_text(path, f"{error}\n" if is_known else traceback.format_exc())
         kind = ProtocolError if isinstance(error, ProtocolError) else DataError

@@ -1,8 +1,10 @@
 """The verb `predict_encrypted`, as whoever operates the run calls it."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import secrets
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -75,11 +77,13 @@ def predict_encrypted(
     }
     traces = []
     source = str(names.user_path(input_path))
+    run = secrets.token_hex(8)
     with (
+        contextlib.ExitStack() as stack,
         only_writer(directory, "an encrypted diagnosis"),
         open_driver(
             config,
-            lambda: parties.party_makers(config, directory, source, folder),
+            lambda: parties.party_makers(config, directory, source, folder, run),
             placements,
             ray_address,
             sealed=True,
@@ -91,6 +95,7 @@ def predict_encrypted(
             },
         ) as driver,
     ):
+        stack.callback(parties.release, run)
         reports, _ = driver.run(parties.introduction())
         count = reports[DATA_OWNER].images
         progress(0, count, None)

@@ -117,7 +117,7 @@ def _embedded() -> Iterator[None]:
                     include_dashboard=False,
                     num_cpus=max(2, os.cpu_count() or 1),
                     _node_ip_address=_LOOPBACK,
-                    _temp_dir=str(folder),
+                    _temp_dir=str(folder / "r"),  # Ray gives it mode 0777
                 )
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = several_nodes
@@ -160,8 +160,8 @@ def _warn_if_open() -> None:
     if writable_by_others(session, session / "sockets", session / "logs"):
         warnings.warn(
             f"other users of this machine can replace the sockets of Ray in {session}, and take "
-            "part as any process of the cluster; start every node with `ray start --temp-dir` in "
-            "a folder of mode 0700",
+            "part as any process of the cluster; start every node with `ray start "
+            "--temp-dir=FOLDER/ray`, FOLDER of mode 0700",
             stacklevel=4,
         )
 

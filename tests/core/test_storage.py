@@ -146,6 +146,14 @@ def test_an_open_folder_is_closed_and_one_above_stays(tmp_path):
     assert _mode(above) == 0o755 and _mode(above / "mine") == 0o700
 
 
+def test_a_folder_of_all_users_is_not_closed(tmp_path):
+    """As root, old code would have closed /tmp to everyone."""
+    tmp_path.chmod(0o1777)
+    with pytest.raises(StorageError, match="folder of all users"):
+        storage.private_folder(tmp_path)
+    assert _mode(tmp_path) == 0o1777
+
+
 NO_JSON = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[1, 2]", b"{}", "{}".encode("utf-16")]
 
 

@@ -158,10 +158,9 @@ def test_one_image_of_16_bits_changes_no_other_unit(site):
     config, learner, private, variables, data = site
     deep = data.in_16_bits()
     assert deep.images.dtype == np.uint16 and deep.in_16_bits() is deep
-    for images in PATIENTS:
-        shallow = summed(site, [images])
-        same = summed((config, learner, private, variables, deep), [images])
-        jax.tree.map(np.testing.assert_array_equal, shallow, same)
+    for chosen in (SINGLES[:4], SINGLES[4:8]):
+        same = summed((config, learner, private, variables, deep), chosen)
+        jax.tree.map(np.testing.assert_array_equal, summed(site, chosen), same)
 
 
 def test_a_unit_without_a_finite_gradient_takes_no_other_along(site):

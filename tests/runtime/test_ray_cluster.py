@@ -83,9 +83,10 @@ os.umask(0)
 with cluster(None):
     session = pathlib.Path(ray._private.worker._global_node.get_session_dir_path())
     assert (session / "sockets" / "raylet").is_socket()
-    print(oct(stat.S_IMODE(session.parent.stat().st_mode)), session.parent.stat().st_uid)
+    folder = session.parent.parent
+    print(oct(stat.S_IMODE(folder.stat().st_mode)), folder.stat().st_uid)
     print(writable_by_others(session, session / "sockets", session / "logs"))
-    print(session.parent)
+    print(folder)
 """
 
 
