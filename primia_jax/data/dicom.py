@@ -6,6 +6,7 @@ interpretation), C.7.5.1.1.2 (pixel padding).
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 
@@ -42,13 +43,15 @@ def decode(content: bytes, data: DataConfig | None = None) -> Decoded:
 
     Raises:
       ImageError: for an image that the guard refuses, a multi-frame image, one without pixels, a
-        compression that is not read, values that are not finite, and oversized or damaged files.
+        compression that is not read, pixels, windows, slopes or intercepts that are not finite, an
+        image that is shown in a single grey level, and oversized or damaged files.
     """
     try:
         dataset = read_dataset(content)
         _check_kind(dataset)
         remarks = dicom_guard.check(dataset, data or DataConfig())
         values, padding = _shown_values(dataset)
+        _check_not_blank(values, padding)
         patient = str(dataset.get("PatientID") or "").strip()
         institution = str(dataset.get("InstitutionName") or "").strip()
     except ImageError:
@@ -80,6 +83,19 @@ def _check_kind(dataset: pydicom.Dataset) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"{frames} frames; only single images are read")
+
+
+def _check_not_blank(levels: np.ndarray, padding: np.ndarray | None) -> None:
+    """ImageError for an image without any difference, which a network would diagnose all the same.
+
+    Windows far off the pixel values and padding ranges that hold all of them make such images.
+    """
+    shown = levels if padding is None else levels[~padding]
+    if levels.size > 1 and (not shown.size or shown.min() == shown.max()):
+        raise ImageError(
+            "all pixels are padding or shown in one grey level: there is nothing to see; check "
+            "window, padding and pixel data"
+        )
 
 
 def _shown_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray | None]:
@@ -169,11 +185,20 @@ def _modality_units(dataset: pydicom.Dataset) -> Callable[[np.ndarray], np.ndarr
 
 
 def _number(dataset: pydicom.Dataset, keyword: str) -> float | None:
-    """An attribute's first value; None if it is absent or present without a value."""
+    """An attribute's first value; None if it is absent or present without a value.
+
+    Raises:
+      ImageError: for NaN and infinity.
+    """
     value = dataset.get(keyword)
     if isinstance(value, pydicom.multival.MultiValue):
         value = value[0] if value else None
-    return None if value is None or value == "" else float(value)
+    if value is None or value == "":
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ImageError(f"{keyword} {value} is not a finite number")
+    return number
 
 
 def _luminance(colours: np.ndarray, white: int) -> np.ndarray:
@@ -214,6 +239,8 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if not high > low:
         raise ImageError("all grey values are mapped to one")
     levels = (np.asarray(values).astype(np.float64) - low) / (high - low)
+    if not np.isfinite(levels).all():
+        raise ImageError("grey values that are not finite (NaN or infinity)")
     return np.rint(np.clip(levels, 0, 1) * 65535).astype(np.uint16)
 
 

@@ -170,6 +170,42 @@ def test_unusable_files(tmp_path, attributes, reason):
         shown(path)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"WindowCenter": "nan", "WindowWidth": "100"}, "WindowCenter nan is not a finite number"),
+        ({"WindowCenter": "inf", "WindowWidth": "100"}, "not a finite number"),
+        ({"WindowCenter": "2000", "WindowWidth": "nan"}, "not a finite number"),
+        ({"WindowCenter": "2000", "WindowWidth": "1e999"}, "not a finite number"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": "0"}, "not a finite number"),
+        ({"WindowCenter": "2000", "WindowWidth": "1e300"}, "one grey level"),
+        ({"WindowCenter": "90000", "WindowWidth": "10"}, "one grey level"),
+    ],
+)
+def test_numbers_that_show_nothing_are_refused(tmp_path, numbers, reason):
+    """A blank image would be diagnosed like any other."""
+    mark = b"7777777"
+    content = save_dicom(tmp_path / "a", RAMP, **dict.fromkeys(numbers, mark.decode())).read_bytes()
+    for keyword in sorted(numbers, key=pydicom.datadict.tag_for_keyword):
+        content = content.replace(mark, numbers[keyword].encode().ljust(len(mark)), 1)
+    with pytest.raises(ImageError, match=reason):
+        image_files.decode(content)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"PixelData": bytes(2 * RAMP.size)},
+        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095},
+        {"PixelData": bytes(2 * RAMP.size), "PixelPaddingValue": 0},
+    ],
+    ids=("blank", "padding range", "padding"),
+)
+def test_a_blank_image_is_refused(tmp_path, attributes):
+    with pytest.raises(ImageError, match="one grey level"):
+        shown(save_dicom(tmp_path / "a", RAMP, **attributes))
+
+
 def test_one_pixel(tmp_path):
     with pytest.raises(ImageError, match="only 1x1"):
         shown(save_dicom(tmp_path / "a", RAMP[:1, :1]))
@@ -290,13 +326,14 @@ def test_values_that_do_not_begin_at_bit_0(tmp_path):
 def test_colour_and_palette_become_luminance(tmp_path):
     """ITU-R 601, in 16 bits, if the guard lets them pass."""
     colours = np.zeros((4, 4, 3), np.uint8)
-    colours[:] = [200, 100, 50]
+    colours[1:] = [200, 100, 50]
     whole = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8}
     whole |= {"HighBit": 7, "PhotometricInterpretation": "RGB", "PixelData": colours.tobytes()}
     path = save_dicom(tmp_path / "a", RAMP[:4, :4], **whole)
     expected = (0.299 * 200 + 0.587 * 100 + 0.114 * 50) * 257
     off = DataConfig(dicom_guard="off")
-    assert np.abs(dicom.decode(path.read_bytes(), off).pixels - expected).max() <= 1
+    pixels = dicom.decode(path.read_bytes(), off).pixels
+    assert (pixels[0] == 0).all() and np.abs(pixels[1:] - expected).max() <= 1
     with pytest.raises(ImageError, match=r"colour image \(RGB\)"):
         shown(path)
     dataset = pydicom.dcmread(save_dicom(tmp_path / "b", RAMP % 2))

@@ -85,6 +85,11 @@ CT = pydicom.uid.CTImageStorage
         ({"ImagerPixelSpacing": ["0.2", "0.1"]}, "not square"),
         ({"PhotometricInterpretation": "RGB"}, "colour image .RGB."),
         ({"PresentationIntentType": "FOR PROCESSING"}, "raw detector data"),
+        ({"Modality": ["CR", "MR"]}, "modality CR and MR, not CR or DX"),
+        ({"BodyPartExamined": ["CHEST", "KNEE"]}, "body part CHEST and KNEE, not CHEST"),
+        ({"BodyPartExamined": "NO CHEST"}, "body part NO CHEST, not CHEST"),
+        ({"ViewPosition": ["PA", "LL"]}, "view LL, not PA or AP"),
+        ({"PresentationLUTShape": "INVERSE"}, "black and white contradict"),
     ],
 )
 def test_others_are_refused_or_remarked(attributes, reason):
@@ -114,6 +119,24 @@ def test_missing_body_part_and_view_are_remarks():
     dataset = header(BodyPartExamined=None, ViewPosition=None)
     expected = ("no body part in the header", "no view position in the header")
     assert dicom_guard.check(dataset, REFUSE) == dicom_guard.check(dataset, WARN) == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "remarks"),
+    [
+        ({"PatientOrientation": ["L", "F"]}, ()),
+        ({"PatientOrientation": ["LH", "FL"]}, ()),
+        ({"PatientOrientation": ["R", "F"]}, ("patient orientation R and F, not L and F",)),
+        ({"PatientOrientation": ["R", "H"]}, ("patient orientation R and H, not L and F",)),
+        ({"RescaleSlope": 2}, ("a rescale slope without intercept, not applied",)),
+        ({"RescaleSlope": 2, "RescaleIntercept": 0}, ()),
+    ],
+)
+def test_doubtful_orientation_and_slope_are_remarks(attributes, remarks):
+    dataset = header(**attributes)
+    for data in (REFUSE, WARN):
+        assert [r.partition(":")[0] for r in dicom_guard.check(dataset, data)] == list(remarks)
+    assert dicom_guard.check(dataset, OFF) == ()
 
 
 def test_the_configuration_widens_the_guard():

@@ -123,6 +123,9 @@ UNDECODABLE = {
     "JPEG2000-embedded-sequence-delimiter.dcm": "compressed image of 3722445056x1024",
 }
 
+# Their windows are far off their pixel values: all white or all black.
+BLANK = {"@@"}
+
 
 def test_files_of_pydicom_as_another_decoder_reads_them():
     """All that show one grey image, in every transfer syntax, beside pylibjpeg."""
@@ -144,8 +147,11 @@ def test_files_of_pydicom_as_another_decoder_reads_them():
         lossy = 1 if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000) else 0
         difference = np.abs(values.astype(np.int64) - expected.astype(np.int64))
         assert difference.max() <= lossy, path.name
-        assert dicom.decode(path.read_bytes(), OFF).pixels.shape == values.shape
         compared += 1
+        try:
+            assert dicom.decode(path.read_bytes(), OFF).pixels.shape == values.shape
+        except ImageError as error:
+            assert path.name in BLANK and "one grey level" in str(error), (path.name, error)
     assert compared >= 40
 
 
