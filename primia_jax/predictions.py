@@ -82,6 +82,13 @@ class Predictions:
         storage.write_text(path, text.getvalue())
 
 
+def write_skipped(
+    path: pathlib.Path, class_names: tuple[str, ...], skipped: list[tuple[str, str]]
+) -> None:
+    """Replaces `path` by the table of a diagnosis for which no file could be used."""
+    Predictions([], np.zeros((0, len(class_names))), class_names, skipped).write(path)
+
+
 def read_predictions(folder: str | pathlib.Path) -> Predictions:
     """The predictions.csv in `folder`, e.g. the data owner's after an encrypted diagnosis.
 
@@ -98,21 +105,18 @@ def read_predictions(folder: str | pathlib.Path) -> Predictions:
         known = {text: flag for flag, text in _FLAGS.items()}
         diagnosed = [row for row in rows if row[1]]
         return Predictions(
-            names=[_uncelled(row[0]) for row in diagnosed],
+            names=[names.csv_text(row[0]) for row in diagnosed],
             probabilities=np.asarray([row[2:-2] for row in diagnosed], np.float32).reshape(
                 len(diagnosed), len(head) - 4
             ),
-            class_names=tuple(_uncelled(name).removeprefix(_PREFIX) for name in head[2:-2]),
-            skipped=[(_uncelled(row[0]), _uncelled(row[-1])) for row in rows if not row[1]],
+            class_names=tuple(names.csv_text(name).removeprefix(_PREFIX) for name in head[2:-2]),
+            skipped=[
+                (names.csv_text(row[0]), names.csv_text(row[-1])) for row in rows if not row[1]
+            ],
             in_range=tuple(known[row[-2]] for row in diagnosed),
-            remarks=tuple(_uncelled(row[-1]) for row in diagnosed),
+            remarks=tuple(names.csv_text(row[-1]) for row in diagnosed),
         )
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(
             f"{path} is no table of predictions ({storage.reason(error)}); diagnose anew"
         ) from error
-
-
-def _uncelled(cell: str) -> str:
-    """The text of a `names.csv_cell`."""
-    return cell.removeprefix("'")

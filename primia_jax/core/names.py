@@ -97,10 +97,16 @@ def printable(text: str) -> str:
 def csv_cell(text: str) -> str:
     """`text` as a cell that no spreadsheet takes for a formula.
 
-    A quote is put before a text that begins, spaces aside, with `=`, `+`, `-`, `@` or a quote.
+    A quote is put before a text that begins, spaces and double quotes aside, with `=`, `+`, `-`,
+    `@` or a quote; and likewise after each `;`, where spreadsheets of some languages begin a cell.
+    Tabs are escaped.
     """
-    shown = printable(text)
-    return f"'{shown}" if shown.lstrip().startswith(tuple(_FORMULA)) else shown
+    return ";".join(map(_no_formula, printable(text).split(";")))
+
+
+def csv_text(cell: str) -> str:
+    """The text, as `printable` shows it, of a `csv_cell`."""
+    return ";".join(part.removeprefix("'") for part in cell.split(";"))
 
 
 def shortened(name: object) -> str:
@@ -122,6 +128,10 @@ def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
         raise ConfigError(
             f"the home folder in {os.fspath(path)} is unknown; write it out"
         ) from error
+
+
+def _no_formula(part: str) -> str:
+    return f"'{part}" if part.lstrip(' "\u3000\xa0').startswith(tuple(_FORMULA)) else part
 
 
 def _escaped(char: str) -> list[str]:

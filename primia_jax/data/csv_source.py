@@ -5,6 +5,7 @@ scans/0001.dcm,normal,p17,north,train
 """
 
 import csv
+import difflib
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ from primia_jax.errors import DataError
 _REQUIRED = ("path", "label")
 _MAX_BYTES = 1 << 30  # of a table
 _OPTIONAL = ("patient", "site", "split")
+_ALIKE = 0.8  # likeness of names (`difflib`) from which a column counts as misspelt
 
 Row = tuple[int, dict[str, str]]  # (line number in the file, column -> stripped value)
 
@@ -33,7 +35,8 @@ def open_csv(
     """The catalogue of the images that the CSV file `path` lists.
 
     Columns: path (below the CSV's folder, or absolute), label (a name, or an integer from 0),
-    optionally patient, site and split (train, val, test or empty); others are ignored. Classes are
+    optionally patient, site and split (train, val, test or empty); others are ignored, except one
+    that is called almost like a column that is missing ("splitt"), which is refused. Classes are
     the label names in alphabetical order, or the integers. Without a patient the DICOM header
     tells, or else the image is its own patient; without a site column the DICOM institutions count.
     Where `class_names` are given, a table may lack some of them, and an integer label counts in
@@ -130,6 +133,14 @@ def _check_header(header: list[str], where: str) -> None:
         )
     if repeated:
         raise DataError(f"{where}, header: column {repeated[0]} stands there twice")
+    absent = [name for name in _OPTIONAL if name not in header]
+    for name in header:
+        near = difflib.get_close_matches(name, absent, n=1, cutoff=_ALIKE)
+        if near and name not in known:
+            raise DataError(
+                f"{where}, header: unknown column {name[:80]!r}; did you mean {near[0]}? Rename it "
+                "to that, or to something unlike it if it is another thing"
+            )
 
 
 def _labels(

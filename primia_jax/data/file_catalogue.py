@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import os
 import threading
+import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from primia_jax.data.image_files import Decoded, ImageError
 from primia_jax.errors import DataError
 
 KEPT_BYTES = 1 << 28  # of fitted images that verification leaves for the first reading
-OWN_PATIENT = "file:"  # begins the patient of an image whose patient nobody names
+OWN_PATIENT = "file:"  # begins the patient of an image whose patient nobody names, and no other
 _LISTED_FILES = 20
 _THREADS = 2
 
@@ -111,7 +112,8 @@ def assemble(
     Raises:
       DataError: for unreadable images, all of them in one message, unless `data.on_error` is
         "skip"; for an empty source, fewer than two classes, or a class without images that is not
-        declared; for classes or sites that differ only in case or spaces.
+        declared; for classes or sites that differ only in case or spaces; for patients and sites
+        with control characters or a name that begins with `OWN_PATIENT`.
 
     An image that stands under two labels cannot be used.
     """
@@ -128,6 +130,7 @@ def assemble(
     check_classes([entries[i] for i in good], class_names, where, len(bad), declared=declared)
     usable = [(entries[i], check) for i, check in enumerate(checks) if isinstance(check, _Verified)]
     splits = np.array([entry.split for entry, _ in usable])
+    _check_identities(usable, where)
     sites = _sites(usable, where)
     patients = _patients(usable, sites)
     return Catalogue(
@@ -184,12 +187,14 @@ def check_classes(
         )
 
 
-def unreadable(bad: Sequence[tuple[str, str]], total: int, where: str) -> str:
+_MEND_OR_SKIP = "mend or remove them, or set config.data.on_error = 'skip'"
+
+
+def unreadable(
+    bad: Sequence[tuple[str, str]], total: int, where: str, advice: str = _MEND_OR_SKIP
+) -> str:
     """The message that lists unreadable images with reasons, at most `_LISTED_FILES` of them."""
-    lines = [
-        f"{where}: {len(bad)} of {total} images cannot be used; mend or remove them, "
-        "or set config.data.on_error = 'skip'"
-    ]
+    lines = [f"{where}: {len(bad)} of {total} images cannot be used; {advice}"]
     lines += [f"  {name}: {reason}" for name, reason in bad[:_LISTED_FILES]]
     if len(bad) > _LISTED_FILES:
         lines.append(f"  and {len(bad) - _LISTED_FILES} more")
@@ -197,11 +202,24 @@ def unreadable(bad: Sequence[tuple[str, str]], total: int, where: str) -> str:
 
 
 class UnusableImages(DataError):
-    """Images that cannot be used, listed by name; only `count` and `total` may leave a hospital."""
+    """Images that cannot be used, listed by name; only the attributes may leave a hospital.
 
-    def __init__(self, bad: Sequence[tuple[str, str]], total: int, where: str):
-        super().__init__(unreadable(bad, total, where))
-        self.count, self.total = len(bad), total
+    Attributes:
+      count: number of them.
+      total: number of images in all.
+      kind: what is wrong with all of them alike; or empty.
+    """
+
+    def __init__(
+        self,
+        bad: Sequence[tuple[str, str]],
+        total: int,
+        where: str,
+        advice: str = _MEND_OR_SKIP,
+        kind: str = "",
+    ):
+        super().__init__(unreadable(bad, total, where, advice))
+        self.count, self.total, self.kind = len(bad), total, kind
 
     def __reduce__(self) -> tuple:
         return DataError, self.args
@@ -271,6 +289,23 @@ def _without_contradictions(
     return result
 
 
+def _check_identities(usable: Sequence[tuple[Entry, _Verified]], where: str) -> None:
+    """DataError for a patient or site that could be taken for another; only the image is named."""
+    for entry, check in usable:
+        for kind, name in (
+            ("patient", entry.patient),
+            ("site", entry.site),
+            ("institution", check.institution),
+        ):
+            problem = ""
+            if name and name.startswith(OWN_PATIENT):
+                problem = f"begins with {OWN_PATIENT!r}, which marks images without a patient"
+            elif name and any(unicodedata.category(char) == "Cc" for char in name):
+                problem = "has control characters"
+            if problem:
+                raise DataError(f"{where}: {entry.name}: its {kind} {problem}; rename the {kind}")
+
+
 def _sites(usable: Sequence[tuple[Entry, _Verified]], where: str) -> np.ndarray | None:
     """[n] the sites that the source names, else the institutions in the headers, else None."""
     for sites in ([e.site for e, _ in usable], [check.institution for _, check in usable]):
@@ -309,11 +344,16 @@ def _doubts(usable: Sequence[tuple[Entry, _Verified]], where: str) -> tuple[str,
 def _remarks(patients: np.ndarray, where: str) -> tuple[str, ...]:
     """Warnings where who is the same patient is doubtful; they name no patient."""
     remarks = []
-    if spelling.alike(patients[~np.char.startswith(patients, OWN_PATIENT)].tolist()):
-        remarks.append(
-            f"{where}: some patients' names differ only in case or spaces; they count as different "
-            "people"
-        )
+    named = patients[~np.char.startswith(patients, OWN_PATIENT)].tolist()
+    for likeness, pair in (
+        ("case or spaces", spelling.alike(named)),
+        ("leading zeros, as 001 and 1 do", spelling.alike_but_for_zeros(named)),
+    ):
+        if pair:
+            remarks.append(
+                f"{where}: some patients' names differ only in {likeness}; they count as different "
+                "people"
+            )
     unnamed = int(np.char.startswith(patients, OWN_PATIENT).sum())
     if unnamed:
         remarks.append(

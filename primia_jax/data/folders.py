@@ -11,6 +11,7 @@ Source of the Kermany layout: Kermany et al., Cell 172 (2018), data set "Labeled
 Tomography (OCT) and Chest X-Ray Images".
 """
 
+import dataclasses
 import pathlib
 import re
 from typing import NamedTuple
@@ -22,6 +23,10 @@ from primia_jax.data.file_catalogue import Entry
 from primia_jax.errors import DataError
 
 KERMANY_CLASSES = ("normal", "bacterial", "viral")
+KERMANY_NOTE = (
+    "the classes are normal (folder NORMAL), and bacterial and viral (folder PNEUMONIA, by "
+    "bacteria or virus in the file's name)"
+)
 _KERMANY_FOLDERS = {"normal", "pneumonia"}
 _KINDS = {"bacteria": 1, "virus": 2}
 _PNEUMONIA_NAME = re.compile(r"(person\d+)_(bacteria|virus)", re.IGNORECASE)
@@ -46,6 +51,7 @@ class Listing(NamedTuple):
     paths: list[str]  # [n]
     class_names: tuple[str, ...]
     skipped: list[tuple[str, str]]  # (name, reason)
+    remarks: tuple[str, ...] = ()  # assumptions that a user should check
 
 
 def open_folder(
@@ -60,9 +66,9 @@ def open_folder(
       DataError: as `list_folder` and `file_catalogue.assemble`.
     """
     listing = list_folder(path, class_names)
-    decode = file_catalogue.FileDecoder(tuple(listing.paths), data, dicom_only)
     where = f"folder {path}"
-    return file_catalogue.assemble(
+    decode = file_catalogue.FileDecoder(tuple(listing.paths), data, dicom_only)
+    catalogue = file_catalogue.assemble(
         listing.entries,
         listing.class_names,
         decode,
@@ -71,6 +77,8 @@ def open_folder(
         listing.skipped,
         declared=bool(class_names),
     )
+    remarks = tuple(f"{where}: {text}" for text in listing.remarks)
+    return dataclasses.replace(catalogue, remarks=(*catalogue.remarks, *remarks))
 
 
 def list_folder(path: str, class_names: tuple[str, ...] = ()) -> Listing:
@@ -99,7 +107,9 @@ def list_folder(path: str, class_names: tuple[str, ...] = ()) -> Listing:
     root = pathlib.Path(path)
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "no such folder"
-        raise DataError(f"folder {path}: {problem}; check the path in config.data")
+        raise DataError(
+            f"folder {path}: {problem}; check config.data.path and config.data.test_path"
+        )
     top = _unwrapped(root)
     folders = _subfolders(top)
     split_folders = [f for f in folders if f.name.lower() in SPLIT_NAMES]
@@ -198,7 +208,23 @@ def _kermany(images: list[_Image], root: pathlib.Path, whole: str) -> Listing:
             patient = f"{split or whole}/{match[1]}"
         listing.entries.append(Entry(name, label, patient, split=split))
         listing.paths.append(str(image.file))
-    return listing
+    return listing._replace(remarks=(KERMANY_NOTE, *_numbers_in_two_sets(listing.entries)))
+
+
+def _numbers_in_two_sets(entries: list[Entry]) -> list[str]:
+    """A remark that counts the numbers of people in training and test set, if there are any."""
+    sets: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
+    for entry in entries:
+        split, _, number = (entry.patient or "").rpartition("/")
+        if split in sets:
+            sets[split].add(number)
+    shared = len(sets[TRAIN] & sets[TEST])
+    if not shared:
+        return []
+    return [
+        f"{shared} numbers of people in file names stand in both training and test set; they count "
+        "as different people, since that data set numbers each set by itself"
+    ]
 
 
 def _one_folder_a_class(images: list[_Image], classes: list[str], root: pathlib.Path) -> Listing:

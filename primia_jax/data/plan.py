@@ -10,7 +10,8 @@ import numpy as np
 
 from primia_jax.config import DataConfig, ExperimentConfig
 from primia_jax.data.catalogue import TEST, TRAIN, VALIDATION, Catalogue, Dataset, load
-from primia_jax.data.file_catalogue import OWN_PATIENT
+from primia_jax.data.file_catalogue import OWN_PATIENT, UnusableImages
+from primia_jax.data.folders import KERMANY_CLASSES, KERMANY_NOTE
 from primia_jax.data.partition import hospital_names, partition
 from primia_jax.data.sources import open_catalogue
 from primia_jax.data.splits import assign_splits
@@ -41,9 +42,8 @@ class SiteData:
         """
         catalogue, train, validation = self.catalogue, self.train, self.validation
         if catalogue is None or train is None or validation is None:
-            path = self.data.path.replace(_SITE, self.site)
             catalogue = open_catalogue(
-                self.data, 1, self.seed, path=path, class_names=self.class_names
+                self.data, 1, self.seed, path=self.own_path(), class_names=self.class_names
             )
             self._check_not_tested_on(catalogue)
             fraction = self.data.validation_fraction
@@ -55,13 +55,21 @@ class SiteData:
         size = self.data.image_size
         return load(catalogue, train, size), load(catalogue, validation, size)
 
+    def own_path(self) -> str:
+        """`data.path` of this site."""
+        return self.data.path.replace(_SITE, self.site)
+
     def _check_not_tested_on(self, catalogue: Catalogue) -> None:
-        shared = self.test_digests.intersection(catalogue.digests)
+        """UnusableImages, which lists the files: for this site's eyes alone."""
+        kind = "test images of the model owner"
+        shared = [
+            (name, kind)
+            for name, digest in zip(catalogue.names, catalogue.digests)
+            if digest in self.test_digests
+        ]
         if shared:
-            raise DataError(
-                f"{self.site}: {len(shared)} of {len(catalogue)} images are test images of the "
-                "model owner; remove them here or from config.data.test_path"
-            )
+            advice = "remove them here or from config.data.test_path"
+            raise UnusableImages(shared, len(catalogue), self.site, advice, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +167,7 @@ def make_test_plan(config: ExperimentConfig, class_names: tuple[str, ...] = ()) 
     if config.data.test_path:
         catalogue, test = _own_test_set(config, class_names)
     else:
-        catalogue, splits = _open_and_split(config)
+        catalogue, splits = _open_and_split(config, to_train=False)
         test = np.flatnonzero(splits == TEST)
     if not len(test):
         raise DataError(
@@ -181,12 +189,25 @@ def _fingerprint(*parts: tuple[Catalogue, np.ndarray | None]) -> str:
     return content.hexdigest()
 
 
-def _open_and_split(config: ExperimentConfig) -> tuple[Catalogue, np.ndarray]:
-    """The source and what each of its records is for."""
+def _open_and_split(
+    config: ExperimentConfig, to_train: bool = True
+) -> tuple[Catalogue, np.ndarray]:
+    """The source and what each of its records is for; `to_train` if each class must be trained."""
     data = config.data
     catalogue = open_catalogue(data, config.federated.hospitals, _seed(config))
     test_fraction = 0.0 if data.test_path else data.test_fraction
-    splits = assign_splits(catalogue, data.validation_fraction, test_fraction, _seed(config))
+    try:
+        splits = assign_splits(
+            catalogue,
+            data.validation_fraction,
+            test_fraction,
+            _seed(config),
+            all_classes=to_train,
+        )
+    except DataError as error:
+        if catalogue.class_names != KERMANY_CLASSES:
+            raise
+        raise DataError(f"{error} ({KERMANY_NOTE})") from error
     return catalogue, splits
 
 

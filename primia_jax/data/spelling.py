@@ -13,6 +13,16 @@ def is_missing_marker(text: str) -> bool:
     return text.strip().lower() in _NOT_A_VALUE
 
 
+def alike_but_for_zeros(values: Iterable[str]) -> tuple[str, str] | None:
+    """Two different values that are the same without leading zeros of their numbers, or None."""
+    first: dict[str, str] = {}
+    for value in dict.fromkeys(values):
+        other = first.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", value), value)
+        if other != value:
+            return other, value
+    return None
+
+
 def alike(values: Iterable[str]) -> tuple[str, str] | None:
     """Two different values that differ only in case, spaces or invisible letters, or None.
 

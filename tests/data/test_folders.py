@@ -58,6 +58,16 @@ def test_kermany_patients(kermany, folder_config):
     assert second != patients[normal + "IM-0003-0001.jpeg"]
 
 
+def test_kermany_numbers_in_both_sets_are_remarked_on(kermany, folder_config):
+    """They count as different people; who knows better can see it."""
+    root = kermany(("train", "test"))
+    for i, split in enumerate(("train", "test")):
+        kind = ("bacteria", "virus")[i]
+        save(root / split / "PNEUMONIA" / f"person1019_{kind}_{i}.jpeg", grey(900 + i))
+    shared = [r for r in opened(folder_config, root).remarks if "both training and test" in r]
+    assert len(shared) == 1 and "1019" not in shared[0]
+
+
 def test_kermany_val_returns_to_train(kermany, folder_config):
     """The 16 images of `val` hold no viral case and share patients with train."""
     root = kermany(("train", "test", "val"))
@@ -111,7 +121,8 @@ def test_kermany_version_3(tmp_path, folder_config):
     assert set(Counter(patients.values()).values()) == {3, 6}  # 6: in both sets, to be noticed
     with pytest.raises(DataError, match="the same patient, in two splits"):
         assign_splits(catalogue, 0.2, 0.2, 0)
-    assert catalogue.remarks == ()
+    (remark,) = catalogue.remarks
+    assert "bacterial and viral (folder PNEUMONIA, by bacteria or virus" in remark
 
 
 def test_kermany_version_3_in_the_wrong_folder(tmp_path, folder_config):

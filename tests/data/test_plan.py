@@ -176,16 +176,49 @@ def test_evaluation_says_that_hospitals_images_were_not_compared(tmp_path):
 
 
 def test_a_hospital_refuses_test_images(tmp_path):
-    """Where each hospital reads its own path, it alone can tell, and names no file."""
+    """Where each hospital reads its own path, it alone can tell, and it alone learns the files."""
     pictures(tmp_path / "hospital_0", THREE)
     pictures(tmp_path / "hospital_1", THREE, seed=1)
     pictures(tmp_path / "test", THREE, seed=1)
     experiment = config(source="folder", path=f"{tmp_path}/{{site}}", test_path=f"{tmp_path}/test")
     everybody = make_plan(experiment)
     everybody.sites[0].load()
-    with pytest.raises(DataError, match="hospital_1: 24 of 24 images are test images") as caught:
+    with pytest.raises(DataError, match=r"(?s)hospital_1: 24 of 24 images .*: test images of the"):
         everybody.sites[1].load()
-    assert ".png" not in str(caught.value)
+    makers = party_makers(experiment, everybody, tmp_path / "run")
+    with pytest.raises(DataError, match=r"\(24 of 24 are test images of the") as caught:
+        makers["hospital_1"]()
+    assert ".png" not in "".join(traceback.format_exception(caught.value))
+    report = tmp_path / "run" / "sites" / "hospital_1" / "errors.txt"
+    assert "normal/0.png: test images" in report.read_text()
+
+
+def test_a_hospital_without_a_folder_is_named_with_its_path(tmp_path):
+    """The path is the operator's word; {site} is not the folders' names."""
+    pictures(tmp_path / "A", THREE)
+    pictures(tmp_path / "test", THREE, seed=1)
+    experiment = config(source="folder", path=f"{tmp_path}/{{site}}", test_path=f"{tmp_path}/test")
+    makers = party_makers(experiment, make_plan(experiment), tmp_path / "run")
+    with pytest.raises(DataError, match=r"no such file or folder: .*/hospital_0; \{site\}.*stands"):
+        makers["hospital_0"]()
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_classes_by_file_name_are_explained_where_one_is_missing(tmp_path, mode):
+    """Nothing is trained in an evaluation, so that a class may lack training images."""
+    root = tmp_path / "xray"
+    normal = [
+        f"{split}/NORMAL/IM-{i:04d}-0001.png" for split in ("train", "test") for i in range(6)
+    ]
+    kinds = (("train", "bacteria"), ("test", "bacteria"), ("test", "virus"))
+    sick = [f"{s}/PNEUMONIA/person{i}_{k}_1.png" for s, k in kinds for i in range(6)]
+    pictures(root, normal + sick)
+    experiment = config(source="folder", partition="iid", path=str(root))
+    if mode == "evaluate":
+        assert make_test_plan(experiment).load_test(16).class_counts().tolist() == [6, 6, 6]
+        return
+    with pytest.raises(DataError, match=r"class viral has no record.*by bacteria or virus in the"):
+        make_plan(experiment)
 
 
 def test_a_judge_needs_a_test_set(tmp_path):
