@@ -74,7 +74,7 @@ def evaluate(config: ExperimentConfig, workdir: str) -> None:
 
 def predict(config: ExperimentConfig, workdir: str, input_path: str) -> Predictions:
     """--mode=predict."""
-    table = experiment.predict(config, workdir, input_path)
+    table = experiment.predict(config, workdir, input_path, tell=print)
     _print_predictions(table)
     print(f"written: {pathlib.Path(workdir) / predictions.FILE}")
     return table
@@ -99,6 +99,7 @@ def predict_encrypted(
     _print_cost(diagnosis)
     print(f"diagnosed {diagnosis.images} images; the data owner's results, skipped files among")
     print(f"them: {diagnosis.folder / predictions.FILE}")
+    print(f"earlier results, if there were any: {diagnosis.folder / 'previous'}")
     print(f"messages and times: {pathlib.Path(workdir) / 'trace.json'}")
     return diagnosis
 

@@ -22,12 +22,19 @@ from primia_jax import models, predictions
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.core.names import user_path
 from primia_jax.core.records import Check
-from primia_jax.core.storage import read_json, write_json
+from primia_jax.core.storage import move_aside, read_json, write_json
 from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_inputs
+from primia_jax.data.sources import NoUsableImages
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
-from primia_jax.federated import aggregation, credentials, privacy_statement, records
+from primia_jax.federated import (
+    aggregation,
+    credentials,
+    privacy_statement,
+    records,
+    safety,
+)
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -38,7 +45,7 @@ from primia_jax.rounds import Phases, absences, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
-from primia_jax.workdir import CONFIG, Workdir, check_begun
+from primia_jax.workdir import CONFIG, Workdir, check_begun, recorded_config
 
 _LITTLE = 0.001  # of a resource that only says where an actor goes
 _SAMPLES = 12  # test images shown in the report
@@ -124,11 +131,21 @@ def _train(
         watch.open(hospitals, progress.round) as console,
         contextlib.ExitStack() as stack,
     ):
-        if progress.round:
+        if absent := _absent_classes(plan):
+            console.message(f"warning: {absent}")
+        complete = progress.round >= config.federated.rounds or progress.finished
+        if complete:
+            console.message(
+                f"already complete after round {progress.round} (best: round "
+                f"{progress.best_round}); only the evaluation and the report are made again"
+            )
+        elif progress.round:
             console.message(
                 f"going on after round {progress.round} (best so far: round {progress.best_round})"
             )
-        if progress.round < config.federated.rounds and not progress.finished:
+        if not complete:
+            if risk := safety.pair_statement(config):
+                console.message(f"warning: {risk}")
             console.stage("starting")
             with clock("starting the parties"):
                 driver = stack.enter_context(
@@ -151,8 +168,10 @@ def _train(
                 tested = _test(config, directory, plan)
     if tested is None:
         warnings.append("there is no test set: the model was not judged on images unseen so far")
-    elif absent := _absent_classes(tested.data):
+    elif absent:
         warnings.append(absent)
+    if risk := safety.pair_statement(config):
+        warnings.append(risk)
     lines = [line for line in directory.rounds() if line["site"] == "all"]
     warnings += absences(lines)
     metrics = {
@@ -215,35 +234,67 @@ def evaluate(
             f"the test set has classes {', '.join(plan.class_names)}; the model knows "
             f"{', '.join(model.class_names)}"
         )
-    warning = directory.check_unseen(plan)
+    warnings = [directory.check_unseen(plan), _judged_in_part(config, directory, plan)]
     with only_writer(directory.path, "an evaluation"):
         scores = _test(config, directory, plan).scores
-        if warning:
-            scores["warnings"] = [warning]
+        if any(warnings):
+            scores["warnings"] = [text for text in warnings if text]
         write_json(directory.path / "evaluation.json", scores)
     return scores
+
+
+def _judged_in_part(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> str:
+    """A warning where other images than the training's are split before they are judged; or ""."""
+    data, total = config.data, len(plan.test_catalogue)
+    if data.test_path or data.source == "phantom" or len(plan.test) == total:
+        return ""
+    if recorded_config(directory.path).data.path == data.path:
+        return ""
+    return (
+        f"{len(plan.test)} of {total} images in {data.path} were judged, as if they had been split "
+        "for a training; to judge all of a folder name it by --config.data.test_path"
+    )
 
 
 def predict(
     config: ConfigDict | ExperimentConfig,
     workdir: str | os.PathLike[str],
     input_path: str | os.PathLike[str],
+    *,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Predictions:
     """Diagnoses an image, a DICOM file or a folder of them with the best model in `workdir`.
 
-    Writes predictions.csv, see `Predictions.write`.
+    Writes predictions.csv, see `Predictions.write`; an earlier one is moved to `previous/N`.
+
+    Args:
+      config: of the experiment.
+      workdir: of the training.
+      input_path: the images.
+      tell: given a line that says where an earlier predictions.csv went.
 
     Raises:
       CheckpointError: if there is no model, or another one than `config.model`.
-      DataError: if nothing readable is at `input_path`.
+      DataError: if nothing is at `input_path`, or no image there can be used; in the latter case
+        predictions.csv has the reason for each.
     """
     config = checked(config)
     directory = user_path(workdir)
     model = load_trained(directory, config)
     with only_writer(directory, "a diagnosis"):
-        names, images, skipped, remarks = read_inputs(
-            str(user_path(input_path)), model.image_size, config.data
-        )
+        source = user_path(input_path)
+        if not source.exists():
+            raise DataError(f"input {source}: no such file or folder")
+        if earlier := move_aside(directory, (predictions.FILE,)):
+            tell(f"the earlier {predictions.FILE} was moved to {earlier}")
+        try:
+            names, images, skipped, remarks = read_inputs(
+                str(source), model.image_size, config.data
+            )
+        except NoUsableImages as error:
+            table = directory / predictions.FILE
+            predictions.write_skipped(table, model.class_names, error.skipped)
+            raise
         probabilities = model.probabilities(images, config.evaluation.batch_size)
         found = Predictions(names, probabilities, model.class_names, skipped, remarks=remarks)
         found.write(directory / predictions.FILE)
@@ -409,10 +460,11 @@ def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> _Test
     return _Tested(data, probabilities, scores)
 
 
-def _absent_classes(test: Dataset) -> str:
-    """A warning that names the classes without test images; empty if there are none."""
-    absent = [n for n, count in zip(test.class_names, test.class_counts()) if not count]
-    if not absent:
+def _absent_classes(plan: DataPlan) -> str:
+    """A warning that names the classes without test images; empty if each has one."""
+    present = {int(label) for label in plan.test_catalogue.labels[plan.test]}
+    absent = [name for label, name in enumerate(plan.class_names) if label not in present]
+    if not absent or not present:
         return ""
     return (
         f"no test image is of class {', '.join(absent)}: its sensitivity and the ROC-AUC cannot be "

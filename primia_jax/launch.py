@@ -60,6 +60,8 @@ _TERMINATED = 128 + signal.SIGTERM
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 _HOME = re.compile(r"^(--?(?:config|workdir|input|checkpoint)=)(~.*)$")
 _PIPE_WIDTH = 160
+_LISTED = 20  # configurations that a message names
+_FILE, _KEY = re.compile(r"--?config="), re.compile(r"--?config\.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -155,9 +157,15 @@ def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, with every mistake in the flags as one line, and `~` in paths expanded."""
     try:
         argv = [_HOME.sub(_expanded, argument) for argument in argv]
-        for argument in argv:
-            if argument.startswith("--config=") and (path := argument[9:].split(":")[0]):
-                _check_readable(path)
+        files = [argument.partition("=")[2] for argument in argv if _FILE.match(argument)]
+        for path in filter(None, (file.split(":")[0] for file in files)):
+            _check_readable(path)
+        changed = [argument.partition("=")[0] for argument in argv if _KEY.match(argument)]
+        if changed and not files and not {"--config", "-config"}.intersection(argv):
+            raise ConfigError(
+                f"{printable(changed[0])} changes a configuration that is not named; give "
+                f"--config=configs/NAME.py too{_listed(pathlib.Path('configs'))}"
+            )
         return flags.FLAGS(argv)
     except UserError:
         raise
@@ -166,13 +174,32 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # a key that the configuration does not have
         raise ConfigError(_unknown_key(argv, error)) from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_with_flag(argv, _one_line(error))) from error
 
 
 def _check_readable(path: str) -> None:
-    """Refuses a named pipe or device, whose reading would not end."""
+    """Refuses a file that is missing, and a named pipe or device, whose reading would not end."""
     if os.path.exists(path):
         check_regular(pathlib.Path(path), error=ConfigError)
+    else:
+        folder = pathlib.Path(path).parent
+        folder = folder if any(folder.glob("*.py")) else pathlib.Path("configs")
+        raise ConfigError(f"--config={printable(path)}: no such file{_listed(folder)}")
+
+
+def _listed(folder: pathlib.Path) -> str:
+    """The configurations in `folder`, to be put at the end of a message; empty without any."""
+    names = sorted(path.as_posix() for path in folder.glob("*.py"))[:_LISTED]
+    return f"; there are {printable(', '.join(names))}" if names else ""
+
+
+def _with_flag(argv: Sequence[str], text: str) -> str:
+    """`text`, which quotes a value, with the flag that has it before it."""
+    for argument in argv:
+        flag, _, value = argument.partition("=")
+        if _KEY.match(argument) and value and repr(value) in text and flag not in text:
+            return f"{printable(argument)}: {text}"
+    return text
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:

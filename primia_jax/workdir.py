@@ -36,6 +36,7 @@ _OWN = (
     "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
     credentials.IDENTITIES, PROVIDER, "data_owner",
 )  # fmt: skip
+_LISTED = 20  # files that a refusal names
 _FREE = credentials.FREE_SECTIONS  # that a resumed run may change
 
 
@@ -108,18 +109,23 @@ class Workdir:
           a warning where hospitals read images of their own, which cannot be compared here; or "".
 
         Raises:
-          DataError: naming one of the images, or counting those whose patients were trained on.
+          DataError: listing the images, or counting those whose patients were trained on.
         """
         data = self._data()
         digests = [plan.test_catalogue.digests[i] for i in plan.test]
         seen = set(data["used"]) & set(digests)
         if seen:
-            first = plan.test_catalogue.names[plan.test[digests.index(min(seen))]]
-            raise DataError(
-                f"{len(seen)} of {len(digests)} test images were used in training the model in "
-                f"{self.path}, e.g. {first}; evaluate with the training's config.data, "
-                "config.seed and files, or name other images by config.data.test_path"
-            )
+            names = [plan.test_catalogue.names[i] for i in plan.test]
+            leaked = [name for name, digest in zip(names, digests) if digest in seen]
+            lines = [
+                f"{len(leaked)} of {len(digests)} test images were used in training the model in "
+                f"{self.path}; evaluate with the training's config.data, config.seed and files, or "
+                "name other images by config.data.test_path. They are:",
+                *(f"  {name}" for name in leaked[:_LISTED]),
+            ]
+            if len(leaked) > _LISTED:
+                lines.append(f"  and {len(leaked) - _LISTED} more")
+            raise DataError("\n".join(lines))
         # A number without a site can be that of any site.
         numbers, trained = data.get("used_numbers", ()), data.get("used_patients", ())
         sites_differ = plan.test_catalogue.sites is None or set(numbers) == set(trained)

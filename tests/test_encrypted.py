@@ -23,7 +23,7 @@ from pydicom.data import get_testdata_file
 import primia_jax
 from primia_jax import encrypted, experiment
 from primia_jax.config import to_plain
-from primia_jax.encrypted import description, parties
+from primia_jax.encrypted import description, parties, predicting
 from primia_jax.encrypted.parties import Received
 from primia_jax.errors import (
     CheckpointError,
@@ -239,6 +239,8 @@ def test_what_is_wrong_with_files_stays_with_the_data_owner(workdir, films, tmp_
     assert "notes.png" not in str(caught.value)
     errors = workdir / "data_owner" / "errors.txt"
     assert "notes.png" in errors.read_text() and errors.stat().st_mode & 0o777 == 0o600
+    table = primia_jax.read_predictions(workdir / "data_owner")
+    assert table.names == [] and [name for name, _ in table.skipped] == ["notes.png"]
 
 
 def failing_at(monkeypatch, at, error):
@@ -447,7 +449,14 @@ def test_mistakes_are_named(workdir, films, tmp_path):
         diagnose(**{"mpc.effective_bits": 31})
     with pytest.raises(ConfigError, match="ray_address"):
         primia_jax.predict_encrypted(make_config(), workdir, films, ray_address="auto")
-    assert not list(workdir.rglob("predictions.csv")) and not (workdir / "trace.json").exists()
+    (table,) = workdir.rglob("predictions.csv")  # of notes.png
+    assert table.parent.name == "data_owner" and not (workdir / "trace.json").exists()
+
+
+def test_without_a_model_no_party_is_started(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "open_driver", lambda *_, **__: pytest.fail("started"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*--mode=train"):
+        primia_jax.predict_encrypted(make_config(), tmp_path, films)
 
 
 def launch(*arguments, **settings):

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import inspect
+import io
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import primia_jax
 from primia_jax import experiment
 from primia_jax.errors import CheckpointError, ClusterError, ConfigError, DataError
+from primia_jax.predictions import read_predictions
 from primia_jax.runtime import ray_driver
 from primia_jax.workdir import Workdir
 
@@ -153,8 +155,11 @@ def test_resume_with_other_settings_is_refused(local_run):
 
 
 def test_resuming_a_finished_run_judges_it_again(local_run):
-    again = primia_jax.train(smoke_config(), local_run.workdir, resume=True)
+    shown = io.StringIO()
+    again = primia_jax.train(smoke_config(), local_run.workdir, resume=True, stream=shown)
     assert again.metrics == local_run.metrics
+    assert "already complete after round 6" in shown.getvalue()
+    assert "going on" not in shown.getvalue()
 
 
 def _damaged(weights):
@@ -228,6 +233,20 @@ def test_predict_reads_files_of_any_size(local_run, tmp_path):
         primia_jax.predict(smoke_config(), local_run.workdir, tmp_path / "nothing")
 
 
+def test_diagnoses_of_earlier_images_are_kept_and_do_not_stand_for_later_ones(local_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(local_run.workdir, run, ignore=shutil.ignore_patterns("predictions.csv"))
+    (run / "predictions.csv").write_text("earlier\n")
+    (tmp_path / "notes.png").write_text("not an image")
+    moved = []
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be used, e\.g\. notes\.png"):
+        primia_jax.predict(smoke_config(), run, tmp_path / "notes.png", tell=moved.append)
+    assert len(moved) == 1 and "previous/1" in moved[0]
+    assert (run / "previous" / "1" / "predictions.csv").read_text() == "earlier\n"
+    table = read_predictions(run)
+    assert table.names == [] and table.skipped[0][0] == "notes.png"
+
+
 def test_a_checkpoint_of_another_network_is_named(local_run):
     config = smoke_config()
     config.model.width = 8
@@ -272,6 +291,24 @@ def test_every_hospital_with_its_own_path(tmp_path):
     assert metrics["test"]["n"] == 18
 
 
+def _check_evaluation_of_another_folder(config, tmp_path):
+    """As the data's path a part of it is judged, and that is said; as the test path all of it."""
+    rng = np.random.default_rng(7)
+    for name in ("NORMAL/IM-{:04d}-0001.png", "PNEUMONIA/person{}_bacteria_1.png",
+                 "PNEUMONIA/person{}_virus_1.png"):  # fmt: skip
+        for i in range(5000, 5010):
+            path = tmp_path / "unseen" / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (24, 24), dtype=np.uint8)).save(path)
+    other = config.copy_and_resolve_references()
+    other.data.path = str(tmp_path / "unseen")
+    part = primia_jax.evaluate(other, tmp_path / "run")
+    assert part["n"] < 30 and f"{part['n']} of 30 images" in part["warnings"][0]
+    other.data.path, other.data.test_path = "", str(tmp_path / "unseen")
+    whole = primia_jax.evaluate(other, tmp_path / "run")
+    assert whole["n"] == 30 and "warnings" not in whole
+
+
 def test_other_images_than_those_trained_on(tmp_path):
     """A file more re-draws the split: the test images would no longer be unseen."""
     kermany(tmp_path / "xray")
@@ -281,13 +318,18 @@ def test_other_images_than_those_trained_on(tmp_path):
             path.rename(tmp_path / "xray" / "train" / split / name)
         (tmp_path / "xray" / "test" / split).rmdir()
     (tmp_path / "xray" / "test").rmdir()
-    config = smoke_config(source="folder", path=str(tmp_path / "xray" / "train"), partition="iid")
+    folder = tmp_path / "xray" / "train"
+    config = smoke_config(source="folder", path=str(folder), partition="iid")
     config.federated.rounds = 1
     primia_jax.train(config, tmp_path / "run")
-    primia_jax.evaluate(config, tmp_path / "run")
+    assert "warnings" not in primia_jax.evaluate(config, tmp_path / "run")
+    _check_evaluation_of_another_folder(config, tmp_path)
     config.seed = 5
-    with pytest.raises(DataError, match=r"test images were used in training.*test_path"):
+    with pytest.raises(DataError, match=r"test images were used in training.*test_path") as caught:
         primia_jax.evaluate(config, tmp_path / "run")
+    count = int(str(caught.value).split()[0])
+    listed = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert len(listed) == count and all((folder / name).exists() for name in listed)
     config.seed = 0
     Image.fromarray(np.full((30, 30), 99, np.uint8)).save(
         tmp_path / "xray" / "train" / "NORMAL" / "IM-9999-0001.jpeg"
@@ -296,14 +338,20 @@ def test_other_images_than_those_trained_on(tmp_path):
         primia_jax.train(config, tmp_path / "run", resume=True)
 
 
-def test_a_class_without_test_images_is_warned_of(tmp_path):
+def test_a_class_without_test_images_and_sums_over_two_are_warned_of_at_the_start(tmp_path):
     kermany(tmp_path / "xray")
     for path in (tmp_path / "xray" / "test" / "PNEUMONIA").glob("*virus*"):
         path.unlink()
     config = smoke_config(source="folder", path=str(tmp_path / "xray"), partition="iid")
     config.federated.rounds = 1
-    (warning,) = primia_jax.train(config, tmp_path / "run").warnings
-    assert "no test image is of class viral" in warning
+    config.federated.hospitals = config.secure_aggregation.min_participants = 2
+    shown = io.StringIO()
+    warnings = primia_jax.train(config, tmp_path / "run", stream=shown).warnings
+    assert len([text for text in warnings if "no test image is of class viral" in text]) == 1
+    assert len([text for text in warnings if "each of them learns the other's update" in text]) == 1
+    text = " ".join(shown.getvalue().split())
+    for warning in ("no test image is of class viral", "each of them learns the other's update"):
+        assert text.index(f"{warning}") < text.index("round 1"), "said before training"
 
 
 def test_resuming_without_the_log_still_ends(tmp_path):

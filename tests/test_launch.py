@@ -22,6 +22,7 @@ def launch(*arguments, **options):
         (["--config.federated.moed=local"], 2, ["moed", "mode"]),
         (["--config.federated.mode=locla"], 2, ["config.federated.mode", "'locla'", "local"]),
         (["--config.training.batch_size=many"], 2, ["batch_size", "many"]),
+        (["--config.privacy.epsilon=eight"], 2, ["--config.privacy.epsilon", "eight"]),
         (["--config.training.batch_size=0"], 2, ["config.training.batch_size = 0", "[1, 4096]"]),
         (["--config.federated.hospitals=1"], 2, ["hospitals = 1", "at least 3"]),
         (
@@ -51,7 +52,11 @@ def launch(*arguments, **options):
             2,
             ["word_bits = 32 is too coarse", "keep or reset"],
         ),
-        (["--config.data.source=folder", "--config.data.path=/no/such"], 3, ["/no/such"]),
+        (
+            ["--config.data.source=folder", "--config.data.path=/no/such"],
+            3,
+            ["/no/such", "test_path"],
+        ),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),
         (["--mode=audit"], 4, ["no run to attack", "--config.federated.record_updates=true"]),
@@ -92,6 +97,8 @@ def test_a_mistake_is_one_line(tmp_path, arguments, code, words):
         (["--config=configs/audit.py:slow", "--workdir=x"], "full and quick"),
         (["--config=configs/smoke.py"], "--workdir"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (["--config=configs/smok.py", "--workdir=x"], "there are configs/audit.py, "),
+        (["--config.data.path=films", "--workdir=x"], "give --config=configs/NAME.py too"),
         (["--config=configs/latency_study.py:fast", "--workdir=x"], "full and quick"),
     ],
 )

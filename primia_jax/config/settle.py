@@ -67,7 +67,7 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             f"config.federated.participation = {fed.participation:g} needs hospitals to draw from; "
             "mode 'local' has none"
         )
-    if data.source != "phantom" and not data.path:
+    if data.source != "phantom" and not data.path and not data.test_path:
         raise ConfigError(f"config.data.source = {data.source!r} needs config.data.path")
     if data.validation_fraction + data.test_fraction >= 1:
         raise ConfigError(

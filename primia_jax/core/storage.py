@@ -284,21 +284,22 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def move_aside(folder: pathlib.Path, names: Iterable[str]) -> None:
-    """Moves what `folder` has under `names`, if anything, to `previous/N` in it.
+def move_aside(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
+    """Moves what `folder` has under `names` to `previous/N` in it; returns that, if there was any.
 
     Raises:
       StorageError: if it cannot be moved.
     """
     there = [name for name in names if os.path.lexists(folder / name)]
     if not there:
-        return
+        return None
     with storing(f"the earlier files in {folder} cannot be moved to {folder / 'previous'}"):
         numbered = [int(p.name) for p in (folder / "previous").glob("*") if p.name.isdecimal()]
         target = folder / "previous" / str(max(numbered, default=0) + 1)
         make_folder(target)
         for name in there:
             shutil.move(folder / name, target / name)
+    return target
 
 
 def check_regular(

@@ -68,6 +68,25 @@ def open_catalogue(
     raise DataError(f"config.data.source = {data.source!r}: no such kind of source")
 
 
+class NoUsableImages(DataError):
+    """Inputs of which none can be used.
+
+    Attributes:
+      skipped: (name, reason) of each.
+    """
+
+    def __init__(self, path: str, skipped: list[tuple[str, str]]):
+        name, reason = skipped[0]
+        super().__init__(
+            f"input {path}: {len(skipped)} of {len(skipped)} images cannot be used, "
+            f"e.g. {name}: {reason}"
+        )
+        self.path, self.skipped = path, skipped
+
+    def __reduce__(self) -> tuple:
+        return NoUsableImages, (self.path, self.skipped)
+
+
 class Inputs(NamedTuple):
     """Images without labels, n of them."""
 
@@ -93,7 +112,8 @@ def read_inputs(path: str, image_size: int, data: DataConfig | None = None) -> I
       data: has the settings of the DICOM guard; the default ones if None.
 
     Raises:
-      DataError: if nothing is there, or no image can be used.
+      DataError: if nothing is there.
+      NoUsableImages: if no image can be used.
     """
     root = pathlib.Path(os.path.expanduser(path))
     if root.is_dir():
@@ -116,11 +136,7 @@ def read_inputs(path: str, image_size: int, data: DataConfig | None = None) -> I
         remarks.append("; ".join(decoded.remarks))
         images.append(image_files.fit(decoded.pixels, image_size))
     if not images:
-        name, reason = skipped[0]
-        raise DataError(
-            f"input {path}: {len(files)} of {len(files)} images cannot be used, "
-            f"e.g. {name}: {reason}"
-        )
+        raise NoUsableImages(path, skipped)
     return Inputs(used, image_files.stack(images), skipped, tuple(remarks))
 
 

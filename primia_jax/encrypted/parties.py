@@ -22,13 +22,14 @@ from primia_jax.core import storage
 from primia_jax.core.locks import Hold
 from primia_jax.core.records import Only, Record
 from primia_jax.data import read_inputs
+from primia_jax.data.sources import NoUsableImages
 from primia_jax.encrypted.description import Description, describe, params_of, received
 from primia_jax.errors import DataError, ProtocolError, UserError
 from primia_jax.federated import local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
-from primia_jax.predictions import FILE, Predictions
+from primia_jax.predictions import FILE, Predictions, write_skipped
 from primia_jax.runtime import Receive, Send, Stage, Steps
 from primia_jax.runtime.party import Program
 
@@ -166,7 +167,8 @@ def _read(owner: DataOwner) -> Steps:
 
     Raises:
       StorageError: if another run holds the folder.
-      DataError: if there are none. What was wrong with which file stays in this party's folder.
+      DataError: if there are none. What was wrong with which file stays in this party's folder,
+        in `ERRORS` and, if no file can be used, in predictions.csv.
     """
     if owner.run not in _held:
         _held[owner.run] = Hold(
@@ -174,13 +176,18 @@ def _read(owner: DataOwner) -> Steps:
             f"another encrypted diagnosis writes into {owner.folder}; wait until it has ended, or "
             "name another folder by config.runtime.data_owner_folder",
         )
-    storage.move_aside(owner.folder, (FILE, ERRORS))
     if not pathlib.Path(owner.input_path).expanduser().exists():
         raise DataError(f"input {owner.input_path}: no such file or folder")
+    storage.move_aside(owner.folder, (FILE, ERRORS))
     description = received((yield Receive(MODEL_OWNER)), owner.mpc)
     circuit = description.circuit()
     with _confidential(owner, f"input {owner.input_path}: no image can be used"):
-        inputs = read_inputs(owner.input_path, description.image_size, owner.data)
+        try:
+            inputs = read_inputs(owner.input_path, description.image_size, owner.data)
+        except NoUsableImages as error:
+            table = storage.private_folder(owner.folder) / FILE
+            write_skipped(table, description.class_names, error.skipped)
+            raise
         pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
         for position in range(len(pixels)):
             check_image(circuit, pixels[position : position + 1])

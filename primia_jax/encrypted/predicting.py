@@ -13,6 +13,7 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.core import names, storage
 from primia_jax.encrypted import parties
 from primia_jax.experiment import checked, open_driver
+from primia_jax.federated import checkpoints
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
 from primia_jax.reporting.timeline import plot_timeline
 from primia_jax.runtime import Locally, Trace
@@ -75,6 +76,8 @@ def predict_encrypted(
         MODEL_OWNER: {"with_driver": True},
         CRYPTO_PROVIDER: {},
     }
+    model_folder = directory / "checkpoints"
+    checkpoints.check_begun(model_folder)  # before three processes are started
     traces = []
     source = str(names.user_path(input_path))
     run = secrets.token_hex(8)
@@ -90,7 +93,7 @@ def predict_encrypted(
             check_report=parties.REPORTS,
             folders={
                 DATA_OWNER: directory / DATA_OWNER_FOLDER,
-                MODEL_OWNER: directory / "checkpoints",
+                MODEL_OWNER: model_folder,
                 CRYPTO_PROVIDER: directory / CRYPTO_PROVIDER,
             },
         ) as driver,

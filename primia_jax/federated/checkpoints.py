@@ -189,16 +189,25 @@ def commit(folder: pathlib.Path, progress: Progress) -> None:
     write_json(folder / LATEST, progress._asdict())
 
 
+def check_begun(folder: pathlib.Path) -> None:
+    """Refuses a folder in which no round was ever completed, without opening a file.
+
+    Raises:
+      CheckpointError: saying how to train.
+    """
+    if not (folder / LATEST).is_file():
+        raise CheckpointError(
+            f"no checkpoint in {folder}; train one with --mode=train --workdir={folder.parent}"
+        )
+
+
 def latest(folder: pathlib.Path) -> Progress:
     """The last complete round.
 
     Raises:
       CheckpointError: if no round was ever completed there, or the file is damaged.
     """
-    if not (folder / LATEST).is_file():
-        raise CheckpointError(
-            f"no checkpoint in {folder}; train one with --mode=train --workdir={folder.parent}"
-        )
+    check_begun(folder)
     stored = read_json(folder / LATEST)
     try:
         progress = Progress(**stored)

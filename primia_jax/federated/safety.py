@@ -80,12 +80,24 @@ def counts_statement(config: ExperimentConfig) -> str:
         return "numbers of images: secret, no sum holds them"
     if not counts_are_public(config):
         return (
-            f"numbers of images: secret from the model owner, every sum is over all "
-            f"{config.federated.hospitals} hospitals"
+            "numbers of images: secret from the model owner's part in the protocol, every sum is "
+            f"over all {config.federated.hospitals} hospitals; whoever operates the run sees them "
+            "(rounds.jsonl)"
         )
     return (
         "numbers of images of each hospital (training, validation by class): public to the model "
         "owner, since the hospitals in a sum may change"
+    )
+
+
+def pair_statement(config: ExperimentConfig) -> str:
+    """A warning where a secure sum may be over two hospitals; empty if it may not."""
+    if not is_secure(config) or min_participants(config) > 2:
+        return ""
+    return (
+        "a secure sum may be over two hospitals (config.secure_aggregation.min_participants = 2): "
+        "each of them learns the other's update, pixel sums and class counts by taking its own "
+        "away; take at least 3 hospitals where that matters"
     )
 
 
