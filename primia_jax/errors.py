@@ -23,6 +23,11 @@ class DataError(UserError):
     exit_code = 3
 
 
+def joined(first: DataError, second: DataError) -> DataError:
+    """One error that says both, as those of two hospitals whose images cannot be used."""
+    return first if str(second) in str(first) else DataError(f"{first}; {second}")
+
+
 class CheckpointError(UserError):
     """A checkpoint or weights file that is missing, damaged or of another model."""
 

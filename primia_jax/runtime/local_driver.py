@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 
 from primia_jax.core.records import Check
-from primia_jax.errors import PartyLost, ProtocolError, UserError
+from primia_jax.errors import DataError, PartyLost, ProtocolError, UserError, joined
 from primia_jax.runtime.faults import Fault, Injector
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import (
@@ -68,7 +68,15 @@ class LocalDriver:
         Reports that `check_report` refuses fail the run, as with actors.
         """
         self._makers, self._check_report = dict(parties), check_report
-        self.states = {name: make() for name, make in parties.items()}
+        self.states: dict[str, Any] = {}
+        failure: DataError | None = None
+        for name, make in parties.items():
+            try:
+                self.states[name] = make()
+            except DataError as error:
+                failure = joined(failure, error) if failure else error
+        if failure:
+            raise failure
         self._link, self._faults = link, tuple(faults)
 
     def with_link(self, link: Link) -> "LocalDriver":

@@ -22,7 +22,7 @@ import ray.exceptions
 from primia_jax.core.identity import Credentials
 from primia_jax.core.records import Check
 from primia_jax.environment import thread_variables
-from primia_jax.errors import ClusterError, PartyLost, UserError
+from primia_jax.errors import ClusterError, DataError, PartyLost, UserError, joined
 from primia_jax.runtime.link import Link
 from primia_jax.runtime.party import DROPOUTS, Program, name_party, with_lost
 from primia_jax.runtime.ray_cluster import cluster
@@ -379,6 +379,8 @@ class RayDriver:
             elif isinstance(failure, PartyLost) and isinstance(why, PartyLost):
                 more = tuple(name for name in why.parties if name not in failure.parties)
                 failure = PartyLost(str(failure), failure.parties + more)
+            elif run is None and isinstance(failure, DataError) and isinstance(why, DataError):
+                failure = joined(failure, why)
 
         while waiting:
             left = None if end_s is None else max(_NOW_S, end_s - time.monotonic())

@@ -556,8 +556,16 @@ def test_what_no_node_offers_is_not_waited_for(place, remedy, ray_cluster):
         RayDriver(MAKERS, placements={"bob": place})
 
 
-def _cannot_start():
-    raise DataError("no such folder")
+@pytest.mark.parametrize("driver", (LocalDriver, RayDriver))
+def test_all_parties_that_cannot_start_are_named(driver, ray_cluster):
+    makers = {n: functools.partial(_cannot_start, f"{n}: ") for n in ("alice", "bob")}
+    with pytest.raises(DataError) as caught:
+        driver({**makers, "carol": MAKERS["carol"]})
+    assert {"alice: no such folder", "bob: no such folder"} == set(str(caught.value).split("; "))
+
+
+def _cannot_start(whose=""):
+    raise DataError(f"{whose}no such folder")
 
 
 def _dies(state):
