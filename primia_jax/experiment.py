@@ -131,7 +131,8 @@ def _train(
         watch.open(hospitals, progress.round) as console,
         contextlib.ExitStack() as stack,
     ):
-        if absent := _absent_classes(plan):
+        absent = _absent_classes(plan) if judge else ""
+        if absent:
             console.message(f"warning: {absent}")
         complete = progress.round >= config.federated.rounds or progress.finished
         if complete:

@@ -85,7 +85,8 @@ def _body_part_objection(dataset: pydicom.Dataset, data: DataConfig) -> str:
     allowed = {word.upper() for word in data.dicom_body_parts}
     if not allowed or all(_names_any(allowed, body_part) for body_part in body_parts):
         return ""
-    return f"body part {' and '.join(body_parts)}, not {' or '.join(data.dicom_body_parts).upper()}"
+    words = " or ".join(word.upper() for word in data.dicom_body_parts)
+    return f"body part {' and '.join(body_parts)}, not {words}"
 
 
 def _names_any(allowed: set[str], body_part: str) -> bool:
