@@ -72,7 +72,7 @@ def test_patients_that_differ_in_leading_zeros_are_remarked_on(table):
 
 
 @pytest.mark.parametrize("column", ["patient", "site"])
-@pytest.mark.parametrize(("name", "problem"), [("file:x", "begins with"), ("p\0q", "control")])
+@pytest.mark.parametrize(("name", "problem"), [("file:x", "begins with"), ("p\0q", "has control")])
 def test_a_name_that_could_be_taken_for_another_is_refused(table, column, name, problem):
     """`file:` marks images without a patient, which are left out of comparisons of patients."""
     rows = [[f"scans/{n}.png", "xy"[i % 2], name] for i, n in enumerate("abcdef")]
