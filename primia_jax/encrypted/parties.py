@@ -185,8 +185,7 @@ def _read(owner: DataOwner) -> Steps:
         try:
             inputs = read_inputs(owner.input_path, description.image_size, owner.data)
         except NoUsableImages as error:
-            table = storage.private_folder(owner.folder) / FILE
-            write_skipped(table, description.class_names, error.skipped)
+            write_skipped(owner.folder / FILE, description.class_names, error.skipped)
             raise
         pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
         for position in range(len(pixels)):
