@@ -201,7 +201,7 @@ def describe(
 
     Raises:
       CheckpointError: if there is no model, or another one than `config.model`, or if
-        encrypted.json is no JSON.
+        encrypted.json is no JSON object.
       ConfigError: if the model owner has no images to calibrate with.
     """
     model = model or load_trained(workdir, config)
