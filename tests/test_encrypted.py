@@ -331,8 +331,9 @@ def test_the_description_is_stored_and_used_again(workdir, monkeypatch):
     config, path = checked(make_config()), workdir / "checkpoints" / description.FILE
     first = encrypted.describe(config, workdir)
     stored = json.loads(path.read_text())
-    assert set(stored) == {f.name for f in dataclasses.fields(first)} | {"digest"}
+    assert set(stored) == {f.name for f in dataclasses.fields(first)} | {"digest", "remarks"}
     assert "digest" not in first.to_plain(), "others would recognise weights by it"
+    assert "remarks" not in first.to_plain(), "they follow from weights and images"
     assert stored["mpc"] == to_plain(config.mpc) and stored["ranges"]["image"] == 1.0
     assert not any(isinstance(value, list) and len(value) > 100 for value in stored.values())
 
@@ -357,6 +358,20 @@ def test_other_settings_make_it_anew(changed, workdir):
     assert second == dataclasses.replace(first, mpc=mpc, ranges=ranges)
     assert json.loads(path.read_text())["mpc"] == to_plain(second.mpc)
     assert second.circuit().fingerprint != first.circuit().fingerprint
+
+
+def test_a_model_that_rounding_spoils_is_reported_to_its_owner_alone(workdir):
+    """Each time, by a line without figures: these follow from weights and images."""
+    config, path = checked(make_config(**{"mpc.sign_tolerance": 1.0})), description.FILE
+    for _ in range(2):  # made, and read again
+        with pytest.warns(
+            inference.PrecisionWarning, match=r"see remarks in .*encrypted\.json"
+        ) as caught:
+            made = encrypted.describe(config, workdir)
+        assert len(caught) == 1 and "%" not in str(caught[0].message)
+    (remark,) = json.loads((workdir / "checkpoints" / path).read_text())["remarks"]
+    assert "% of their root mean square" in remark
+    assert b"remark" not in made.message()["description"].tobytes()
 
 
 def test_training_anew_takes_the_description_along(workdir, films):
@@ -384,9 +399,9 @@ def test_other_weights_or_a_changed_file_calibrate_anew(workdir, monkeypatch):
     scaled = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(40), model.variables)
     other = encrypted.describe(config, workdir, dataclasses.replace(model, variables=scaled))
     assert other.ranges.outputs != first.ranges.outputs
-    calls, original = [], inference.find_ranges
+    calls, original = [], inference.calibrated
     monkeypatch.setattr(
-        inference, "find_ranges", lambda *a, **k: calls.append(1) or original(*a, **k)
+        inference, "calibrated", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     damaged = ('"image": NaN', '"image": -1.0', '"image": "x"', '"image": null', '"image": 2.0')
     texts = [good.replace('"image": 1.0', change) for change in damaged]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from primia_jax.mpc.protocols.protocol import Protocol
 
 FILE = "encrypted.json"  # in the model owner's folder
 _DIGEST = "digest"  # in it: of the weights and of all else in the file
+_REMARKS = "remarks"  # in it: for the model owner alone, see `inference.calibrated`
 _CALIBRATION_IMAGES = 64
 _MAX_BYTES = 1 << 20
 _MAX_SIZE = 4096  # pixels of a side
@@ -192,7 +194,8 @@ def describe(
     """The model of `workdir`, calibrated on its owner's test images. The model owner calls it.
 
     Kept in encrypted.json among the model owner's checkpoints, and read from there the next time,
-    unless the weights or the file have changed since.
+    unless the weights or the file have changed since. Warns (`PrecisionWarning`) each time if the
+    encrypted results differ from the model's own; how far stays in the file.
 
     Args:
       config: of the experiment.
@@ -215,8 +218,9 @@ def describe(
         stored = read_json(path)
         digest = stored.pop(_DIGEST, "")
         if digest == _digest(params, stored):  # written here, for these weights
-            ranges = stored["ranges"]
-            if stored == {**draft.to_plain(), "ranges": ranges}:
+            ranges, remarks = stored["ranges"], stored.pop(_REMARKS, None)
+            if remarks is not None and stored == {**draft.to_plain(), "ranges": ranges}:
+                _warn(remarks, path)
                 return dataclasses.replace(draft, ranges=_ranges(ranges))
     plan = make_test_plan(config)
     if not len(plan.test):
@@ -227,11 +231,24 @@ def describe(
     data = plan.load_test(model.image_size)
     chosen = np.linspace(0, len(data) - 1, min(len(data), _CALIBRATION_IMAGES)).astype(int)
     images = np.asarray(local_training.to_unit(jnp.asarray(data.images[chosen])))
-    ranges = inference.find_ranges(draft.apply_fn(), params, images, config.mpc, image_range=1.0)
+    ranges, remarks = inference.calibrated(
+        draft.apply_fn(), params, images, config.mpc, image_range=1.0
+    )
     description = dataclasses.replace(draft, ranges=ranges)
-    plain = description.to_plain()
+    plain = {**description.to_plain(), _REMARKS: remarks}
     write_json(path, {**plain, _DIGEST: _digest(params, plain)})
+    _warn(remarks, path)
     return description
+
+
+def _warn(remarks: list[str], path: pathlib.Path) -> None:
+    """Tells the operator that there are remarks; what they say stays in the owner's folder."""
+    if remarks:
+        warnings.warn(
+            f"encrypted results of this model may be wrong or coarse: see {_REMARKS} in {path}",
+            inference.PrecisionWarning,
+            stacklevel=3,
+        )
 
 
 def _digest(params: Any, plain: Any) -> str:

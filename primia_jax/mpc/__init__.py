@@ -10,7 +10,14 @@ float32 defaults of training into float64.
 
 from typing import Any
 
-__all__ = ["OutOfRangeWarning", "Overflow", "SecureProgram", "calibrate", "encrypt"]
+__all__ = [
+    "OutOfRangeWarning",
+    "Overflow",
+    "PrecisionWarning",
+    "SecureProgram",
+    "calibrate",
+    "encrypt",
+]
 
 
 def __getattr__(name: str) -> Any:

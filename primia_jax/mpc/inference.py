@@ -8,7 +8,6 @@ puts the same parties into Ray actors.
 """
 
 import functools
-import math
 import os
 import pathlib
 import warnings
@@ -22,9 +21,9 @@ import numpy as np
 from primia_jax.config.sections import MpcConfig
 from primia_jax.core.locks import Hold
 from primia_jax.errors import ConfigError, ProtocolError
-from primia_jax.mpc import sessions
+from primia_jax.mpc import calibration, sessions
+from primia_jax.mpc.calibration import PrecisionWarning, plan_ranges
 from primia_jax.mpc.circuit import check_image
-from primia_jax.mpc.linear import real_values
 from primia_jax.mpc.plan import Plan
 from primia_jax.mpc.protocols import DATA_OWNER, PARTIES
 from primia_jax.mpc.protocols.choice import PROTOCOLS
@@ -65,7 +64,9 @@ def encrypt(
             f"{list(calibration.shape[1:])}"
         )
     plan = lower_network(apply_fn, shapes, example, config)
-    ranges = find_ranges(apply_fn, params, calibration, config)
+    ranges, remarks = calibrated(apply_fn, params, calibration, config)
+    for line in remarks:
+        warnings.warn(line, PrecisionWarning, stacklevel=2)
     return SecureProgram(apply_fn, params, plan, ranges, config)
 
 
@@ -100,6 +101,25 @@ def lower_network(
 _CALIBRATION_BATCH = 8
 
 
+def calibrated(
+    apply_fn: Callable[[Any, Any], Any],
+    params: Any,
+    images: np.ndarray,
+    config: MpcConfig,
+    image_range: float = 0.0,
+) -> tuple[Ranges, list[str]]:
+    """Finds the ranges of a network's layers, and what is wrong or coarse with them.
+
+    Takes and raises what `find_ranges` does.
+
+    Returns:
+      the ranges, which are public; and lines for the model owner alone, see `calibration.remarks`.
+    """
+    ranges, single, batched = _calibrate(apply_fn, params, images, config, image_range)
+    circuit = PROTOCOLS[config.protocol].circuit(single, ranges, config)
+    return ranges, calibration.remarks(circuit, batched, ranges, params, images)
+
+
 def find_ranges(
     apply_fn: Callable[[Any, Any], Any],
     params: Any,
@@ -119,6 +139,17 @@ def find_ranges(
     Raises:
       ConfigError: without any image, or if they or the weights are not finite.
     """
+    return _calibrate(apply_fn, params, images, config, image_range)[0]
+
+
+def _calibrate(
+    apply_fn: Callable[[Any, Any], Any],
+    params: Any,
+    images: np.ndarray,
+    config: MpcConfig,
+    image_range: float,
+) -> tuple[Ranges, Plan, Plan]:
+    """See `find_ranges`; returns the plans for one image and for several as well."""
     if not images.ndim or not len(images):
         raise ConfigError("calibration needs at least one image, with the batch axis first")
 
@@ -126,45 +157,11 @@ def find_ranges(
         example = jax.ShapeDtypeStruct((size, *images.shape[1:]), np.float32)
         return lower_network(apply_fn, params, example, config)
 
-    ranges = plan_ranges(plan_for(min(_CALIBRATION_BATCH, len(images))), params, images)
+    single, batched = plan_for(1), plan_for(min(_CALIBRATION_BATCH, len(images)))
+    ranges = plan_ranges(batched, params, images)
     if image_range:
         ranges = ranges._replace(image=image_range)
-    return PROTOCOLS[config.protocol].published(plan_for(1), params, ranges, config)
-
-
-def plan_ranges(plan: Plan, params: Any, images: np.ndarray) -> Ranges:
-    """`find_ranges` by a plan of at most so many images at a time.
-
-    Raises:
-      ConfigError: as `find_ranges`.
-    """
-    size = plan.image.shape[0]
-    starts = [min(start, len(images) - size) for start in range(0, len(images), size)]
-    found = [
-        jax.tree.map(float, _magnitudes(plan)(params, images[at : at + size])) for at in starts
-    ]
-    reached = jax.tree.map(lambda *each: float(np.max(each)), *(f for f, _ in found))
-    image, values = reached
-    squares = np.mean([squares for _, squares in found], axis=0) if values.gates else ()
-    if not all(map(math.isfinite, (image, *values.gates, *values.products, *values.outputs))):
-        raise ConfigError("layers' values are not finite: an image or a weight is NaN or infinite")
-    spreads = tuple(math.sqrt(square) for square in squares)
-    return Ranges(
-        image, tuple(values.gates), spreads, tuple(values.products), tuple(values.outputs)
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _magnitudes(plan: Plan) -> Callable[[Any, Any], Any]:
-    """Jitted (params, images) -> largest magnitudes, and mean squares of the gates' operands."""
-
-    @jax.jit
-    def seen(params: Any, batch: Any) -> Any:
-        values = real_values(plan, params, batch)
-        reached = jax.tree.map(lambda z: jnp.abs(z).max(), (batch, values))
-        return reached, [jnp.mean(jnp.square(z)) for z in values.gates]
-
-    return seen
+    return PROTOCOLS[config.protocol].published(single, params, ranges, config), single, batched
 
 
 class OutOfRangeWarning(UserWarning):
@@ -194,10 +191,6 @@ class SecureProgram:
         self.ranges, self.config = ranges, config
         self.protocol = PROTOCOLS[config.protocol]
         self.circuit = self.protocol.circuit(plan, ranges, config)
-        for overflow in self.circuit.overflows(ranges):
-            warnings.warn(f"values will overflow in layer {overflow}", stacklevel=3)
-        for told in self.circuit.coarse_products(ranges, params):
-            warnings.warn(told, stacklevel=3)
         self.set_up_trace: Trace | None = None
         self.offline_trace: Trace | None = None
         self.out_of_range: tuple[str, ...] | None = None
@@ -224,9 +217,11 @@ class SecureProgram:
 
     def calibrate(self, images: Any) -> "SecureProgram":
         """The same network with the ranges of other images."""
-        ranges = find_ranges(
+        ranges, remarks = calibrated(
             self._apply_fn, self._params, np.asarray(images, np.float32), self.config
         )
+        for line in remarks:
+            warnings.warn(line, PrecisionWarning, stacklevel=2)
         return SecureProgram(self._apply_fn, self._params, self.circuit.plan, ranges, self.config)
 
     def set_up(self, folder: str | os.PathLike[str] | None = None) -> Trace | None:
@@ -407,4 +402,11 @@ def calibrate(program: SecureProgram, images: Any) -> SecureProgram:
     return program.calibrate(images)
 
 
-__all__ = ["OutOfRangeWarning", "Overflow", "SecureProgram", "calibrate", "encrypt"]
+__all__ = [
+    "OutOfRangeWarning",
+    "Overflow",
+    "PrecisionWarning",
+    "SecureProgram",
+    "calibrate",
+    "encrypt",
+]

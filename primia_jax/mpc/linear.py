@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from primia_jax.errors import ProtocolError
-from primia_jax.mpc import ring
+from primia_jax.mpc import ring, rounding
 from primia_jax.mpc.plan import (
     Add,
     Constant,
@@ -37,15 +37,20 @@ class RealValues(NamedTuple):
     outputs: list[Any]
 
 
-def real_values(plan: Plan, params: Any, image: Any) -> RealValues:
+def real_values(
+    plan: Plan, params: Any, image: Any, steps: rounding.Rounding | None = None
+) -> RealValues:
     """Runs the plan in the clear on floats.
 
     Args:
       plan: the network.
       params: its parameters.
       image: float [n ...].
+      steps: to which values are rounded; by default not at all.
     """
-    values: dict[Node, Any] = {plan.image: image}
+    steps = steps or rounding.Rounding.none(plan)
+    of_weights = dict(zip(plan.products(), steps.weights))
+    values: dict[Node, Any] = {plan.image: rounding.to_steps(image, jnp.asarray(steps.image))}
 
     def value(root: Node) -> Any:
         for node in reachable([root]):
@@ -61,6 +66,7 @@ def real_values(plan: Plan, params: Any, image: Any) -> RealValues:
                 values[node] = sum(values[part] for part in node.operands)
             elif isinstance(node, Private):
                 weight = jnp.asarray(node.weight.value(params), image.dtype)
+                weight = rounding.weights(weight, of_weights[node], node.product.channel_axis)
                 values[node] = node.product.apply(values[node.operand], weight, None)
             else:
                 constant = jnp.asarray(node.weight.value(params), image.dtype)
@@ -68,10 +74,9 @@ def real_values(plan: Plan, params: Any, image: Any) -> RealValues:
         return values[root]
 
     operands = []
-    for gate in plan.gates:
+    for gate, of_gate in zip(plan.gates, steps.gates):
         operands.append(value(gate.operand))
-        z = operands[-1]
-        values[gate.out] = jnp.maximum(z, 0) if gate.kind == "relu" else z
+        values[gate.out] = rounding.gate(operands[-1], gate.kind == "relu", of_gate)
     outputs = [value(node) for node in plan.outputs]
     return RealValues(operands, [values[node.operand] for node in plan.products()], outputs)
 
