@@ -115,12 +115,17 @@ def memory_kept() -> Iterator[None]:
     13 % of a training step's time. Outside, single large arrays are better given back at once.
     Without glibc nothing happens.
     """
-    _tune_malloc(_KEEPING)
+    keep_memory()
     try:
         yield
     finally:
         _tune_malloc(_GIVING_BACK)
         give_memory_back()
+
+
+def keep_memory() -> None:
+    """As `memory_kept`, for the rest of this process."""
+    _tune_malloc(_KEEPING)
 
 
 def give_memory_back() -> None:

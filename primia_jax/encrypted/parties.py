@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from primia_jax import environment
 from primia_jax.config import DataConfig, ExperimentConfig, MpcConfig
 from primia_jax.core import storage
 from primia_jax.core.locks import Hold
@@ -213,6 +214,7 @@ def release(run: str) -> None:
 
 
 def _set_up(state: Party) -> Steps:
+    environment.keep_memory()  # in an actor until its end; `predict_encrypted` restores its own
     party, _ = yield from _described(state).protocol.set_up(state.party)
     return dataclasses.replace(state, party=party), None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from primia_jax import environment
 from primia_jax.config import ExperimentConfig
 from primia_jax.core import names, storage
 from primia_jax.encrypted import parties
@@ -98,6 +99,7 @@ def predict_encrypted(
             },
         ) as driver,
     ):
+        stack.enter_context(environment.memory_kept())
         stack.callback(parties.release, run)
         reports, _ = driver.run(parties.introduction())
         count = reports[DATA_OWNER].images
