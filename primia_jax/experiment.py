@@ -306,7 +306,8 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
     """The checked form of `config`, see `primia_jax.config`.
 
     Raises:
-      ConfigError: if it is no configuration, or a value in it is not allowed.
+      ConfigError: if it is no configuration, a value in it is not allowed, or its task cannot be
+        trained yet.
     """
     if not isinstance(config, (ExperimentConfig, Mapping, ConfigDict)):
         raise ConfigError(
@@ -315,6 +316,10 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
         )
     if not isinstance(config, ExperimentConfig):
         config = from_config_dict(ExperimentConfig, config)
+    if config.task != "classification":
+        raise ConfigError(
+            f"config.task = {config.task!r} cannot be trained yet: set it to 'classification'"
+        )
     return settled(config)
 
 

@@ -120,7 +120,7 @@ class Section(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """All that a report shows of a test."""
+    """Content of a report on a test."""
 
     tiles: Sequence[Tile]
     sections: Sequence[Section]

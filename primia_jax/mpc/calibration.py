@@ -70,7 +70,7 @@ def _observation(plan: Plan) -> Callable[[Any, Any, Any], Any]:
 
 
 class Difference(NamedTuple):
-    """How far the encrypted results are from the network's own.
+    """Distance of the encrypted results from the network's own.
 
     Attributes:
       relative: largest difference of an output, over the outputs' root mean square.

@@ -57,7 +57,7 @@ class _Read(NamedTuple):
 
 
 class _Weight(NamedTuple):
-    """How much of a squared relative error arrives at the outputs.
+    """Share of a squared relative error that arrives at the outputs.
 
     Attributes:
       joint: of an error that all elements share, as one of a weight.

@@ -49,7 +49,7 @@ _INTERVALS = (
 
 
 def figures(class_names: Sequence[str], evaluation: Evaluation) -> Figures:
-    """All that the report shows of `evaluation`."""
+    """Content of the report on `evaluation`."""
     scores = evaluation.scores
     blocks: list[Block] = [_scores(scores), _classes(class_names, scores)]
     blocks.append(_confusion(class_names, scores["confusion"]))

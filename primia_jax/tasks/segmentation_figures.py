@@ -34,7 +34,7 @@ def colour(structure: int) -> tuple[int, int, int]:
 
 
 def figures(class_names: Sequence[str], evaluation: Evaluation, errors: np.ndarray) -> Figures:
-    """All that the report shows of `evaluation`; `errors` [n] choose the images."""
+    """Content of the report on `evaluation`; `errors` [n] choose the images."""
     scores = evaluation.scores
     intervals = scores["intervals"]
     tiles = [

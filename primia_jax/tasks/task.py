@@ -199,7 +199,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def figures(self, evaluation: Evaluation) -> Figures:
-        """All that the report shows of a test."""
+        """Content of the report on a test."""
 
     def warning(self, data: Dataset) -> str:
         """Warns of a test set that lacks some classes; empty if there are none."""

@@ -178,7 +178,7 @@ def _validation_table(study: Study, titles: Mapping[str, str]) -> Table:
 
 
 def _role_table(study: Study) -> Table:
-    """Who owns the weights and who deals."""
+    """Names the owner of the weights and the dealer."""
     heads = ("what it is", "weights", "image", "third party")
     columns: Sequence[Any] = [
         ("protocol", str), *((head, lambda p, i=i: ROLES[p][i]) for i, head in enumerate(heads))

@@ -162,7 +162,7 @@ def excess_tables(circuit: Circuit, segment: Segment, keys: Any) -> list[Any]:
 
 
 def still_ready(state: DataOwner | ModelOwner) -> dict[int, Any]:
-    """What was expanded of keys that are not used up, by a run that failed for instance."""
+    """Expanded parts of keys that are not used up, by a run that failed for instance."""
     first = state.store.next()
     return {number: held for number, held in state.ready.items() if number >= first}
 
