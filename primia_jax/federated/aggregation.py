@@ -18,6 +18,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   (`config.secure_aggregation.colluders`).
 """
 
+import dataclasses
 import functools
 import itertools
 import zlib
@@ -36,6 +37,7 @@ from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import MISSING, Receive, Send, Steps
 
 _CHUNK = 1 << 15  # values encoded at a time: they stay in the processor's cache
+_SEED = b"primia_jax seed of a share v1"  # what its seal is bound to, with the subject of the sum
 _ADDITIVE_UP_TO = 5  # hospitals, in scheme `auto`
 
 OWNER, PROVIDER = "model_owner", "crypto_provider"  # names of the parties beside the hospitals
@@ -82,7 +84,8 @@ Making = Callable[[], Contribution]
 class Aggregation(NamedTuple):
     """A way to sum: the hospital's half and the owner's half of one party program."""
 
-    # contribute(me, keys, make, before_unmask=…): the part of hospital `me`; secure sums need keys
+    # contribute(me, keys, make, before_unmask=…, subject=…): the part of hospital `me`; secure sums
+    # need keys, and have all hospitals agree on `subject`, bytes that name what is summed
     contribute: Callable[..., Steps]
     # collect(sizes, n_counts, before_reveal=…): the owner's part, returns a Total; sizes are the
     # lengths p_j
@@ -166,6 +169,7 @@ def plain(
         keys: KeyRing | None,
         make: Making,
         before_unmask: BeforeReveal = _note_nothing,
+        subject: bytes = b"",
     ) -> Steps:
         own = make()
         message = {
@@ -220,15 +224,20 @@ def additive(
         keys: KeyRing | None,
         make: Making,
         before_unmask: BeforeReveal = _note_nothing,
+        subject: bytes = b"",
     ) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
         seeds = {peer: prg.new_seed() for peer in hospitals if peer != me}
         for peer, seed in seeds.items():
-            yield Send(peer, keys.seal(peer, seed), "seed of a share, sealed for its receiver")
+            yield Send(
+                peer,
+                keys.seal(peer, seed, _SEED + subject),
+                "seed of a share, sealed for its receiver",
+            )
         received = []
         for peer in seeds:
             sealed = yield Receive(peer)
-            received.append(keys.open(peer, sealed))
+            received.append(keys.open(peer, sealed, _SEED + subject))
         # As long as the network, and named nowhere here: it goes once the driver has packed it.
         held = [sharing.own_share(_encoded(me, make(), settings), list(seeds.values()), received)]
         yield Send(owner, held.pop(), "sum of the shares held: uniform without the others' sums")
@@ -304,10 +313,12 @@ def masked(
         keys: KeyRing | None,
         make: Making,
         before_unmask: BeforeReveal = _note_nothing,
+        subject: bytes = b"",
     ) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
+        agreed = dataclasses.replace(plan, subject=subject)
         yield from secagg.contribute(
-            plan, me, keys, lambda: _encoded(me, make(), settings), before_unmask
+            agreed, me, keys, lambda: _encoded(me, make(), settings), before_unmask
         )
 
     def collect(

@@ -70,6 +70,7 @@ class Hospital:
     statistics: Statistics | None = None
     variables: Any = None  # the global model; under FedBN with this site's batch norms
     model: str = ""  # digest of the global model, as the owner sent it, where sums are secure
+    moments: str = ""  # likewise of the moments of its batch norms
     opt_state: Any = None  # None: as at the start
     watch: SiteWatch = SiteWatch()
     guarantee: privacy.Site | None = None  # where config.privacy asks for one
@@ -113,13 +114,25 @@ class Hospital:
             quantity,
             make,
             charged,
+            "" if quantity.purpose == STATISTICS else self._start(),
         )
 
-    def digest(self, message: Any) -> str:
-        """Digest of the model owner's model in `message`, where sums are secure; else empty."""
+    def with_digests(self, message: Any) -> "Hospital":
+        """The state with digests of the model in `message`; in the clear the state as it is."""
+        if self.journal is None:
+            return self
+        vectors = Vectors(*message["model"])
+        return dataclasses.replace(
+            self,
+            model=quantities.digest_of_vectors(vectors),
+            moments=quantities.digest_of_arrays(vectors.moments),
+        )
+
+    def _start(self) -> str:
+        """Digest of what the owner sent beside the parameters, the same for all in a sum."""
         if self.journal is None:
             return ""
-        return quantities.digest_of_vectors(Vectors(*message["model"]))
+        return self.moments + quantities.digest_of_arrays(tuple(self.statistics or ()))
 
     def note_final(self, quantity: Quantity) -> None:
         """Notes that the result of a sum came back."""
@@ -219,10 +232,9 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
     template = local_training.template(state.learner.module, size, channels)
     model = variables.from_vectors(template, Vectors(*pooled["model"]))
     state = dataclasses.replace(
-        state,
+        state.with_digests(pooled),
         statistics=Statistics(*pooled["statistics"]),
         variables=model,
-        model=state.digest(pooled),
         opt_state=None,
         watch=SiteWatch(),
     )
@@ -238,7 +250,7 @@ def catch_up(state: Hospital) -> Steps:
     model = variables.from_vectors(state.variables, Vectors(*message["model"]))
     if state.config.federated.batch_norm == "fedbn":
         model = variables.keep_batch_norm(model, state.variables)
-    return dataclasses.replace(state, variables=model, model=state.digest(message)), None
+    return dataclasses.replace(state.with_digests(message), variables=model), None
 
 
 def train_round(
@@ -321,7 +333,8 @@ def _contribute_update(
         if state.guarantee:  # before the result can be told, if only by an error
             due = state.guarantee.mechanisms.of_update(mode, number)
             state.guarantee.ledger.charge(due, round_name)
-        contribution = _contribution(new, result, weight)
+        in_sum = dataclasses.replace(new, hospitals=trainers)
+        contribution = _contribution(in_sum, result, weight)
         if mode == "client" and not _is_finite(_floats(result.opt_state)):
             result = result._replace(opt_state=_optimizer_state(state))
         trained.append((new, _to_keep(state.config, result)))
@@ -534,6 +547,8 @@ def steps_per_round(config: ExperimentConfig, n_train: int) -> int:
 def _contribution(state: Hospital, result: _Trained, weight: int) -> Contribution:
     """The site's part of the model average, and whether it will train in the next round (1 or 0).
 
+    The sum is over `state.hospitals`; so many add noise to it in mode `client`.
+
     In the round in which a site decides to stop it still counts; from then on it is in no such sum.
 
     Raises:
@@ -584,9 +599,7 @@ def _take_over(state: Hospital, result: _Trained, message: Any) -> Hospital:
             structure, [next(averaged) if _is_float(leaf) else leaf for leaf in leaves]
         )
         opt_state = _with_moments(jax.numpy.square, opt_state)
-    return dataclasses.replace(
-        state, variables=new, model=state.digest(message), opt_state=opt_state
-    )
+    return dataclasses.replace(state.with_digests(message), variables=new, opt_state=opt_state)
 
 
 def _with_moments(function: Callable[[Any], Any], opt_state: Any) -> Any:

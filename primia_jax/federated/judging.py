@@ -105,9 +105,10 @@ def judge(state: Hospital, every: bool = False, own: pathlib.Path | None = None)
     if own is not None:
         models.append(with_own_batch_norm(state, own, int(message["round"]), model))
     scores = []
+    sent = dataclasses.replace(state.with_digests(message), statistics=given)
     for kind, each in zip(_KINDS, models):
-        quantity = Quantity(_purpose(every) + kind, None, state.digest(message))
-        scores.append((yield from _judged(state, each, given, every, quantity)))
+        quantity = Quantity(_purpose(every) + kind, None, sent.model)
+        scores.append((yield from _judged(sent, each, given, every, quantity)))
     return state, records.Evaluation(tuple(scores))
 
 

@@ -88,6 +88,17 @@ def digest_of_quantity(quantity: Quantity) -> str:
     return hashlib.sha256(json.dumps(list(quantity)).encode()).hexdigest()
 
 
+def subject_of(announced: Announcement, start: str) -> bytes:
+    """Digest of a sum that all hospitals in it must agree on, 32 bytes.
+
+    Args:
+      announced: by the model owner, and held against the hospital's own call.
+      start: digest of the rest that contributions start from: moments of batch norms, statistics.
+    """
+    fields = [announced.number, announced.hospitals, announced.quantity, start]
+    return hashlib.sha256(json.dumps(["primia_jax sum v1", *fields]).encode()).digest()
+
+
 def digest_of_vectors(vectors: Vectors) -> str:
     """Digest of the model owner's model: its parameters, in single precision.
 

@@ -67,7 +67,8 @@ class KeyRing:
             plain = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], associated)
         except (InvalidTag, ValueError):
             raise ProtocolError(
-                f"{self.me}: a sealed message said to be from {sender} is not authentic"
+                f"{self.me}: a sealed message said to be from {sender} is not authentic, or is of "
+                "another sum than the model owner announced here"
             ) from None
         return np.frombuffer(plain, np.uint8)
 

@@ -8,8 +8,8 @@ sum hospital i draws a mask key s_i (X25519) and a seed b_i anew:
 1. *advertise keys*: i sends the public half of s_i; all hospitals get all of them. Their digest
    names this sum in every signature.
 2. *share keys*: Shamir shares of s_i and b_i go to the neighbours, sealed under the hospitals'
-   session keys (`sealing`) and bound to the fresh public keys of both ends. All get the list of
-   those that shared keys.
+   session keys (`sealing`) and bound to the fresh public keys of both ends and the subject of the
+   sum (`Plan.subject`). All get the list of those that shared keys.
 3. *masked input*: y_i = x_i + PRG(b_i) ± Σ_j PRG(m_ij) in Z_2^64 or Z_2^32, m_ij from the
    agreement of s_i and s_j, + for i < j, over the neighbours on that list. PRG is ChaCha20 under
    all 256 bits.
@@ -137,7 +137,8 @@ def contribute(
     members = (number, *view.among(publics))
     shares = dict(zip(members, shamir.share(secrets, np.add(members, 1), threshold)))
     letters = [
-        keys.seal(plan.hospitals[j], shares[j], _context(public, publics[j])) for j in members[1:]
+        keys.seal(plan.hospitals[j], shares[j], _context(plan, public, publics[j]))
+        for j in members[1:]
     ]
     message = table(members[1:], letters, LETTER_BYTES)
     message["digest"] = _digest(self_seed)
@@ -147,7 +148,7 @@ def contribute(
     view = view.with_sharers(message, received)
     held = {number: shares[number]}  # from whom -> its shares, uint8 [2 32]
     for j, letter in received.items():
-        opened = keys.open(plan.hospitals[j], letter, _context(publics[j], public))
+        opened = keys.open(plan.hospitals[j], letter, _context(plan, publics[j], public))
         if opened.size != 2 * KEY_BYTES:
             raise ProtocolError(f"{me}: {plan.hospitals[j]} sealed something that is no share")
         held[j] = opened.reshape(2, KEY_BYTES)
@@ -356,9 +357,10 @@ def _opened(
     return opened[0], opened[1]
 
 
-def _context(sender: np.ndarray, receiver: np.ndarray) -> bytes:
-    """Data that a sealed share is bound to: the fresh public keys of both ends."""
-    return b"primia_jax shares of keys v1" + sender.tobytes() + receiver.tobytes()
+def _context(plan: Plan, sender: np.ndarray, receiver: np.ndarray) -> bytes:
+    """Data that a sealed share is bound to: fresh public keys of both ends, subject of the sum."""
+    ends = sender.tobytes() + receiver.tobytes()
+    return b"primia_jax shares of keys v2" + ends + plan.subject
 
 
 def _pairwise_seed(

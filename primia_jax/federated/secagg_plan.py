@@ -38,6 +38,7 @@ class Plan:
       quorum: fewest hospitals that the sum may be over.
       complete: True if it must be over all.
       word_bits: of the ring in which is summed, 64 or 32.
+      subject: what is summed, as this hospital was told; hospitals told otherwise are refused.
     """
 
     hospitals: tuple[str, ...]
@@ -49,6 +50,7 @@ class Plan:
     quorum: int = 0
     complete: bool = False
     word_bits: int = ring.N_BITS
+    subject: bytes = b""
 
     def neighbourhoods(self) -> list[tuple[int, ...]]:
         """For each hospital: itself, then its neighbours, by number."""
@@ -65,6 +67,7 @@ class Plan:
             "owner": self.owner,
             "graph": [self.graph.k, self.graph.threshold, self.seed],
             "demands": [self.quorum, int(self.complete), self.word_bits],
+            "subject": self.subject,
         }
 
 

@@ -33,6 +33,7 @@ def contribute(
     quantity: Quantity,
     make: Making,
     charged: bool = False,
+    start: str = "",
 ) -> Steps:
     """The part of hospital `me` in one sum.
 
@@ -47,6 +48,8 @@ def contribute(
       make: makes the contribution, called when it is due.
       charged: True if it is noised anew each time, and each time charged to a privacy ledger. Any
         other must be the same whenever the sum is made again.
+      start: digest of what the contribution starts from beside the model of `quantity`. A hospital
+        that was sent another model, or other moments or statistics, cannot be summed with this one.
 
     Raises:
       ProtocolError: if this hospital refuses.
@@ -71,7 +74,7 @@ def contribute(
             journal.note_charged(announced.number)
         return contribution
 
-    yield from scheme.contribute(me, keys, noted, narrow)
+    yield from scheme.contribute(me, keys, noted, narrow, quantities.subject_of(announced, start))
 
 
 def collecting(

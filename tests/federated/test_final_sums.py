@@ -64,13 +64,13 @@ class Runs:
     """Runs of one federation that share what is slow to make, and what its owner revealed."""
 
     def __init__(self, monkeypatch, **federated):
-        secure = federated.pop("secure", {})
+        secure, norm = federated.pop("secure", {}), federated.pop("norm", "none")
         self.config = config_with(
             federated={
                 "mode": "federated_secure", "optimizer_state": "reset", "rounds": ROUNDS,
                 "quorum": 0.5, **federated,
             },
-            model={"norm": "none"},
+            model={"norm": norm},
             secure_aggregation=secure,
         )  # fmt: skip
         plan = make_plan(self.config)

@@ -21,6 +21,7 @@ from primia_jax.federated import (
     discrete_noise,
     hospital,
     local_training,
+    model_owner,
     privacy,
     privacy_statement,
     private_training,
@@ -518,6 +519,31 @@ def test_shares_of_noise_add_up_to_what_was_accounted_for(missing):
     expected = noise * clip * np.sqrt(n / (n - missing))
     assert abs(rest.std() / expected - 1) < 6 / np.sqrt(2 * p)
     assert abs(rest.mean()) < 6 * expected / np.sqrt(p)
+
+
+def test_noise_is_shared_among_those_in_the_sum_alone(tmp_path, monkeypatch):
+    """The operator tells hospitals of four and has three summed: each adds a third, no less."""
+    counts, update = [], privacy.client_update
+
+    def noting(*arguments):
+        counts.append(arguments[-1])
+        return update(*arguments)
+
+    monkeypatch.setattr(privacy, "client_update", noting)
+    federation = start(
+        tmp_path,
+        federated={"hospitals": 4, "quorum": 0.5},
+        privacy={"mode": "client", "validation": "none"},
+    )
+    federation.set_up()
+    names = federation.hospitals
+    federation._attend(names[:3], (OWNER,))
+    federation._attend(names, ())
+    programs = dict.fromkeys(
+        names[:3], lambda state: hospital.train_round(state, 1, trainers=names[:3])
+    )
+    federation.driver.run({**programs, OWNER: lambda state: model_owner.train_round(state, 1)})
+    assert counts == [3, 3, 3]
 
 
 def test_too_few_to_add_noise_are_refused():
