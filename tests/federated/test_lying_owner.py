@@ -5,13 +5,14 @@ off the sum. Local training is replaced as in `test_final_sums`.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 from test_final_sums import Runs
 
 from primia_jax.errors import ProtocolError, UserError
-from primia_jax.federated import quantities
+from primia_jax.federated import hospital, model_owner, quantities
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.quantities import UPDATE, Announcement, Quantity
 from primia_jax.federated.variables import Vectors
@@ -46,8 +47,9 @@ class Liar:
     Its announcements name the model that the receiver was sent.
     """
 
-    def __init__(self, inner, change):
+    def __init__(self, inner, change=lambda message: message):
         self._inner, self._change, self._digests = inner, change, {}
+        self.rounds = {}  # of hospitals that are called for another than the first
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
@@ -78,7 +80,8 @@ class Liar:
             message = message if name == VICTIM else self._change(message)
             self._digests[name] = quantities.digest_of_vectors(Vectors(*message["model"]))
         if event.label.startswith("numbers of a sum") and name in self._digests:
-            digest = quantities.digest_of_quantity(Quantity(UPDATE, 1, self._digests[name]))
+            quantity = Quantity(UPDATE, self.rounds.get(name, 1), self._digests[name])
+            digest = quantities.digest_of_quantity(quantity)
             message = Announcement.of(message)._replace(quantity=digest).message()
         return message
 
@@ -98,11 +101,31 @@ def test_hospitals_that_were_sent_different_things_are_not_summed(monkeypatch, t
     assert runs.revealed == before
 
 
+@pytest.mark.parametrize("n", [3, 6])
+def test_hospitals_that_were_called_for_different_rounds_are_not_summed(monkeypatch, tmp_path, n):
+    """The operator and the model owner agree on what to tell each."""
+    runs = Runs(monkeypatch, hospitals=n, secure={"min_participants": 3})
+    federation = runs.start(tmp_path)
+    federation.driver = driver = Liar(federation.driver)
+    federation.set_up()
+    before, driver.rounds = list(runs.revealed), {VICTIM: 2}
+    programs = {
+        name: functools.partial(
+            hospital.train_round, number=driver.rounds.get(name, 1), due=("update",)
+        )
+        for name in runs.names
+    }
+    programs[OWNER] = functools.partial(model_owner.train_round, number=1)
+    with pytest.raises(ProtocolError, match="of another sum than"):
+        driver.run(programs)
+    assert runs.revealed == before
+
+
 def test_hospitals_that_were_sent_the_same_are_summed(monkeypatch, tmp_path):
     """The liar's own messages are right where it changes nothing."""
     runs = Runs(monkeypatch, hospitals=3, norm="batch", secure={"min_participants": 3})
     federation = runs.start(tmp_path)
-    federation.driver = Liar(federation.driver, lambda message: message)
+    federation.driver = Liar(federation.driver)
     federation.set_up()
     with pytest.raises(ProtocolError, match="it was called for the validation"):
         federation.train_round(1)  # whose announcement names the update
