@@ -21,6 +21,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
 import dataclasses
 import functools
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -394,10 +395,17 @@ def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig)
         largest = float(np.max(np.abs(value), initial=0.0))
         if not largest <= settings.clip:
             raise TrainingError(
-                f"{me}: a value to be averaged has magnitude {largest:g}, beyond "
-                f"config.secure_aggregation.clip = {settings.clip:g} (or is no number); "
-                "the training has diverged or the clip is too tight"
+                f"{me}: a value to be averaged {_size_of(largest)}, beyond "
+                f"config.secure_aggregation.clip = {settings.clip:g}; the training has diverged "
+                "or the clip is too tight"
             )
+
+
+def _size_of(largest: float) -> str:
+    """A magnitude up to the next power of two: more would tell others of one hospital's update."""
+    if not math.isfinite(largest):
+        return "is no finite number"
+    return f"has a magnitude of up to {2.0 ** math.frexp(largest)[1]:g}"
 
 
 def _decoded(total: Any, sizes: Sequence[int], n_counts: int, frac_bits: int) -> Total:

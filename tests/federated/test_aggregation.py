@@ -361,3 +361,14 @@ def test_declared_cost_of_the_additive_scheme(settings_):
     assert trace.round_trips == 1.0
     _, real = run_local(parties(np.zeros(p, np.float32)))
     assert real.bytes_sent == trace.bytes_sent and real.round_trips == trace.round_trips
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(5000.25, "has a magnitude of up to 8192, beyond"), (np.nan, "is no finite number, beyond")],
+)
+def test_a_value_beyond_the_clip_is_not_told_itself(value, said):
+    """It is one hospital's, and the operator and the model owner read the message."""
+    own = Contribution((np.asarray([1.0, value]),), 1, np.zeros(0, np.int64))
+    with pytest.raises(TrainingError, match=said):
+        aggregation._check_bounds("h0", own, SETTINGS)
