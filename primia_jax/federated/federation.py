@@ -26,6 +26,7 @@ from primia_jax.federated import (
     credentials,
     crypto_provider,
     hospital,
+    hospital_files,
     model_owner,
     safety,
 )
@@ -205,10 +206,12 @@ class Federation:
         else:
             self._saved = {}
         if self.config.privacy.mode != "none":
-            self._run(self._at_sites(self.present, hospital.open_ledger, after_round))
+            self._run(self._at_sites(self.present, hospital_files.open_ledger, after_round))
         if secure:
             self._open_journals(after_round)
-            shown, _ = self._run(self._at_sites(self.present, hospital.open_identity, after_round))
+            shown, _ = self._run(
+                self._at_sites(self.present, hospital_files.open_identity, after_round)
+            )
             credentials.record(self.workdir, {name: own.fingerprint for name, own in shown.items()})
         known, _ = self._run({OWNER: Locally(model_owner.knows_statistics)})
         pool = not known[OWNER].known
@@ -229,13 +232,13 @@ class Federation:
         """Has the hospitals go on from what they wrote last."""
         programs: dict[str, Any] = {}
         for name in self.present:
-            restore = functools.partial(hospital.restore, saved=self._saved.get(name, 0))
+            restore = functools.partial(hospital_files.restore, saved=self._saved.get(name, 0))
             programs |= self._at_sites((name,), restore, after_round)
         return programs
 
     def _open_journals(self, after_round: int) -> None:
         """Has the parties open their records of secure sums, each in its own folder."""
-        at_sites = self._at_sites(self.present, hospital.open_journal, after_round)
+        at_sites = self._at_sites(self.present, hospital_files.open_journal, after_round)
         open_record = functools.partial(model_owner.open_journal, folder=self.owner_folder)
         self._run({**at_sites, OWNER: Locally(open_record)})
 
@@ -352,7 +355,7 @@ class Federation:
         """
         names = tuple(name for name in self._attending if name not in self._lost)
         best = (checkpoints.committed_best(self.owner_folder), self._best)
-        keep = functools.partial(hospital.save, best=best)
+        keep = functools.partial(hospital_files.save, best=best)
         programs = self._at_sites(names, keep, number)
         saved = {**self._saved, **dict.fromkeys(names, number)}
         save = functools.partial(

@@ -1,13 +1,12 @@
 """A hospital: its state, and the party programs that it runs.
 
-The programs are the functions `set_up`, `train_round`, `save` and `restore`; each takes
-the state first and ends with (new state, report). The report, one of `records`, goes to whoever
-operates the run (its console and rounds.jsonl), never to the model owner.
+The programs are the functions `set_up`, `catch_up` and `train_round`, and those of
+`hospital_files`, which open, save and restore what lies in its folder. Each takes the state first
+and ends with (new state, report). The report, one of `records`, goes to whoever operates the run
+(its console and rounds.jsonl), never to the model owner.
 """
 
 import dataclasses
-import functools
-import pathlib
 import secrets
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -18,14 +17,10 @@ import optax
 
 from primia_jax import environment
 from primia_jax.config import ExperimentConfig
-from primia_jax.core import storage
 from primia_jax.core.identity import Credentials
-from primia_jax.core.marks import Mark
 from primia_jax.data import Dataset
-from primia_jax.errors import CheckpointError, ProtocolError, TrainingError
+from primia_jax.errors import ProtocolError, TrainingError
 from primia_jax.federated import (
-    checkpoints,
-    credentials,
     local_training,
     perturbation,
     privacy,
@@ -47,9 +42,6 @@ from primia_jax.federated.quantities import DUE, STATISTICS, UPDATE, VALIDATION,
 from primia_jax.federated.sum_journal import HospitalJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Receive, Steps
-
-_BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints
-_JOURNAL, _WATCH = "journal", "watch"  # facts of a hospital's checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,55 +145,6 @@ def make_hospital(
     return Hospital(
         hospitals[index], index, hospitals, hospitals, config, train, validation, learner
     )
-
-
-def open_journal(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, None]:
-    """Opens this hospital's record of secure sums in its own folder.
-
-    Args:
-      state: of the hospital.
-      folder: its own in the run.
-      number: the last complete round. It does not matter: the newest checkpoint of any round says
-        how long the record was.
-
-    Raises:
-      CheckpointError: if the record is damaged, lost, cut or of another run; or if the privacy
-        ledger lacks a charge that it names.
-    """
-    held, newest = None, checkpoints.newest(folder)
-    if newest:
-        where = checkpoints.round_folder(folder, newest)
-        facts = checkpoints.about(folder, newest).get(_JOURNAL)
-        held = (where, Mark.from_plain(facts, where)) if facts else None
-    journal = HospitalJournal(folder, state.name, state.roster, held)
-    if state.guarantee:
-        privacy.check_charged(state.guarantee, journal.charged())
-    return dataclasses.replace(state, journal=journal), None
-
-
-def open_identity(
-    state: Hospital, folder: pathlib.Path, number: int
-) -> tuple[Hospital, records.Identity]:
-    """Opens this hospital's long-lived key; gives its fingerprint. `number` does not matter."""
-    own = credentials.opened(state.config, folder, state.name)
-    identity = records.Identity(own.identity.fingerprint)
-    return dataclasses.replace(state, credentials=own), identity
-
-
-def open_ledger(state: Hospital, folder: pathlib.Path, number: int) -> tuple[Hospital, Any]:
-    """Finds the noise that `config.privacy` asks for, and the ledger as of round `number`."""
-    config = state.config
-    steps = functools.partial(steps_per_round, config)
-    site = privacy.open_site(
-        config, state.name, folder, state.train, state.validation, steps, number
-    )
-    learner = None
-    if config.privacy.mode == "record":
-        assert site.train is not None
-        expected = site.mechanisms.training.sampling_rate * len(site.train)
-        mu = rules.make(config.federated).proximal_mu
-        learner = private_training.make(config, state.learner, expected, mu)
-    return dataclasses.replace(state, guarantee=site, private_learner=learner), None
 
 
 def set_up(state: Hospital, pool: bool = True) -> Steps:
@@ -336,7 +279,7 @@ def _contribute_update(
         in_sum = dataclasses.replace(new, hospitals=trainers)
         contribution = _contribution(in_sum, result, weight)
         if mode == "client" and not _is_finite(_floats(result.opt_state)):
-            result = result._replace(opt_state=_optimizer_state(state))
+            result = result._replace(opt_state=optimizer_state(state))
         trained.append((new, _to_keep(state.config, result)))
         return contribution
 
@@ -355,7 +298,7 @@ def _make_up(state: Hospital, number: int, trained: bool) -> tuple[Hospital, "_T
         rate = local_training.learning_rate(
             state.config.training, (number - 1) / state.config.federated.rounds
         )
-        return state, _Trained(state.variables, _optimizer_state(state), None, 0, rate)
+        return state, _Trained(state.variables, optimizer_state(state), None, 0, rate)
     with environment.memory_kept():
         new, result = _train_locally(state, number)
     return _recorded(new, number, result, state.size), _to_keep(state.config, result)
@@ -402,7 +345,7 @@ class _Trained(NamedTuple):
     samples: tuple[privacy_units.Sample, ...] = ()  # drawn for each step by private training
 
 
-def _optimizer_state(state: Hospital) -> Any:
+def optimizer_state(state: Hospital) -> Any:
     """That the next round begins with."""
     if state.opt_state is None:
         return state.learner.optimizer.init(state.variables["params"])
@@ -423,7 +366,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     config, fed = state.config, state.config.federated
     per_round = steps_per_round(config, len(state.train))
     rate = local_training.learning_rate(config.training, (number - 1) / fed.rounds)
-    opt_state = _optimizer_state(state)
+    opt_state = optimizer_state(state)
     if state.private_learner is not None:
         return state, _train_privately(state, number, opt_state)  # its samples are always new
     stopping = fed.early_stopping
@@ -629,98 +572,3 @@ def _is_finite(arrays: Iterable[Any]) -> bool:
 
 def _is_float(leaf: Any) -> bool:
     return np.issubdtype(leaf.dtype, np.floating)
-
-
-def save(
-    state: Hospital, folder: pathlib.Path, number: int, best: Collection[int] = ()
-) -> tuple[Hospital, None]:
-    """Writes what the owner cannot send again, and drops the rounds before the last one.
-
-    Under FedBN those in `best` stay: this hospital's own form of a model that may be kept.
-    """
-    if state.truth is not None:
-        recording.write_truth(folder, number, state.truth, state.train)
-        state = dataclasses.replace(state, truth=None)
-    kept = best if state.config.federated.batch_norm == "fedbn" else ()
-    last = [checkpoints.newest(folder, earlier) for earlier in (number - 1, *kept)]
-    facts = {_WATCH: state.watch._asdict()}
-    if state.journal is not None:
-        facts[_JOURNAL] = state.journal.mark()._asdict()
-    checkpoints.save(folder, number, _kept(state), facts, last)
-    return state, None
-
-
-def with_own_batch_norm(
-    state: Hospital, folder: pathlib.Path, number: int, model: variables.Variables
-) -> dict[str, Any]:
-    """`model`, the owner's after round `number`, with this hospital's batch norms in `folder`.
-
-    Of a round that it took no part in they are those that it had then.
-
-    Raises:
-      CheckpointError: if there are none.
-    """
-    found = checkpoints.newest(folder, number)
-    if not found:
-        raise CheckpointError(
-            f"{folder} has no batch norms of {state.name} as of round {number}; "
-            "--config.federated.batch_norm=pooled judges the hospitals' common model alone"
-        )
-    own = checkpoints.restore(folder, found, _BATCH_NORM, dict(state.variables))
-    return variables.keep_batch_norm(model, own)
-
-
-def restore(
-    state: Hospital, folder: pathlib.Path, number: int, saved: int = 0
-) -> tuple[Hospital, records.Restored]:
-    """The state after round `number`, and whether the site has stopped; to be run after `set_up`.
-
-    What this hospital wrote of a later round, which did not become complete, is dropped.
-
-    Args:
-      state: of the hospital.
-      folder: its own in the run.
-      number: the last complete round.
-      saved: the last round up to `number` that this hospital took part in to its end, by the model
-        owner's checkpoint. It goes on from what it wrote then.
-
-    Raises:
-      CheckpointError: if the checkpoint of round `saved` is missing or damaged.
-    """
-    newest = checkpoints.newest(folder, number)
-    if newest < saved:
-        raise CheckpointError(
-            f"{state.name} took part in round {saved}, and its checkpoint of it is missing in "
-            f"{folder}; restore that folder, or begin anew without --resume"
-        )
-    checkpoints.drop_after(folder, number)
-    if not newest:
-        return state, records.Restored(stopped=False)
-    number = newest
-    kept = {
-        name: checkpoints.restore(folder, number, name, tree) for name, tree in _kept(state).items()
-    }
-    try:
-        watch = SiteWatch(**checkpoints.about(folder, number, [_WATCH])[_WATCH])
-    except TypeError as error:
-        raise CheckpointError(
-            f"{checkpoints.round_folder(folder, number)} is damaged ({storage.reason(error)}); "
-            "restore it, or begin anew without --resume"
-        ) from error
-    model = state.variables
-    if _BATCH_NORM in kept:
-        model = variables.keep_batch_norm(state.variables, kept[_BATCH_NORM])
-    state = dataclasses.replace(
-        state, variables=model, opt_state=kept.get("optimizer", state.opt_state), watch=watch
-    )
-    return state, records.Restored(watch.stopped)
-
-
-def _kept(state: Hospital) -> dict[str, Any]:
-    """What must survive a crash besides the global model."""
-    fed, kept = state.config.federated, {}
-    if fed.optimizer_state != "reset":
-        kept["optimizer"] = _optimizer_state(state)
-    if fed.batch_norm == "fedbn":
-        kept[_BATCH_NORM] = dict(state.variables)
-    return kept
