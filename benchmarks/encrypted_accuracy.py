@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
         found.append(np.asarray(jax.nn.softmax(logits))[: len(batch)])
         outside += bool(program.check_range(padded)) * len(batch)
     probabilities = np.concatenate(found)
-    clear = model.probabilities(data.images[chosen])
+    clear = model.predictions(data.images[chosen])
     errors = np.abs(probabilities - clear).max(1)
     cost = program.circuit.cost()
     line = {

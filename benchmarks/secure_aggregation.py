@@ -138,10 +138,12 @@ def vector(i: int, size: int) -> np.ndarray:
     return np.random.default_rng(i).standard_normal(size, dtype=np.float32)
 
 
-def encoded(name: str, values: np.ndarray, own: SecureAggregationConfig) -> np.ndarray:
+def encoded(
+    name: str, values: np.ndarray, own: SecureAggregationConfig, n_hospitals: int
+) -> np.ndarray:
     """Words [size + 1]: what is masked."""
     part = Contribution((values,), SAMPLES, np.zeros(0, np.int64))
-    return aggregation._encoded(name, part, own)
+    return aggregation._encoded(name, part, own, n_hospitals)
 
 
 def planned(n: int, own: SecureAggregationConfig) -> secagg.Plan:
@@ -180,7 +182,7 @@ def secure_sum(n: int, size: int, dropout: float, word_bits: int) -> dict[str, A
         begin = time.process_time()
         made = vector(i, size)
         start = time.process_time()
-        found = encoded(hospitals[i], made, own)
+        found = encoded(hospitals[i], made, own, len(hospitals))
         encode_s += time.process_time() - start
         start = time.process_time()
         np.add(expected, found, out=expected)

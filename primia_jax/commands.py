@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import encrypted, experiment, judging, predictions
+from primia_jax import encrypted, experiment, judging, predictions, tasks
 from primia_jax.campaigns import audit as auditing
 from primia_jax.campaigns import latency, tuning
 from primia_jax.campaigns import study as paper_study
@@ -20,6 +20,8 @@ from primia_jax.federated import privacy_statement
 from primia_jax.predictions import Predictions
 from primia_jax.reporting.console import format_bytes
 from primia_jax.runtime import Trace
+from primia_jax.tasks import TASKS
+from primia_jax.tasks.task import Diagnoses
 
 _SHOWN = 20  # predictions printed
 _DEMO_IMAGES = 6
@@ -33,7 +35,7 @@ def train(config: ExperimentConfig, workdir: str, **arguments: Any) -> experimen
         print(f"warning: {warning}")
     print(f"kept the model of round {metrics['best_round']} of {metrics['rounds']}")
     if metrics["test"]:
-        _print_scores(metrics["test"])
+        _print_scores(config, metrics["test"])
     if metrics.get("privacy"):
         print(privacy_statement.headline(metrics["privacy"]))
         for text in metrics["privacy"]["not_covered"]:
@@ -47,20 +49,22 @@ def evaluate_federated(
 ) -> None:
     """--mode=evaluate --checkpoint=…: the hospitals judge it."""
     found = judging.evaluate_federated(config, workdir, checkpoint, ray_address=ray_address)
-    _print_judged(found)
+    _print_judged(config, found)
     if "personalised" in found:
         print("each with its own batch norms:")
-        _print_judged(found["personalised"])
+        _print_judged(config, found["personalised"])
     print(f"written: {pathlib.Path(workdir) / judging.RESULT}")
 
 
-def _print_judged(found: Mapping[str, Any]) -> None:
+def _print_judged(config: ExperimentConfig, found: Mapping[str, Any]) -> None:
     """A line a hospital."""
     for name, scores in [*found["sites"].items(), ("all hospitals", found["all"])]:
-        print(
-            f"{name:14} {scores['n']:5} images   MCC {scores['mcc']:.3f}   accuracy "
-            f"{scores['accuracy']:.3f}   loss {scores['loss']:.3f}"
+        shown = (
+            f"{title} {scores[key]:.3f}"
+            for key, title in (*TASKS[config.task].headline, ("loss", "loss"))
+            if scores.get(key) is not None
         )
+        print(f"{name:14} {scores['n']:5} images   {'   '.join(shown)}")
 
 
 def evaluate(config: ExperimentConfig, workdir: str) -> None:
@@ -68,11 +72,11 @@ def evaluate(config: ExperimentConfig, workdir: str) -> None:
     scores = experiment.evaluate(config, workdir)
     for warning in scores.get("warnings", ()):
         print(f"warning: {warning}")
-    _print_scores(scores)
+    _print_scores(config, scores)
     print(f"written: {pathlib.Path(workdir) / 'evaluation.json'}")
 
 
-def predict(config: ExperimentConfig, workdir: str, input_path: str) -> Predictions:
+def predict(config: ExperimentConfig, workdir: str, input_path: str) -> Diagnoses:
     """--mode=predict."""
     table = experiment.predict(config, workdir, input_path, tell=print)
     _print_predictions(table)
@@ -116,7 +120,7 @@ def _print_cost(diagnosis: encrypted.EncryptedDiagnosis) -> None:
     )
 
 
-def _print_predictions(table: Predictions) -> None:
+def _print_predictions(table: Diagnoses) -> None:
     """Prints a line a skipped file and a line an image, with what the table remarks on it."""
     for name, reason in table.skipped:
         print(f"skipped: {names.printable(name)}: {reason}")
@@ -127,7 +131,12 @@ def _print_predictions(table: Predictions) -> None:
 
 
 def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
-    """--mode=demo: trains, then diagnoses a few test films from files, as a user would."""
+    """--mode=demo: trains, then diagnoses a few test films from files, as a user would.
+
+    Raises:
+      ConfigError: for another task than classification.
+    """
+    tasks.check_classifies(config, "--mode=demo")
     result = train(config, workdir, **arguments)
     plan = make_test_plan(config)
     test = plan.load_test(config.data.image_size)
@@ -139,6 +148,7 @@ def demo(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
             Image.fromarray(test.images[i, :, :, 0]).save(partial, "PNG")
     print(f"\ndiagnosing {len(chosen)} test films (each file is named after its true class):")
     clear = predict(config, workdir, str(folder))
+    assert isinstance(clear, Predictions)
     print("\nthe same films encrypted: their model does not see them, their owner not the model")
     diagnosis = predict_encrypted(config, workdir, str(folder), arguments.get("ray_address"))
     secret = predictions.read_predictions(diagnosis.folder)  # the demo plays the data owner too
@@ -158,12 +168,12 @@ def benchmark(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns) as bar:
-        tasks: dict[str, Any] = {}
+        bars: dict[str, Any] = {}
 
         def progress(network: str, done: int, total: int) -> None:
-            if network not in tasks:
-                tasks[network] = bar.add_task(network, total=total)
-            bar.update(tasks[network], completed=done)
+            if network not in bars:
+                bars[network] = bar.add_task(network, total=total)
+            bar.update(bars[network], completed=done)
 
         study = latency.run(config, workdir, progress=progress, **arguments)
     for session in study.sessions:
@@ -186,12 +196,12 @@ def audit(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns) as bar:
-        tasks: dict[str, Any] = {}
+        bars: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+            if what not in bars:
+                bars[what] = bar.add_task(what, total=total)
+            bar.update(bars[what], completed=done, total=total)
 
         found = auditing.audit(config, workdir, progress=progress, **arguments)
     for row in found["settings"]:
@@ -211,12 +221,12 @@ def tune(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     """--mode=tune: a line a trial; on a terminal bars show the rounds of those that run."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn()) as bar:
-        tasks: dict[int, Any] = {}
+        bars: dict[int, Any] = {}
 
         def progress(event: tuning.Event) -> None:
             if event.what == "end":
-                if event.number in tasks:
-                    bar.remove_task(tasks.pop(event.number))
+                if event.number in bars:
+                    bar.remove_task(bars.pop(event.number))
                 score = "" if event.mcc is None else f", validation MCC {event.mcc:.3f}"
                 ended = sum(event.counts.values()) - event.counts["running"]
                 bar.console.print(
@@ -226,11 +236,11 @@ def tune(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 )  # fmt: skip
                 return
             title = f"trial {event.number}"
-            if event.number not in tasks:
-                tasks[event.number] = bar.add_task(title, total=config.federated.rounds)
+            if event.number not in bars:
+                bars[event.number] = bar.add_task(title, total=config.federated.rounds)
             if event.mcc is not None:
                 title += f", validation MCC {event.mcc:.3f}"
-            bar.update(tasks[event.number], completed=event.round, description=title)
+            bar.update(bars[event.number], completed=event.round, description=title)
 
         found = tuning.tune(config, workdir, progress=progress, **arguments)
     if found.spent:
@@ -255,9 +265,9 @@ def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     print(f"report: {found.workdir / 'report.html'}")
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
+def _print_scores(config: ExperimentConfig, scores: Mapping[str, Any]) -> None:
     print(f"test set of {scores['n']} images:")
-    for key, title in (("mcc", "MCC"), ("accuracy", "accuracy"), ("roc_auc", "ROC-AUC")):
+    for key, title in TASKS[config.task].headline:
         if scores.get(key) is None:
             continue
         low, high = scores["intervals"][key]

@@ -13,20 +13,19 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from primia_jax import models, predictions
+from primia_jax import models, predictions, tasks
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.core.names import user_path
 from primia_jax.core.records import Check
 from primia_jax.core.storage import move_aside, read_json, write_json
-from primia_jax.data import DataPlan, Dataset, make_plan, make_test_plan, read_inputs
+from primia_jax.data import DataPlan, make_plan, make_test_plan, read_inputs
 from primia_jax.data.sources import NoUsableImages
 from primia_jax.errors import ConfigError, DataError
-from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.federated import (
     aggregation,
@@ -39,16 +38,16 @@ from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.trained_model import load_trained
-from primia_jax.predictions import Predictions
 from primia_jax.reporting.report import write_report
-from primia_jax.rounds import Phases, absences, train_rounds
+from primia_jax.rounds import Phases, absences, scored, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
+from primia_jax.tasks import Evaluation, Inputs
+from primia_jax.tasks.task import Diagnoses
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import CONFIG, Workdir, check_begun, recorded_config
 
 _LITTLE = 0.001  # of a resource that only says where an actor goes
-_SAMPLES = 12  # test images shown in the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +115,7 @@ def _train(
     clock = Phases()
     with clock("reading the data"):
         plan = make_plan(config)
+    task = tasks.make(config, tasks.classes(config, plan))
     progress = Progress()
     if resume:
         progress = directory.resume(config, plan)
@@ -131,7 +131,7 @@ def _train(
         watch.open(hospitals, progress.round) as console,
         contextlib.ExitStack() as stack,
     ):
-        absent = _absent_classes(plan) if judge else ""
+        absent = task.warning(plan.test_catalogue, plan.test) if judge else ""
         if absent:
             console.message(f"warning: {absent}")
         complete = progress.round >= config.federated.rounds or progress.finished
@@ -160,7 +160,7 @@ def _train(
                     )
                 )
             federation = Federation(driver, config, hospitals, directory.path)
-            progress = train_rounds(federation, directory, console, clock, progress, on_round)
+            progress = train_rounds(federation, task, directory, console, clock, progress, on_round)
             driver.close()
         tested = None
         if judge and len(plan.test):
@@ -175,14 +175,16 @@ def _train(
         warnings.append(risk)
     lines = [line for line in directory.rounds() if line["site"] == "all"]
     warnings += absences(lines)
+    best = next(
+        (line["validation"] for line in lines if line["round"] == progress.best_round), None
+    )
     metrics = {
         "mode": config.federated.mode,
         "model": config.model.name,
         "rounds": progress.round,
         "best_round": progress.best_round,
-        "validation": next(
-            (line["validation"] for line in lines if line["round"] == progress.best_round), None
-        ),
+        "validation": best,
+        "score": scored(task, best),
         "test": tested.scores if tested else None,
     }
     private = privacy_statement.statement(config, directory.rounds(), directory.path)
@@ -207,9 +209,10 @@ def _train(
         versions=_versions(),
         command=command,
         finished=time.strftime("%Y-%m-%d %H:%M"),
+        figures=task.figures(tested) if tested else None,
+        outputs=task.class_names,
+        loss_name=task.loss_name,
     )
-    if tested:
-        record = _with_test(record, tested)
     write_report(directory.path / "report.html", record)
     watch.results(metrics, [directory.path / name for name in files])
     return Result(metrics, directory.path, tuple(warnings))
@@ -229,10 +232,11 @@ def evaluate(
     config = checked(config)
     directory = Workdir(user_path(workdir))
     model = load_trained(directory.path, config)
-    plan = make_test_plan(config, model.class_names)
-    if plan.class_names != model.class_names:
+    plan = make_test_plan(config, model.task.labels)
+    classes = tasks.classes(config, plan)
+    if classes != model.class_names:
         raise DataError(
-            f"the test set has classes {', '.join(plan.class_names)}; the model knows "
+            f"the test set has classes {', '.join(classes)}; the model knows "
             f"{', '.join(model.class_names)}"
         )
     warnings = [directory.check_unseen(plan), _judged_in_part(config, directory, plan)]
@@ -263,10 +267,11 @@ def predict(
     input_path: str | os.PathLike[str],
     *,
     tell: Callable[[str], None] = lambda text: None,
-) -> Predictions:
+) -> Diagnoses:
     """Diagnoses an image, a DICOM file or a folder of them with the best model in `workdir`.
 
-    Writes predictions.csv, see `Predictions.write`; an earlier one is moved to `previous/N`.
+    Writes predictions.csv, and for a segmentation `masks/`, see `Diagnoses.write`; earlier ones are
+    moved to `previous/N`.
 
     Args:
       config: of the experiment.
@@ -286,28 +291,26 @@ def predict(
         source = user_path(input_path)
         if not source.exists():
             raise DataError(f"input {source}: no such file or folder")
-        if earlier := move_aside(directory, (predictions.FILE,)):
+        table = directory / predictions.FILE
+        if earlier := move_aside(directory, (predictions.FILE, predictions.MASKS)):
             tell(f"the earlier {predictions.FILE} was moved to {earlier}")
         try:
-            names, images, skipped, remarks = read_inputs(
-                str(source), model.image_size, config.data
-            )
+            inputs = read_inputs(str(source), model.image_size, config.data)
         except NoUsableImages as error:
-            table = directory / predictions.FILE
-            predictions.write_skipped(table, model.class_names, error.skipped)
+            model.task.diagnoses(np.zeros(0), Inputs((), skipped=error.skipped)).write(table)
             raise
-        probabilities = model.probabilities(images, config.evaluation.batch_size)
-        found = Predictions(names, probabilities, model.class_names, skipped, remarks=remarks)
-        found.write(directory / predictions.FILE)
-    return found
+        answers = model.predictions(inputs.images, config.evaluation.batch_size)
+        images = Inputs(inputs.names, inputs.sizes, inputs.skipped, remarks=inputs.remarks)
+        diagnoses = model.task.diagnoses(answers, images)
+        diagnoses.write(table)
+    return diagnoses
 
 
 def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
     """The checked form of `config`, see `primia_jax.config`.
 
     Raises:
-      ConfigError: if it is no configuration, a value in it is not allowed, or its task cannot be
-        trained yet.
+      ConfigError: if it is no configuration, or a value in it is not allowed.
     """
     if not isinstance(config, (ExperimentConfig, Mapping, ConfigDict)):
         raise ConfigError(
@@ -316,10 +319,6 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
         )
     if not isinstance(config, ExperimentConfig):
         config = from_config_dict(ExperimentConfig, config)
-    if config.task != "classification":
-        raise ConfigError(
-            f"config.task = {config.task!r} cannot be trained yet: set it to 'classification'"
-        )
     return settled(config)
 
 
@@ -443,82 +442,19 @@ def open_driver(
         yield driver
 
 
-class _Tested(NamedTuple):
+def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> Evaluation:
     """The best model on the test set."""
-
-    data: Dataset
-    probabilities: np.ndarray  # [n k]
-    scores: dict[str, Any]
-
-
-def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> _Tested:
     model = load_trained(directory.path, config)
     data = plan.load_test(model.image_size)
-    probabilities = model.probabilities(data.images, config.evaluation.batch_size)
-    scores = evaluate_predictions(
-        data.labels,
-        probabilities,
-        data.class_names,
-        sites=data.sites,
-        n_bootstrap=config.evaluation.bootstrap,
-        seed=config.seed,
+    predictions = model.predictions(data.images, config.evaluation.batch_size)
+    scores = model.task.evaluate(
+        predictions,
+        model.task.targets(data),
+        data.sites,
+        config.evaluation.bootstrap,
+        config.seed,
     )
-    return _Tested(data, probabilities, scores)
-
-
-def _absent_classes(plan: DataPlan) -> str:
-    """A warning that names the classes without test images; empty if each has one."""
-    present = {int(label) for label in plan.test_catalogue.labels[plan.test]}
-    absent = [name for label, name in enumerate(plan.class_names) if label not in present]
-    if not absent or not present:
-        return ""
-    return (
-        f"no test image is of class {', '.join(absent)}: its sensitivity and the ROC-AUC cannot be "
-        "told, and the other scores speak of the other classes only"
-    )
-
-
-def _with_test(record: RunRecord, tested: _Tested) -> RunRecord:
-    """Adds the test, and a few of its images: half of them misclassified, if there are so many."""
-    data, probabilities, scores = tested
-    predicted = probabilities.argmax(1)
-    misclassified = np.flatnonzero(predicted != data.labels)
-    misclassified = _spread(misclassified, data, predicted, _SAMPLES // 2)
-    correct = np.flatnonzero(predicted == data.labels)
-    correct = _spread(correct, data, predicted, _SAMPLES - len(misclassified))
-    shown = np.concatenate([correct, misclassified])
-    images = data.images[shown, :, :, 0]
-    return dataclasses.replace(
-        record,
-        test=scores,
-        labels=data.labels,
-        probabilities=probabilities,
-        sites=data.sites,
-        names=data.names,
-        images=(images >> 8 if images.dtype == np.uint16 else images).astype(np.uint8),
-        image_indices=shown,
-    )
-
-
-def _spread(records: np.ndarray, data: Dataset, predicted: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of `records`, by turns from each kind of error and each site.
-
-    The kinds are the pairs (true class, predicted class), the commonest first; within a kind the
-    sites come by turns. So the images shown are of many kinds and sites, not the first ones of one.
-    """
-    kinds: dict[tuple[int, int], dict[str, list[int]]] = {}
-    for i in records:
-        kind = (int(data.labels[i]), int(predicted[i]))
-        kinds.setdefault(kind, {}).setdefault(str(data.sites[i]), []).append(int(i))
-    ordered = sorted(kinds.values(), key=lambda sites: -sum(map(len, sites.values())))
-    queues = [_by_turns(list(sites.values())) for sites in ordered]
-    return np.array(_by_turns(queues)[:count], dtype=int)
-
-
-def _by_turns(queues: Sequence[Sequence[int]]) -> list[int]:
-    """The first of each queue, then the second of each, and so on."""
-    longest = max(map(len, queues), default=0)
-    return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+    return Evaluation(data, predictions, scores)
 
 
 def _versions() -> dict[str, str]:

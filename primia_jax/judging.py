@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from primia_jax import experiment, models
+from primia_jax import experiment, models, tasks
 from primia_jax.config import ExperimentConfig
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import write_json
@@ -62,7 +62,7 @@ def evaluate_federated(
     run = source if source.is_dir() else None
     plan = make_plan(config)
     if run is None:
-        _check_file(source, config, len(plan.class_names))
+        _check_file(source, config, len(tasks.classes(config, plan)))
         model = dataclasses.replace(config.model, pretrained=str(source))
         config = dataclasses.replace(config, model=model)
     hospitals = tuple(site.site for site in plan.sites)
@@ -102,10 +102,11 @@ def evaluate_federated(
             judging.have_judged, run=run, personalised=personalised, every=every
         )
         reports, _ = driver.run(programs)
+    task = tasks.make(config, tasks.classes(config, plan))
     of_models = [
         {
-            "all": whole.metrics(),
-            "sites": {name: reports[name].models[i].metrics() for name in hospitals},
+            "all": whole.metrics(task),
+            "sites": {name: reports[name].models[i].metrics(task) for name in hospitals},
         }
         for i, whole in enumerate(reports[OWNER].models)
     ]

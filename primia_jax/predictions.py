@@ -10,7 +10,7 @@ import numpy as np
 from primia_jax.core import names, storage
 from primia_jax.errors import DataError
 
-FILE = "predictions.csv"
+FILE, MASKS = "predictions.csv", "masks"  # what diagnoses leave in a folder
 _FIRST, _LAST = ["file", "class"], ["in_range", "remarks"]  # one column a class stands between
 _PREFIX = "p_"  # of the classes' columns
 _FLAGS = {True: "yes", False: "no", None: ""}
@@ -80,13 +80,6 @@ class Predictions:
             cells = [names.csv_cell(cell) for cell in (name, why)]
             writer.writerow([cells[0], *[""] * (len(columns) + 2), cells[1]])
         storage.write_text(path, text.getvalue())
-
-
-def write_skipped(
-    path: pathlib.Path, class_names: tuple[str, ...], skipped: list[tuple[str, str]]
-) -> None:
-    """Replaces `path` by the table of a diagnosis for which no file could be used."""
-    Predictions([], np.zeros((0, len(class_names))), class_names, skipped).write(path)
 
 
 def read_predictions(folder: str | pathlib.Path) -> Predictions:

@@ -11,6 +11,7 @@ from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation
 from primia_jax.runtime import Trace
+from primia_jax.tasks import Task
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import Workdir, write_scalars
 
@@ -40,6 +41,7 @@ class Phases:
 
 def train_rounds(
     federation: Federation,
+    task: Task,
     directory: Workdir,
     console: Watch,
     clock: Phases,
@@ -62,7 +64,7 @@ def train_rounds(
             clock.add_bytes("rounds", trace)
             owner = reports[OWNER]
             progress = Progress(number, owner.best_round, owner.finished)
-            lines = _round_lines(number, federation, reports, trace, seconds)
+            lines = _round_lines(number, federation, task, reports, trace, seconds)
             with clock("checkpoints"):
                 directory.append_rounds(lines)
                 checkpoints.commit(federation.owner_folder, progress)
@@ -131,6 +133,7 @@ def _round(
 def _round_lines(
     number: int,
     federation: Federation,
+    task: Task,
     reports: dict[str, Any],
     trace: Trace,
     seconds: float,
@@ -152,11 +155,13 @@ def _round_lines(
             }
         )
     owner = reports[OWNER]
+    metrics = None if owner.validation is None else owner.validation.metrics(task)
     lines.append(
         {
             "round": number,
             "site": "all",
-            "validation": owner.validation and owner.validation.metrics(),
+            "validation": metrics,
+            "score": scored(task, metrics),
             "best": owner.best_round == number,
             "samples": owner.samples,
             "seconds": seconds,
@@ -167,6 +172,11 @@ def _round_lines(
         }
     )
     return lines
+
+
+def scored(task: Task, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Name and value of the score that rounds are compared by."""
+    return {"name": task.score.name, "value": (metrics or {}).get(task.score.key)}
 
 
 def absences(lines: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ from primia_jax.federated.checkpoints import Progress
 CONFIG = "config.json"
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
-    "evaluation.json", "predictions.csv", "tensorboard", "checkpoints", "sites", "films",
+    "evaluation.json", "predictions.csv", "masks", "tensorboard", "checkpoints", "sites", "films",
     "data.json", "encrypted.json", "trace.json", "trace.png", "status.json", "mlflow.json",
     "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
     credentials.IDENTITIES, PROVIDER, "data_owner",

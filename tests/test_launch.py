@@ -71,11 +71,6 @@ def launch(*arguments, **options):
             ["'aby'", "fss | ariann"],
         ),
         (["resume"], 2, ["'resume'", "belongs to no flag", "--resume"]),
-        (
-            ["--config.task=segmentation", "--config.model.name=unet"],
-            2,
-            ["config.task = 'segmentation' cannot be trained yet"],
-        ),
         (["--config.nosuch=1"], 2, ["--config.nosuch: the configuration has no such key"]),
         (["--config.federated.roundz=1"], 2, ["--config.federated.roundz", "did you mean rounds?"]),
         (

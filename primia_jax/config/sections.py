@@ -476,7 +476,7 @@ class ExperimentConfig:
     seed: int = setting(0, "seed of everything that only shuffles", low=0, high=2**31 - 1)
     task: str = setting(
         "classification",
-        "a class of the image, or a structure of each pixel (model unet; not yet in trainings)",
+        "a class of the image, or a structure of each pixel (model unet)",
         choices=("classification", "segmentation"),
     )
     data: DataConfig = section(DataConfig)

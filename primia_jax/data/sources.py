@@ -94,6 +94,7 @@ class Inputs(NamedTuple):
     images: np.ndarray  # [n, s, s, 1] uint8, or uint16 if any image has 16 bits
     skipped: list[tuple[str, str]]  # (name, reason) of images that cannot be used
     remarks: tuple[str, ...]  # [n] doubts of the DICOM guard; empty where it has none
+    sizes: list[tuple[int, int]]  # [n] rows and columns as stored
 
 
 def predict_inputs(
@@ -126,6 +127,7 @@ def read_inputs(path: str, image_size: int, data: DataConfig | None = None) -> I
     if not files:
         raise DataError(f"input {path}: no images found")
     used, images, skipped, remarks = [], [], [], []
+    sizes: list[tuple[int, int]] = []
     for file, name in zip(files, names):
         try:
             decoded = image_files.decode(image_files.read_bytes(file), file.suffix, data)
@@ -134,10 +136,11 @@ def read_inputs(path: str, image_size: int, data: DataConfig | None = None) -> I
             continue
         used.append(name)
         remarks.append("; ".join(decoded.remarks))
+        sizes.append((decoded.pixels.shape[0], decoded.pixels.shape[1]))
         images.append(image_files.fit(decoded.pixels, image_size))
     if not images:
         raise NoUsableImages(path, skipped)
-    return Inputs(used, image_files.stack(images), skipped, tuple(remarks))
+    return Inputs(used, image_files.stack(images), skipped, tuple(remarks), sizes)
 
 
 def _table_of(path: pathlib.Path) -> pathlib.Path | None:

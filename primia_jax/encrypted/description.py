@@ -28,6 +28,7 @@ from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc import inference, scaling
 from primia_jax.mpc.protocols.choice import PROTOCOLS
 from primia_jax.mpc.protocols.protocol import Protocol
+from primia_jax.tasks import TASKS, Task
 
 FILE = "encrypted.json"  # in the model owner's folder
 _DIGEST = "digest"  # in it: of the weights and of all else in the file
@@ -44,6 +45,7 @@ class Description:
     """Public description of a model: its architecture and the ranges of its layers.
 
     Attributes:
+      task: that it is for, see `tasks.TASKS`.
       model: the architecture.
       class_names: of the outputs.
       image_size: side of the images, in pixels.
@@ -52,6 +54,7 @@ class Description:
       round: of the training, whose model it is.
     """
 
+    task: str
     model: ModelConfig
     class_names: tuple[str, ...]
     image_size: int
@@ -63,8 +66,12 @@ class Description:
         config = dataclasses.replace(self.model, convolution="xla")  # whose jaxpr is plain
         return models.build(config, len(self.class_names))
 
+    def make_task(self) -> Task:
+        """The task with the model's classes."""
+        return TASKS[self.task](self.class_names)
+
     def apply_fn(self) -> Callable[[Any, jax.Array], jax.Array]:
-        """(params, grey images [n s s 1] in [0, 1]) -> logits [n k]."""
+        """(params, grey images [n s s 1] in [0, 1]) -> logits [n … k]."""
         module, channels = self._module(), self.model.channels
 
         def apply_fn(params: Any, images: jax.Array) -> jax.Array:
@@ -137,7 +144,10 @@ def _from_plain(plain: Mapping[str, Any]) -> Description:
         raise ValueError("its class names are no list of texts")
     if type(size) is not int or not 1 <= size <= _MAX_SIZE or type(plain["round"]) is not int:
         raise ValueError("its image size and round must be whole numbers")
+    if plain["task"] not in TASKS:
+        raise ValueError(f"its task {plain['task']!r} is not known here")
     return Description(
+        task=plain["task"],
         model=from_config_dict(ModelConfig, plain["model"]),
         class_names=tuple(names),
         image_size=size,
@@ -210,7 +220,7 @@ def describe(
     model = model or load_trained(workdir, config)
     path = workdir / "checkpoints" / FILE
     draft = Description(
-        model.config, model.class_names, model.image_size, config.mpc,
+        config.task, model.config, model.class_names, model.image_size, config.mpc,
         scaling.Ranges(1.0, (), (), (), ()), model.round,
     )  # fmt: skip
     params = params_of(model)

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,9 +29,10 @@ from primia_jax.federated import local_training
 from primia_jax.federated.trained_model import TrainedModel, load_trained
 from primia_jax.mpc.circuit import check_image
 from primia_jax.mpc.protocols import CRYPTO_PROVIDER, DATA_OWNER, MODEL_OWNER
-from primia_jax.predictions import FILE, Predictions, write_skipped
+from primia_jax.predictions import FILE, MASKS
 from primia_jax.runtime import Receive, Send, Stage, Steps
 from primia_jax.runtime.party import Program
+from primia_jax.tasks import Inputs
 
 ERRORS = "errors.txt"  # in the data owner's folder: why the run failed
 _LOCK = ".data_owner.lock"
@@ -57,7 +57,7 @@ REPORTS = Only({DATA_OWNER: (Received,)})  # all that any party may report
 class _Outcome:
     """Diagnosis of one image."""
 
-    probabilities: np.ndarray  # [k]
+    prediction: np.ndarray  # […], see `Task.predictions`
     out_of_range: tuple[str, ...] | None  # names of layers; None if the protocol cannot tell
 
 
@@ -73,6 +73,7 @@ class DataOwner:
     description: Description | None = None
     party: Any = None  # its state in the protocol
     names: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()  # of the pictures as they came
     skipped: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()  # of the DICOM guard, one an image
     images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 1, 1, 1)))
@@ -179,14 +180,16 @@ def _read(owner: DataOwner) -> Steps:
         )
     if not pathlib.Path(owner.input_path).expanduser().exists():
         raise DataError(f"input {owner.input_path}: no such file or folder")
-    storage.move_aside(owner.folder, (FILE, ERRORS))
+    storage.move_aside(owner.folder, (FILE, MASKS, ERRORS))
     description = received((yield Receive(MODEL_OWNER)), owner.mpc)
     circuit = description.circuit()
     with _confidential(owner, f"input {owner.input_path}: no image can be used"):
         try:
             inputs = read_inputs(owner.input_path, description.image_size, owner.data)
         except NoUsableImages as error:
-            write_skipped(owner.folder / FILE, description.class_names, error.skipped)
+            unread = Inputs((), skipped=error.skipped)
+            task = description.make_task()
+            task.diagnoses(np.zeros(0), unread).write(owner.folder / FILE)
             raise
         pixels = np.asarray(local_training.to_unit(jnp.asarray(inputs.images)))
         for position in range(len(pixels)):
@@ -195,7 +198,8 @@ def _read(owner: DataOwner) -> Steps:
     owner = dataclasses.replace(
         owner,
         description=description, party=party,
-        names=tuple(inputs.names), skipped=tuple(inputs.skipped), remarks=inputs.remarks,
+        names=tuple(inputs.names), sizes=tuple(inputs.sizes),
+        skipped=tuple(inputs.skipped), remarks=inputs.remarks,
         images=pixels,
     )  # fmt: skip
     return owner, Received(len(inputs.names))
@@ -227,7 +231,8 @@ def _infer(owner: DataOwner) -> Steps:
         infer = description.protocol.infer_data_owner(owner.party, image, streamed=True)
         party, diagnosis = yield from infer
         (logits,) = diagnosis.outputs
-        outcome = _Outcome(np.asarray(jax.nn.softmax(logits[0])), diagnosis.out_of_range)
+        prediction = description.make_task().predictions(logits)[0]
+        outcome = _Outcome(np.asarray(prediction), diagnosis.out_of_range)
     return dataclasses.replace(owner, party=party, outcomes=(*owner.outcomes, outcome)), None
 
 
@@ -244,18 +249,20 @@ def _provide(provider: CryptoProvider) -> Steps:
 
 
 def write(owner: DataOwner) -> tuple[DataOwner, None]:
-    """Writes predictions.csv into the data owner's folder: the images diagnosed so far."""
+    """Writes the diagnoses so far into the data owner's folder: predictions.csv, and masks."""
     outcomes, names = owner.outcomes, owner.names
     done = len(outcomes)
     with _confidential(owner, "the predictions cannot be written"):
-        Predictions(
-            names=list(names[:done]),
-            probabilities=np.stack([outcome.probabilities for outcome in outcomes]),
-            class_names=_described(owner).class_names,
+        inputs = Inputs(
+            names=names[:done],
+            sizes=owner.sizes[:done],
             skipped=[*owner.skipped, *((name, _NOT_YET) for name in names[done:])],
             in_range=tuple(_in_range(outcome) for outcome in outcomes),
             remarks=tuple(map(_remark, owner.remarks, outcomes)),
-        ).write(owner.folder / FILE)
+        )
+        predictions = np.stack([outcome.prediction for outcome in outcomes])
+        diagnoses = _described(owner).make_task().diagnoses(predictions, inputs)
+        diagnoses.write(owner.folder / FILE)
     return owner, None
 
 

@@ -37,6 +37,7 @@ from primia_jax.federated.sealing import KeyRing
 from primia_jax.mpc import fixed_point, prg, ring, sharing
 from primia_jax.runtime import MISSING, Receive, Send, Steps
 
+_EXACT = 2**53  # of a sum of counts, which is decoded through float64
 _CHUNK = 1 << 15  # values encoded at a time: they stay in the processor's cache
 _SEED = b"primia_jax seed of a share v1"  # what its seal is bound to, with the subject of the sum
 _ADDITIVE_UP_TO = 5  # hospitals, in scheme `auto`
@@ -240,7 +241,8 @@ def additive(
             sealed = yield Receive(peer)
             received.append(keys.open(peer, sealed, _SEED + subject))
         # As long as the network, and named nowhere here: it goes once the driver has packed it.
-        held = [sharing.own_share(_encoded(me, make(), settings), list(seeds.values()), received)]
+        words = functools.partial(_encoded, me, settings=settings, n_hospitals=len(hospitals))
+        held = [sharing.own_share(words(make()), list(seeds.values()), received)]
         yield Send(owner, held.pop(), "sum of the shares held: uniform without the others' sums")
 
     def collect(
@@ -318,9 +320,8 @@ def masked(
     ) -> Steps:
         assert keys is not None, "secure aggregation needs the keys of `sealing.exchange_keys`"
         agreed = dataclasses.replace(plan, subject=subject)
-        yield from secagg.contribute(
-            agreed, me, keys, lambda: _encoded(me, make(), settings), before_unmask
-        )
+        words = functools.partial(_encoded, me, settings=settings, n_hospitals=len(hospitals))
+        yield from secagg.contribute(agreed, me, keys, lambda: words(make()), before_unmask)
 
     def collect(
         sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing
@@ -338,7 +339,9 @@ def _prove_no_overflow(n_hospitals: int, settings: SecureAggregationConfig) -> N
     )
 
 
-def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> Any:
+def _encoded(
+    me: str, own: Contribution, settings: SecureAggregationConfig, n_hospitals: int
+) -> Any:
     """Words [Σ p_j + 1 + c]: n·v in fixed point, then n, then the counts, as plain integers."""
     encode = functools.partial(
         fixed_point.encode,
@@ -351,7 +354,7 @@ def _encoded(me: str, own: Contribution, settings: SecureAggregationConfig) -> A
     if any(isinstance(value, jax.core.Tracer) for value in own.values):
         with ring.x64():
             return jnp.concatenate([*map(encode, own.values), tail])
-    _check_bounds(me, own, settings)
+    _check_bounds(me, own, settings, n_hospitals)
     encoded = np.empty(sum(len(value) for value in own.values) + len(tail), words)
     dither = None if settings.word_bits == ring.N_BITS else _dither(me, own)
     at = 0
@@ -379,17 +382,22 @@ def _dither(me: str, own: Contribution) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(key))
 
 
-def _check_bounds(me: str, own: Contribution, settings: SecureAggregationConfig) -> None:
-    """What `prove_no_overflow` assumed of the values."""
+def _check_bounds(
+    me: str, own: Contribution, settings: SecureAggregationConfig, n_hospitals: int
+) -> None:
+    """What `prove_no_overflow` assumed of the values; counts stand as they are, without a scale."""
     if not 0 <= own.weight <= settings.max_samples:
         raise ConfigError(
             f"{me} holds {own.weight} samples; config.secure_aggregation.max_samples allows "
             f"{settings.max_samples}: raise it"
         )
-    if np.any(np.asarray(own.counts) < 0) or np.any(np.asarray(own.counts) > settings.max_samples):
+    most = min(2 ** (settings.word_bits - 1) - 1, _EXACT) // n_hospitals
+    if np.any(np.asarray(own.counts) < 0) or np.any(np.asarray(own.counts) > most):
         raise ConfigError(
-            f"{me}: a count lies outside [0, {settings.max_samples}], the bound of "
-            "config.secure_aggregation.max_samples"
+            f"{me}: a count lies outside [0, {most}], beyond which a sum over {n_hospitals} "
+            f"hospitals could overflow {settings.word_bits} bits"
+            + "; set config.secure_aggregation.word_bits to 64"
+            * (settings.word_bits < 64)
         )
     for value in own.values:
         largest = float(np.max(np.abs(value), initial=0.0))

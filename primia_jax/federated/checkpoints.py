@@ -33,7 +33,7 @@ from primia_jax.core.storage import (
 from primia_jax.errors import CheckpointError, StorageError
 
 LATEST = "latest.json"
-_FORMAT, _VERSION = "primia_jax checkpoint", 1  # in about.json
+_FORMAT, _VERSION = "primia_jax checkpoint", 2  # in about.json
 _OVERHEAD_BYTES = 1 << 19  # of headers, folders and facts, generously
 
 

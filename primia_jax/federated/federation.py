@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from primia_jax import tasks
 from primia_jax.config import ExperimentConfig
 from primia_jax.core.storage import private_folder, write_text
 from primia_jax.data import DataPlan, Dataset, SiteData
@@ -56,7 +57,8 @@ def party_makers(
         )
         for i, site in enumerate(plan.sites)
     }
-    makers[OWNER] = functools.partial(model_owner.make_owner, config, names, plan.class_names)
+    class_names = tasks.classes(config, plan)
+    makers[OWNER] = functools.partial(model_owner.make_owner, config, names, class_names)
     if config.federated.mode == "federated_secure":
         makers[PROVIDER] = functools.partial(crypto_provider.CryptoProvider, names)
     return makers

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from primia_jax import environment
+from primia_jax import environment, tasks
 from primia_jax.config import ExperimentConfig
 from primia_jax.core.identity import Credentials
 from primia_jax.data import Dataset
@@ -141,7 +141,8 @@ def make_hospital(
 ) -> Hospital:
     """The state of hospital number `index` before anything was exchanged."""
     mu = rules.make(config.federated).proximal_mu
-    learner = local_training.make_learner(config, len(train.class_names), mu)
+    task = tasks.make(config, tasks.classes(config, train))
+    learner = local_training.make_learner(config, task, mu)
     return Hospital(
         hospitals[index], index, hospitals, hospitals, config, train, validation, learner
     )
@@ -161,12 +162,14 @@ def set_up(state: Hospital, pool: bool = True) -> Steps:
     if not pool:
         pass
     elif not privacy.is_on(state.config):
-        yield from state.contribute(quantity, lambda: statistics.contribution(state.train))
+        yield from state.contribute(
+            quantity, lambda: statistics.contribution(state.train, state.learner.task)
+        )
     elif privacy.releases_statistics(state.config):
         guarantee = _guarantee(state)
         yield from state.contribute(
             quantity,
-            lambda: privacy.statistics_contribution(guarantee, state.train),
+            lambda: privacy.statistics_contribution(guarantee, state.train, state.learner.task),
             charged=True,
         )
     pooled = yield Receive(OWNER)
@@ -233,7 +236,7 @@ def train_round(
     report: dict[str, Any] = {
         "loss": result.loss,
         "validation_loss": judged.loss,
-        "validation_accuracy": float(np.trace(judged.confusion) / max(1, judged.confusion.sum())),
+        "validation_accuracy": state.learner.task.metrics(judged.summed)["accuracy"],
         "samples": state.size,
         "steps": result.steps,
         "learning_rate": result.learning_rate,
@@ -320,10 +323,10 @@ def _contribute_score(state: Hospital, number: int, judged: local_training.Score
     def score() -> Contribution:
         if guarantee and config.privacy.validation == "noised":
             n_attending = len(state.hospitals)
-            return privacy.validation_contribution(config, guarantee, judged, number, n_attending)
-        return Contribution(
-            (np.asarray([judged.loss]),), len(state.validation), judged.confusion.ravel()
-        )
+            return privacy.validation_contribution(
+                config, guarantee, judged, state.learner.task, number, n_attending
+            )
+        return Contribution((np.asarray([judged.loss]),), len(state.validation), judged.summed)
 
     charged = config.privacy.validation == "noised" and guarantee is not None
     yield from state.contribute(Quantity(VALIDATION, number, state.model), score, charged=charged)
@@ -379,7 +382,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
     )
     # The step consumes its arguments, and the round's start is needed again if the round fails.
     current, opt_state = _copy(state.variables), _copy(opt_state)
-    watch, losses = RoundWatch(), []
+    watch, losses, targets = RoundWatch(), [], state.learner.task.targets(state.train)
     for step, batch in zip(range(per_round), order):
         progress = ((number - 1) + step / per_round) / fed.rounds
         rate = local_training.learning_rate(config.training, progress)
@@ -388,7 +391,7 @@ def _train_locally(state: Hospital, number: int) -> tuple[Hospital, _Trained]:
             opt_state,
             state.variables["params"],
             state.train.images[batch],
-            state.train.labels[batch],
+            targets[batch],
             state.statistics,
             np.uint32(config.seed),
             _place(number, state.index, step),
@@ -445,8 +448,9 @@ def _place(number: int, site: int, step: int) -> Step:
 def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> recording.Truth:
     """The inputs of the local steps of round `number`, made once more for the recording."""
     config = state.config
+    stored = state.learner.task.targets(state.train)
     images = [np.zeros((0, *state.train.images.shape[1:]), np.float32)]
-    targets = [np.zeros((0, len(state.train.class_names)), np.float32)]
+    targets = [np.asarray(state.learner.task.encode(jax.numpy.asarray(stored[:0])))]
     records = [np.zeros(0, np.int64)]
 
     def entered(batch: np.ndarray, pixels: Any, target: Any) -> None:
@@ -457,9 +461,8 @@ def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> re
     if state.private_learner is not None:
         for sample in trained.samples:
             for batch in sample.images:
-                one = state.train.images[batch], state.train.labels[batch], sample.keys[batch]
-                n_classes = len(state.train.class_names)
-                entered(batch, *state.private_learner.augmented(*one, n_classes))
+                one = state.train.images[batch], stored[batch], sample.keys[batch]
+                entered(batch, *state.private_learner.augmented(*one))
         sizes = [sum(map(len, sample.images)) for sample in trained.samples]
     else:
         first = (number - 1) * steps_per_round(config, len(state.train))
@@ -467,7 +470,7 @@ def _entered(state: Hospital, number: int, trained: _Trained, weight: int) -> re
         order = local_training.batches(config.seed, state.index, n, size, first)
         for step, batch in zip(range(trained.steps), order):
             place = _place(number, state.index, step)
-            chosen = state.train.images[batch], state.train.labels[batch]
+            chosen = state.train.images[batch], stored[batch]
             entered(batch, *state.learner.enter(*chosen, np.uint32(config.seed), place))
         sizes = [len(batch) for batch in records[1:]]
     return recording.Truth(

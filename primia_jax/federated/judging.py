@@ -21,7 +21,6 @@ import numpy as np
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, ConfigError
-from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import (
     local_training,
     privacy,
@@ -133,12 +132,10 @@ def _judged(
     ]
     n = sum(count for _, count in parts)
     loss = sum(score.loss * count for score, count in parts) / n
-    confusion = np.sum([score.confusion for score, _ in parts], axis=0)
-    score = Score(loss, confusion, np.concatenate([score.cells for score, _ in parts]))
-    own = Contribution((np.asarray([score.loss]),), n, score.confusion.ravel())
+    score = Score(loss, np.concatenate([score.rows for score, _ in parts]))
+    own = Contribution((np.asarray([score.loss]),), n, score.summed)
     yield from state.contribute(quantity, lambda: own)
-    metrics = metrics_from_confusion(score.confusion, state.validation.class_names)
-    return records.Scores.of({**metrics, "loss": score.loss})
+    return records.Scores.of(score.summed, score.loss)
 
 
 def _judged_on(state: Hospital, every: bool) -> list[Dataset]:
@@ -186,14 +183,13 @@ def have_judged(
         "round": np.int64(number),
     }
     yield Send(state.hospitals, message, "judged model")
-    k, scores = len(state.class_names), []
+    task, scores = state.task, []
     start = "" if state.journal is None else quantities.digest_of_vectors(vectors)
     for kind in _KINDS[: 1 + personalised]:
         quantity = Quantity(_purpose(every) + kind, None, start)
         collect = sums.collecting(
             state.journal, state.config, state.hospitals, quantity, keep=False
         )
-        total = yield from collect((1,), k**2)
-        metrics = metrics_from_confusion(total.counts.reshape(k, k), state.class_names)
-        scores.append(records.Scores.of({**metrics, "loss": float(total.mean()[0][0])}))
+        total = yield from collect((1,), task.n_summed)
+        scores.append(records.Scores.of(total.counts, float(total.mean()[0][0])))
     return state, records.Evaluation(tuple(scores))

@@ -1,6 +1,6 @@
 """Local training and evaluation of a hospital: jitted steps, and the loop over them.
 
-Axis letters: b images of a batch, s their side, c channels, k classes, n records, p parameters.
+Axis letters: b images of a batch, s their side, c channels, k classes, n records, m summed numbers.
 """
 
 import functools
@@ -17,6 +17,7 @@ from primia_jax import models
 from primia_jax.config import AugmentationConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from primia_jax.data import Dataset
 from primia_jax.data.augmentation import augment
+from primia_jax.tasks import Task
 
 _ORDER, _AUGMENT = 0, 1  # purposes of the seed, folded in first
 
@@ -26,7 +27,7 @@ class Statistics(NamedTuple):
 
     mean: Any  # float32 scalar, of all pixels of all training images, black 0 to white 1
     std: Any  # float32 scalar
-    class_weights: np.ndarray  # [k] float32, mean 1 over the records
+    class_weights: Any  # [k] float32, mean 1 over the records
 
 
 class Step(NamedTuple):
@@ -40,25 +41,26 @@ class Step(NamedTuple):
 class Learner(NamedTuple):
     """The jitted functions of one network under one configuration."""
 
+    task: Task
     module: nn.Module
     optimizer: optax.GradientTransformation
-    # train(variables, opt_state, anchor, images, labels, statistics, seed, step, learning_rate)
+    # train(variables, opt_state, anchor, images, targets, statistics, seed, step, learning_rate)
     #   -> (variables, opt_state, loss); the first two arguments are consumed.
     train: Any
-    # predict(variables, images, statistics) -> probabilities [b k]
+    # predict(variables, images, statistics) -> [b …], see `Task.predictions`
     predict: Any
-    # enter(images, labels, seed, step) -> (pixels [b s s 1] in [0, 1], targets [b k]): what a step
-    # of `train` augments its images and labels to
+    # enter(images, targets, seed, step) -> (pixels [b s s 1] in [0, 1], encoded targets): what a
+    # step of `train` augments its images and stored targets to
     enter: Any
 
 
-def make_learner(config: ExperimentConfig, n_classes: int, proximal_mu: float = 0.0) -> Learner:
+def make_learner(config: ExperimentConfig, task: Task, proximal_mu: float = 0.0) -> Learner:
     """The learner of `config`; nothing is compiled before it is called.
 
     In one process there is one for all that train the same network in the same way, so that it is
     compiled once.
     """
-    return _learner(config.model, config.training, config.augmentation, n_classes, proximal_mu)
+    return _learner(config.model, config.training, config.augmentation, task, proximal_mu)
 
 
 @functools.lru_cache(maxsize=4)
@@ -66,25 +68,24 @@ def _learner(
     model: ModelConfig,
     training: TrainingConfig,
     augmentation: AugmentationConfig,
-    n_classes: int,
+    task: Task,
     proximal_mu: float,
 ) -> Learner:
-    module = models.build(model, n_classes)
+    module = models.build(model, task.n_outputs)
     optimizer = make_optimizer(training)
     train = functools.partial(
         _train_step,
+        task=task,
         module=module,
         optimizer=optimizer,
         channels=model.channels,
-        training=training,
         augmentation=augmentation,
         proximal_mu=proximal_mu,
     )
-    predict = functools.partial(_predict_step, module=module, channels=model.channels)
-    enter = functools.partial(_enter, n_classes=n_classes, augmentation=augmentation)
-    return Learner(
-        module, optimizer, jax.jit(train, donate_argnums=(0, 1)), jax.jit(predict), jax.jit(enter)
-    )
+    predict = functools.partial(_predict_step, task=task, module=module, channels=model.channels)
+    enter = functools.partial(_enter, task=task, augmentation=augmentation)
+    step = jax.jit(train, donate_argnums=(0, 1))
+    return Learner(task, module, optimizer, step, jax.jit(predict), jax.jit(enter))
 
 
 def template(module: nn.Module, image_size: int, channels: int) -> dict[str, Any]:
@@ -137,19 +138,18 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 def _enter(
     images: jax.Array,
-    labels: jax.Array,
+    targets: jax.Array,
     seed: jax.Array,
     at: Step,
     *,
-    n_classes: int,
+    task: Task,
     augmentation: AugmentationConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """Images and labels of a batch as a local step is given them; see `Learner.enter`."""
+    """Images and targets of a batch as a local step is given them; see `Learner.enter`."""
     key = jax.random.key(seed)
     for number in (_AUGMENT, *at):
         key = jax.random.fold_in(key, number)
-    targets = jax.nn.one_hot(labels, n_classes)
-    return augment(key, to_unit(images), targets, augmentation)
+    return augment(key, to_unit(images), task.encode(targets), augmentation)
 
 
 def _train_step(
@@ -157,35 +157,29 @@ def _train_step(
     opt_state: Any,
     anchor: Any,
     images: jax.Array,
-    labels: jax.Array,
+    targets: jax.Array,
     statistics: Statistics,
     seed: jax.Array,
     at: Step,
     learning_rate: jax.Array,
     *,
+    task: Task,
     module: nn.Module,
     optimizer: optax.GradientTransformation,
     channels: int,
-    training: TrainingConfig,
     augmentation: AugmentationConfig,
     proximal_mu: float,
 ) -> tuple[Any, Any, jax.Array]:
     """One local step; see `Learner.train`."""
-    n_classes = statistics.class_weights.shape[0]
-    pixels, targets = _enter(
-        images, labels, seed, at, n_classes=n_classes, augmentation=augmentation
-    )
-    weights = targets @ statistics.class_weights
-    targets = optax.smooth_labels(targets, training.label_smoothing)
+    pixels, encoded = _enter(images, targets, seed, at, task=task, augmentation=augmentation)
     inputs = standardise(pixels, statistics, channels)
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
-        logits, updated = module.apply(
+        outputs, updated = module.apply(
             {"params": params, **rest}, inputs, train=True, mutable=list(rest)
         )
-        losses = optax.softmax_cross_entropy(logits, targets) * weights
-        loss = losses.mean()
+        loss = task.loss(outputs, encoded, statistics.class_weights).mean()
         if proximal_mu:
             gaps = jax.tree.map(lambda w, w0: jnp.sum((w - w0) ** 2), params, anchor)
             loss += 0.5 * proximal_mu * sum(jax.tree.leaves(gaps))
@@ -198,18 +192,24 @@ def _train_step(
 
 
 def _predict_step(
-    variables: Any, images: jax.Array, statistics: Statistics, *, module: nn.Module, channels: int
+    variables: Any,
+    images: jax.Array,
+    statistics: Statistics,
+    *,
+    task: Task,
+    module: nn.Module,
+    channels: int,
 ) -> jax.Array:
-    logits: Any = module.apply(
+    outputs: Any = module.apply(
         variables, standardise(to_unit(images), statistics, channels), train=False
     )
-    return jax.nn.softmax(logits)
+    return task.predictions(outputs)
 
 
 def predict(
     learner: Learner, variables: Any, images: np.ndarray, statistics: Statistics, batch_size: int
 ) -> np.ndarray:
-    """Probabilities [n k] float32 of images [n s s 1], in batches of one shape.
+    """Predictions [n …] of images [n s s 1], in batches of one shape.
 
     Fewer images than a batch are filled up to a power of two, so that the sets of many hospitals
     come in few shapes, each of which is compiled.
@@ -217,32 +217,34 @@ def predict(
     results = []
     variables = jax.device_put(variables)
     batch_size = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
-    for start in range(0, len(images), batch_size):
+    for start in range(0, max(1, len(images)), batch_size):
         batch = images[start : start + batch_size]
         padding = batch_size - len(batch)
         padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
         results.append(np.asarray(learner.predict(variables, padded, statistics))[: len(batch)])
-    return np.concatenate(results) if results else np.zeros((0, len(statistics.class_weights)))
+    return np.concatenate(results)
 
 
 class Score(NamedTuple):
     """Performance of a model on a site's validation images."""
 
-    loss: float  # mean cross-entropy, unweighted
-    confusion: np.ndarray  # [k k] int64, rows true
-    cells: np.ndarray  # [n] int64: the cell of the confusion matrix that each image counts in
+    loss: float  # mean of `Task.errors`
+    rows: np.ndarray  # [n m] int64: what each image adds to the sum, see `Task.summable`
+
+    @property
+    def summed(self) -> np.ndarray:
+        """[m] int64: the sum over the images."""
+        return np.sum(self.rows, axis=0)
 
 
 def score(
     learner: Learner, variables: Any, data: Dataset, statistics: Statistics, batch_size: int
 ) -> Score:
     """The score on `data`."""
-    probabilities = predict(learner, variables, data.images, statistics, batch_size)
-    chosen = probabilities[np.arange(len(data)), data.labels]
-    loss = float(-np.log(np.maximum(chosen.astype(np.float64), 1e-12)).mean())
-    k = len(data.class_names)
-    cells = data.labels.astype(np.int64) * k + probabilities.argmax(1)
-    return Score(loss, np.bincount(cells, minlength=k * k).reshape(k, k), cells)
+    predictions = predict(learner, variables, data.images, statistics, batch_size)
+    targets = learner.task.targets(data)
+    loss = float(learner.task.errors(predictions, targets).mean())
+    return Score(loss, learner.task.summable(predictions, targets))
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

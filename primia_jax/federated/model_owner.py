@@ -5,6 +5,7 @@ nothing else (see `aggregation`).
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from primia_jax import models
+from primia_jax import models, tasks
 from primia_jax.config import ExperimentConfig, to_plain
-from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import (
     checkpoints,
     local_training,
@@ -35,7 +35,7 @@ from primia_jax.federated.sum_journal import OwnerJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
 
-_FACTS = ("best_round", "best_mcc", "best_loss", "saved")  # of a checkpoint, to go on from
+_FACTS = ("best_round", "best_score", "best_loss", "saved")  # of a checkpoint, to go on from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,16 @@ class ModelOwner:
     optimizer_sizes: tuple[int, ...]  # of the float leaves of a hospital's optimiser state
     statistics: Statistics | None = None
     best_round: int = 0
-    best_mcc: float = -2.0
-    best_loss: float = float("inf")  # decides where MCCs are equal, as on small validation sets
+    best_score: float = -float("inf")
+    best_loss: float = float("inf")  # decides where scores are equal, as on small validation sets
     journal: OwnerJournal | None = None  # of secure sums
     digest: str = ""  # of `vectors`, where sums are secure; empty until it is needed
     seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
+
+    @property
+    def task(self) -> tasks.Task:
+        """The task that the network is for."""
+        return tasks.make(self.config, self.class_names)
 
 
 def make_owner(
@@ -66,7 +71,7 @@ def make_owner(
     Raises:
       CheckpointError: if pretrained weights do not fit the network.
     """
-    learner = local_training.make_learner(config, len(class_names))
+    learner = local_training.make_learner(config, tasks.make(config, class_names))
     initial = models.init(
         learner.module,
         jax.random.key(config.seed),
@@ -167,9 +172,7 @@ def set_up(state: ModelOwner, pool: bool = True) -> Steps:
     if pooled is not None and not pool:
         pass
     elif privacy.is_on(state.config):
-        pooled = yield from privacy.collect_statistics(
-            state.config, collect, len(state.class_names)
-        )
+        pooled = yield from privacy.collect_statistics(state.config, collect, state.task)
     else:
         total = yield from collect((statistics.N_MOMENTS,), len(state.class_names))
         weighted = state.config.training.class_weights
@@ -272,24 +275,24 @@ def _client_round(state: ModelOwner, number: int, due: Collection[str]) -> Steps
 def _judged(state: ModelOwner, number: int) -> Steps:
     """The state with the best round so far, and the scores of the new model.
 
-    Where confusion matrices are kept back there are none, and the last round is taken for the best.
+    Where hospitals keep them back there are none, and the last round is taken for the best.
     """
-    own, k, state = state.config.privacy, len(state.class_names), _digested(state)
+    own, task, state = state.config.privacy, state.task, _digested(state)
     collect = _collecting(state, VALIDATION, number)
     if own.mode != "none" and own.validation != "exact":
-        metrics = yield from privacy.collect_validation(state.config, collect, state.class_names)
+        summed, loss = (yield from privacy.collect_validation(state.config, collect, task)), None
     else:
-        judged = yield from collect((1,), k**2)
-        metrics = metrics_from_confusion(judged.counts.reshape(k, k), state.class_names)
-        metrics["loss"] = float(judged.mean()[0][0])
-    if metrics is None:
-        state = dataclasses.replace(state, best_round=number)
-    else:
-        mcc, loss = metrics["mcc"], metrics.get("loss", float("inf"))
-        if (mcc, -loss) > (state.best_mcc, -state.best_loss):
-            best = {"best_round": number, "best_mcc": mcc, "best_loss": loss}
+        judged = yield from collect((1,), task.n_summed)
+        summed, loss = judged.counts, float(judged.mean()[0][0])
+    if summed is None:
+        return dataclasses.replace(state, best_round=number), None
+    score = task.metrics(summed)[task.score.key]
+    if score is not None:  # as noise can leave it
+        rank = (score, -math.inf if loss is None else -loss)
+        if rank > (state.best_score, -state.best_loss):
+            best = {"best_round": number, "best_score": rank[0], "best_loss": -rank[1]}
             state = dataclasses.replace(state, **best)
-    return state, None if metrics is None else records.Scores.of(metrics)
+    return state, records.Scores.of(summed, loss)
 
 
 def _send_model(to: Sequence[str], vectors: Vectors, **more: Any) -> Steps:
@@ -307,9 +310,10 @@ def save(
     about = {
         "round": number,
         "best_round": state.best_round,
-        "best_mcc": state.best_mcc,
+        "best_score": state.best_score,
         "best_loss": state.best_loss,
         "saved": dict(saved or {}),
+        "task": state.config.task,
         "class_names": list(state.class_names),
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
@@ -348,7 +352,7 @@ def restore(
         rule_state=server["rule"],
         statistics=model["statistics"],
         best_round=about["best_round"],
-        best_mcc=about["best_mcc"],
+        best_score=about["best_score"],
         best_loss=about["best_loss"],
     )
     return state, records.OwnerRestored(dict(about["saved"]))

@@ -36,7 +36,6 @@ import numpy as np
 from primia_jax.config import ExperimentConfig
 from primia_jax.data import Dataset
 from primia_jax.errors import CheckpointError, ConfigError, DataError
-from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import (
     accounting,
     checkpoints,
@@ -62,6 +61,7 @@ from primia_jax.federated.quantities import STATISTICS, UPDATE, Quantity
 from primia_jax.federated.quantities import VALIDATION as VALIDATION_SUM
 from primia_jax.mpc import prg
 from primia_jax.runtime import Steps
+from primia_jax.tasks import Task
 
 # Of statistics and counts, of which a unit's share is at most 1: so fine that their noise is as
 # good as continuous.
@@ -253,7 +253,7 @@ def releases_statistics(config: ExperimentConfig) -> bool:
     return config.privacy.mode == "record" and config.privacy.statistics_noise > 0
 
 
-def statistics_contribution(site: Site, data: Dataset) -> Contribution:
+def statistics_contribution(site: Site, data: Dataset, task: Task) -> Contribution:
     """Noised sums over the units of 2·mean(x − ½), 4·mean((x − ½)²) and classes; charged.
 
     A unit of several images counts with their mean. The very numbers that were released before are
@@ -271,7 +271,7 @@ def statistics_contribution(site: Site, data: Dataset) -> Contribution:
             return _statistics(np.asarray(about["released"], np.int64), len(units))
     moments = units.means(_pixel_moments(data))
     sums = np.rint(moments / _GRID).astype(np.int64).sum(0)
-    counts = _shares(units, data.labels, len(data.class_names))
+    counts = _shares(units, task.presence(data) / task.largest_presence)
     deviation = release.noise_multiplier * _STATISTICS_NORM / _GRID
     noised = _with_share_of_noise(np.concatenate([sums, counts]), deviation, 1)
     about = {"what": "pixel statistics", "images": print_, "released": noised.tolist()}
@@ -294,18 +294,16 @@ def _pixel_moments(data: Dataset) -> np.ndarray:
     return np.stack([2 * grey.sum((1, 2)), 4 * (grey**2).sum((1, 2))], 1) / counted[:, None]
 
 
-def _shares(units: Units, cells: np.ndarray, n_cells: int) -> np.ndarray:
-    """int64 [c] in grid units: the sum over units of their images' shares of the cells.
+def _shares(units: Units, rows: np.ndarray) -> np.ndarray:
+    """int64 [c] in grid units: the sum over units of the means of their images' rows.
 
     Args:
       units: u of them, of n images.
-      cells: [n] the cell of each image.
-      n_cells: c.
+      rows: [n c] of each image, at least 0 and of norm at most 1.
 
-    Shares are rounded down, so that a unit's have a sum, and so a norm, of at most 1.
+    Means are rounded down, so that a unit's have a norm of at most 1 too.
     """
-    shares = units.means(np.eye(n_cells)[cells])
-    return np.floor(shares / _GRID).astype(np.int64).sum(0)
+    return np.floor(units.means(rows) / _GRID).astype(np.int64).sum(0)
 
 
 def _statistics(noised: np.ndarray, n: int) -> Contribution:
@@ -324,9 +322,10 @@ def _fingerprint(*groups: Dataset, with_patients: bool = False) -> str:
 
 
 def collect_statistics(
-    config: ExperimentConfig, collect: Callable[[Sequence[int], int], Steps], n_classes: int
+    config: ExperimentConfig, collect: Callable[[Sequence[int], int], Steps], task: Task
 ) -> Steps:
     """The owner's part; returns `Statistics`, from constants where nothing is released."""
+    n_classes = len(task.class_names)
     if not releases_statistics(config):
         grey, deviation = map(np.float32, _NEUTRAL)
         return Statistics(grey, deviation, np.ones(n_classes, np.float32))
@@ -334,7 +333,7 @@ def collect_statistics(
     sums, n = total.values[0], max(1, total.weight)
     offset, second = np.clip(sums[0] / (2 * n), -0.5, 0.5), sums[1] / (4 * n)
     mean, std = 0.5 + offset, math.sqrt(max(second - offset**2, 1e-3))  # noise can make it negative
-    counts = np.maximum(sums[2:], 1.0)
+    counts = np.maximum(sums[2:] * task.largest_presence, 1.0)
     weights = np.ones(n_classes)
     if config.training.class_weights:
         weights = counts.sum() / (n_classes * counts)
@@ -345,17 +344,19 @@ def collect_statistics(
 
 
 def validation_contribution(
-    config: ExperimentConfig, site: Site, score: Score, number: int, n_attending: int
+    config: ExperimentConfig, site: Site, score: Score, task: Task, number: int, n_attending: int
 ) -> Contribution:
-    """A noised confusion matrix, charged anew whenever it is made: its noise is new each time.
+    """A noised sum for validation, charged anew whenever it is made: its noise is new each time.
 
-    Counts of units in mode `record`, where one of several images counts with their mean; in mode
-    `client` shares of the hospital's images, and the noise is this hospital's share of the sum's.
+    What an image adds (`Task.summable`) is divided by the largest norm that it can have. Sums over
+    units in mode `record`, where one of several images counts with their mean; in mode `client`
+    means over the hospital's images, and the noise is this hospital's share of the sum's.
 
     Args:
       config: of the experiment.
-      site: whose matrix it is.
+      site: whose sum it is.
       score: of the new model on its validation images.
+      task: that it is scored for.
       number: of the round.
       n_attending: hospitals in the sum.
 
@@ -363,21 +364,18 @@ def validation_contribution(
       BudgetError: if the ledger cannot bear it.
     """
     release = site.mechanisms.validation
-    assert release is not None, "confusion matrices are not released"
+    assert release is not None, "validation sums are not released"
+    rows = score.rows / task.largest_row(config.data.image_size)
     charge = site.mechanisms.of_validation(config.privacy.mode, number)
     site.ledger.charge(charge, f"the confusion matrix of round {number}")
     if config.privacy.mode == "record":
         assert site.validation is not None
-        n, counts = (
-            len(site.validation),
-            _shares(site.validation, score.cells, score.confusion.size),
-        )
+        n, counts = len(site.validation), _shares(site.validation, rows)
         in_units = _with_share_of_noise(counts, release.noise_multiplier / _GRID, 1)
         return Contribution((in_units * _GRID / n,), n, np.zeros(0, np.int64))
-    n = max(1, int(score.confusion.sum()))
-    counts = score.confusion.ravel().astype(np.int64)
     scale = 2**config.secure_aggregation.frac_bits
-    shares = (counts * scale) // n  # rounded down: their norm stays at most 1
+    mean = rows.sum(0) / max(1, len(rows)) * (1 - 2.0**-40)  # less float64's error in the mean
+    shares = np.floor(mean * scale).astype(np.int64)  # rounded down: their norm stays at most 1
     deviation, n_noisy = release.noise_multiplier * scale, noisy_hospitals(config, n_attending)
     limit = _bound(config, 1.0, deviation / math.sqrt(n_noisy))
     values = np.clip(_with_share_of_noise(shares, deviation, n_noisy), -limit, limit)
@@ -387,18 +385,16 @@ def validation_contribution(
 def collect_validation(
     config: ExperimentConfig,
     collect: Callable[[Sequence[int], int], Steps],
-    class_names: Sequence[str],
+    task: Task,
 ) -> Steps:
-    """The owner's part: metrics of the noised matrix; None if nothing is released."""
+    """The owner's part: the noised sum [m] int64; None if nothing is released."""
     if config.privacy.validation == "none":
         return None
-    k = len(class_names)
-    total: Total = yield from collect((k * k,), 0)
-    counts = total.values[0]
+    total: Total = yield from collect((task.n_summed,), 0)
+    counts = total.values[0] * task.largest_row(config.data.image_size)
     if config.privacy.mode == "client":
         counts = counts * _PSEUDO_IMAGES
-    confusion = np.rint(np.maximum(counts, 0)).astype(np.int64).reshape(k, k)
-    return metrics_from_confusion(confusion, tuple(class_names))
+    return np.rint(np.maximum(counts, 0)).astype(np.int64)
 
 
 # --- updates in mode `client` ------------------------------------------------------------------

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax_privacy.clipping import clip_pytree
 
 from primia_jax.config import AugmentationConfig, ExperimentConfig
@@ -45,6 +44,7 @@ from primia_jax.federated.accounting import Release
 from primia_jax.federated.local_training import Learner, Statistics
 from primia_jax.federated.privacy_units import Sample, Units
 from primia_jax.mpc import prg
+from primia_jax.tasks import Task
 
 GRID_BITS = 17  # the clip norm in grid units, as a power of two
 MOST_NOISE = 1600.0  # largest noise multiplier whose noise fits 32 bits
@@ -57,15 +57,16 @@ _SOME, _MANY = 16, 32  # images at a time else, and on accelerators
 class PrivateLearner(NamedTuple):
     """The jitted parts of a step."""
 
-    # accumulate(variables, total, images [u i s s 1], labels [u i], real [u i], keys [u i 2],
+    task: Task
+    # accumulate(variables, total, images [u i s s 1], targets [u i …], real [u i], keys [u i 2],
     #   statistics) -> total, integers in the parameters' shapes; `total` is consumed, `real` bool
     #   tells images from blanks.
     accumulate: Any
     # update(params, opt_state, anchor, total, noise, learning_rate) -> (params, opt_state); the
     #   first two arguments are consumed.
     update: Any
-    # augmented(images [b s s 1], labels [b], keys [b 2]) -> (pixels, targets), as `accumulate`
-    #   makes them of the same images
+    # augmented(images [b s s 1], targets [b …], keys [b 2]) -> (pixels, encoded targets), as
+    #   `accumulate` makes them of the same images
     augmented: Any
 
 
@@ -91,12 +92,11 @@ def make(
         learner,
         config.augmentation,
         clip_norm,
-        config.training.label_smoothing,
         config.model.channels,
         proximal_mu,
     )
     scale = np.float32(clip_norm / 2**GRID_BITS / expected)
-    return PrivateLearner(accumulate, functools.partial(update, scale), augmented)
+    return PrivateLearner(learner.task, accumulate, functools.partial(update, scale), augmented)
 
 
 def check(config: ExperimentConfig) -> None:
@@ -118,60 +118,57 @@ def _parts(
     learner: Learner,
     augmentation: AugmentationConfig,
     clip_norm: float,
-    label_smoothing: float,
     channels: int,
     proximal_mu: float,
 ) -> tuple[Any, Any, Any]:
     """`PrivateLearner`'s functions; the first argument of `update` is a grid unit's worth."""
+    task = learner.task
 
     def augmented(
-        images: jax.Array, labels: jax.Array, keys: jax.Array, n_classes: int
+        images: jax.Array, targets: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        targets = jax.nn.one_hot(labels, n_classes)
         typed = jax.random.wrap_key_data(keys, impl="threefry2x32")
-        return augment_each(typed, local_training.to_unit(images), targets, augmentation)
+        pixels = local_training.to_unit(images)
+        return augment_each(typed, pixels, task.encode(targets), augmentation)
 
     def accumulate(
         variables: Any,
         total: Any,
         images: jax.Array,
-        labels: jax.Array,
+        targets: jax.Array,
         real: jax.Array,
         keys: jax.Array,
         statistics: Statistics,
     ) -> Any:
-        u, i = labels.shape
-        n_classes = statistics.class_weights.shape[0]
+        u, i = real.shape
         # A blank is a black image: what stands in its place must not reach its unit, not as NaN.
         images = jnp.where(real[..., None, None, None], images, 0)
-        labels = jnp.where(real, labels, 0)
-        pixels, targets = augmented(
+        targets = jnp.where(real.reshape(u, i, *[1] * (targets.ndim - 2)), targets, 0)
+        pixels, encoded = augmented(
             images.reshape(u * i, *images.shape[2:]),
-            labels.reshape(u * i),
+            targets.reshape(u * i, *targets.shape[2:]),
             keys.reshape(u * i, 2),
-            n_classes,
         )
-        weights = (targets @ statistics.class_weights).reshape(u, i)
-        targets = optax.smooth_labels(targets, label_smoothing).reshape(u, i, n_classes)
+        encoded = encoded.reshape(u, i, *encoded.shape[1:])
         inputs = local_training.standardise(pixels, statistics, channels)
         inputs = inputs.reshape(u, i, *inputs.shape[1:])
         rest = {name: tree for name, tree in variables.items() if name != "params"}
 
-        def loss_of(params: Any, image: Any, target: Any, weight: Any, is_real: Any) -> Any:
-            logits, _ = learner.module.apply(
+        def loss_of(params: Any, image: Any, target: Any, is_real: Any) -> Any:
+            outputs, _ = learner.module.apply(
                 {"params": params, **rest}, image, train=True, mutable=list(rest)
             )
-            losses = optax.softmax_cross_entropy(logits, target) * weight
+            losses = task.loss(outputs, target, statistics.class_weights)
             return jnp.where(is_real, losses, 0.0).sum() / jnp.maximum(is_real.sum(), 1)
 
-        def integers_of(image: Any, target: Any, weight: Any, is_real: Any) -> Any:
-            gradient = jax.grad(loss_of)(variables["params"], image, target, weight, is_real)
+        def integers_of(image: Any, target: Any, is_real: Any) -> Any:
+            gradient = jax.grad(loss_of)(variables["params"], image, target, is_real)
             return clipped_integers(gradient, clip_norm, is_real.any())
 
         if u == 1:  # without `vmap`, under which convolutions run as grouped ones
-            counted = integers_of(inputs[0], targets[0], weights[0], real[0])
+            counted = integers_of(inputs[0], encoded[0], real[0])
             return jax.tree.map(jnp.add, total, counted)
-        counted = jax.vmap(integers_of)(inputs, targets, weights, real)
+        counted = jax.vmap(integers_of)(inputs, encoded, real)
         return jax.tree.map(lambda t, g: t + g.sum(0), total, counted)
 
     def update(
@@ -194,7 +191,7 @@ def _parts(
     return (
         jax.jit(accumulate, donate_argnums=1),
         jax.jit(update, donate_argnums=(1, 2)),
-        jax.jit(augmented, static_argnums=3),
+        jax.jit(augmented),
     )
 
 
@@ -268,7 +265,7 @@ def train(
     Returns:
       Variables and optimiser state.
     """
-    anchor = variables["params"]
+    anchor, targets = variables["params"], learner.task.targets(data)
     params, opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), (anchor, opt_state))
     size = microbatch_size(config, sum(leaf.size for leaf in jax.tree.leaves(anchor)))
     for step in range(release.steps):
@@ -280,7 +277,7 @@ def train(
                 {**variables, "params": params},
                 total,
                 data.images[index],
-                data.labels[index],
+                targets[index],
                 real,
                 sample.keys[index],
                 statistics,

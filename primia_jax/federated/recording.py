@@ -55,7 +55,7 @@ class Truth(NamedTuple):
     """What a hospital's local steps were given."""
 
     images: np.ndarray  # [n s s 1] float32 in [0, 1], augmented; in the order of the steps
-    targets: np.ndarray  # [n k] float32; one-hot, unless mixed up
+    targets: np.ndarray  # [n … k] float32; one-hot, unless mixed up
     records: np.ndarray  # [n] int: which of its training images they come from
     sizes: np.ndarray  # [t] int: images of each step
     weight: int  # all of its training images

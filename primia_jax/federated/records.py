@@ -5,11 +5,14 @@ party lets out.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
+
+import numpy as np
 
 from primia_jax.core.records import Name, Only, Record, Text
 from primia_jax.federated.aggregation import OWNER
+from primia_jax.tasks import Task
 
 _Fingerprint = Annotated[str, Text(r"[0-9a-f]{4}(-[0-9a-f]{4}){9}")]
 _Process = Annotated[str, Text(r"[A-Za-z0-9._-]{1,255}:[0-9]{1,10}")]  # HOST:PID
@@ -94,27 +97,21 @@ class Revealed(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Scores(Record):
-    """Scores from one confusion matrix (`evaluation.metrics.metrics_from_confusion`)."""
+    """A sum of `Task.summable`, such as a confusion matrix, from which all scores follow."""
 
-    n: int
-    accuracy: float | None
-    mcc: float
-    kappa: float
-    sensitivity: dict[Name, float | None]
-    specificity: dict[Name, float | None]
-    confusion: tuple[tuple[int, ...], ...]
+    summed: tuple[int, ...]
     loss: float | None = None
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> "Scores":
-        """The record of what `metrics_from_confusion` gives, and the loss if there is one."""
-        rows = tuple(tuple(row) for row in metrics["confusion"])
-        return cls(**{**metrics, "confusion": rows})
+    def of(cls, summed: Iterable[int], loss: float | None = None) -> "Scores":
+        """The record of a sum [m], and of the loss if there is one."""
+        return cls(tuple(int(number) for number in summed), loss)
 
-    def metrics(self) -> dict[str, Any]:
-        """The inverse of `of`."""
-        rows = [list(row) for row in self.confusion]
-        return {**_without_none(self, "loss"), "confusion": rows}
+    def metrics(self, task: Task) -> dict[str, Any]:
+        """The task's metrics of the sum, and the loss if there is one."""
+        return task.metrics(np.asarray(self.summed)) | (
+            {} if self.loss is None else {"loss": self.loss}
+        )
 
 
 @dataclasses.dataclass(frozen=True)

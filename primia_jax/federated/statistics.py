@@ -8,6 +8,7 @@ from primia_jax.data import Dataset
 from primia_jax.errors import DataError
 from primia_jax.federated.aggregation import Contribution, Total
 from primia_jax.federated.local_training import Statistics
+from primia_jax.tasks import Task
 
 N_MOMENTS = 3  # numbers in `PixelMoments`
 _MIN_STD = 1e-3
@@ -44,10 +45,10 @@ def pixel_moments(images: np.ndarray, padding: np.ndarray | None = None) -> Pixe
     )
 
 
-def contribution(data: Dataset) -> Contribution:
-    """Pixel moments of a hospital, weighted by its images, and its class counts."""
+def contribution(data: Dataset, task: Task) -> Contribution:
+    """Pixel moments of a hospital, weighted by its images, and images that show each class."""
     moments = np.asarray(pixel_moments(data.images, data.padding), np.float64)
-    return Contribution((moments,), len(data), data.class_counts())
+    return Contribution((moments,), len(data), task.presence(data).sum(0, dtype=np.int64))
 
 
 def pooled(total: Total, class_names: tuple[str, ...], weighted: bool) -> Statistics:

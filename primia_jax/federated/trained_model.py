@@ -1,4 +1,4 @@
-"""A finished model, read back from a run's checkpoints, and its probabilities."""
+"""A finished model, read back from a run's checkpoints, and its predictions."""
 
 import dataclasses
 import pathlib
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from primia_jax import tasks
 from primia_jax.config import ExperimentConfig, ModelConfig, from_config_dict, to_plain
 from primia_jax.errors import CheckpointError
 from primia_jax.federated import checkpoints, local_training, model_owner
@@ -27,8 +28,13 @@ class TrainedModel:
     round: int  # whose model it is: the best one by federated validation
     config: ModelConfig
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """[n k] float32 for grey images [n s s 1], uint8 or uint16, s = `image_size`."""
+    @property
+    def task(self) -> tasks.Task:
+        """The task that it was trained for."""
+        return self.learner.task
+
+    def predictions(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+        """[n …] for grey images [n s s 1], uint8 or uint16, s = `image_size`."""
         return local_training.predict(
             self.learner, self.variables, images, self.statistics, batch_size
         )
@@ -42,7 +48,12 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
     """
     folder = workdir / "checkpoints"
     number = checkpoints.latest(folder).best_round
-    about = checkpoints.about(folder, number, ["model", "class_names", "image_size"])
+    about = checkpoints.about(folder, number, ["task", "model", "class_names", "image_size"])
+    if about["task"] != config.task:
+        raise CheckpointError(
+            f"the checkpoint in {folder} has task = {about['task']!r}, the configuration "
+            f"{config.task!r}; add --config.task={about['task']}"
+        )
     asked, stored = to_plain(config.model), about["model"]
     for key, value in stored.items():
         if key not in _FREE and asked[key] != value:
@@ -55,7 +66,7 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
     )
     config = dataclasses.replace(config, model=model_config)
     class_names = tuple(about["class_names"])
-    learner = local_training.make_learner(config, len(class_names))
+    learner = local_training.make_learner(config, tasks.make(config, class_names))
     template = local_training.template(learner.module, about["image_size"], model_config.channels)
     model = model_owner.load_model(folder, number, template, len(class_names))
     return TrainedModel(

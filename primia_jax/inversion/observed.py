@@ -16,6 +16,7 @@ import optax
 from flax import traverse_util
 
 from primia_jax.errors import ConfigError
+from primia_jax.tasks import Classification, Task
 
 PLAIN_SGD = optax.identity()  # one object, so that what is compiled for it is found again
 _CONTENTS = ("gradient", "weights")
@@ -45,7 +46,7 @@ class LocalTraining:
       std: likewise.
       channels: of the network's input; grey images are repeated.
       class_weights: of the loss, one a class; empty for none.
-      label_smoothing: share given to all classes alike.
+      task: whose loss it is.
     """
 
     module: nn.Module
@@ -62,7 +63,7 @@ class LocalTraining:
     std: float = 1.0
     channels: int = 1
     class_weights: tuple[float, ...] = ()
-    label_smoothing: float = 0.0
+    task: Task = Classification(())
 
     def __post_init__(self) -> None:
         if self.content not in _CONTENTS:
@@ -288,10 +289,8 @@ def _gradient(
         logits, updated = training.module.apply(
             {"params": params, **rest}, inputs, train=training.train, mutable=list(rest)
         )
-        smoothed = optax.smooth_labels(targets, training.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, smoothed)
-        if training.class_weights:
-            losses *= targets @ jnp.asarray(training.class_weights)
+        of_classes = jnp.asarray(training.class_weights or (1.0,) * targets.shape[-1])
+        losses = training.task.loss(logits, targets, of_classes)
         return (weights * losses).mean(), updated
 
     gradient, updated = jax.grad(loss, has_aux=True)(params)

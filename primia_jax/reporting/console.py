@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from primia_jax.evaluation.record import score
+
 ALL = "all"  # the site name of a round's summary line
 _MAX_ROWS = 20
 _ETA_ROUNDS = 5  # the estimate follows the median of this many latest rounds
@@ -42,7 +44,7 @@ class Console:
         self._durations: list[float] = []
         self._round = 0
         self._summary: Mapping[str, Any] = {}
-        self._best_mcc: float | None = None
+        self._best: float | None = None
         self._stage = "waiting"
         self._started = self._stage_started = time.monotonic()
         self._live: Live | None = None
@@ -103,9 +105,9 @@ class Console:
             (line["round"] for line in lines if line.get("round") is not None), self._round + 1
         )
         self._summary = summary
-        mcc = _mcc(summary)
-        if mcc is not None and (self._best_mcc is None or mcc > self._best_mcc):
-            self._best_mcc = mcc
+        value = score(summary).value
+        if value is not None and (self._best is None or value > self._best):
+            self._best = value
         if self._live is not None:
             self._refresh()
         else:
@@ -115,7 +117,7 @@ class Console:
         parts = [
             f"round {self._round}/{self._total}",
             f"loss {_number(summary['loss'], 3)}",
-            f"val MCC {_number(_mcc(summary), 2)}",
+            f"val {score(summary).name} {_number(score(summary).value, 2)}",
             f"{_number(summary['seconds'], 1)} s",
             f"ETA {self._eta()}",
             f"sent {format_bytes(summary.get('bytes_sent'))}",
@@ -139,8 +141,8 @@ class Console:
         now = time.monotonic()
         title = [
             f"round {self._round}/{self._total}",
-            f"validation MCC {_number(_mcc(self._summary), 3)}"
-            f" (highest so far {_number(self._best_mcc, 3)})",
+            f"validation {score(self._summary).name} {_number(score(self._summary).value, 3)}"
+            f" (highest so far {_number(self._best, 3)})",
         ]
         footer = [
             f"{self._stage} for {format_duration(now - self._stage_started)}",
@@ -243,10 +245,6 @@ def _mean_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
     if not all(weights):
         return statistics.fmean(line["loss"] for line in known)
     return statistics.fmean((line["loss"] for line in known), weights)
-
-
-def _mcc(summary: Mapping[str, Any]) -> float | None:
-    return (summary.get("validation") or {}).get("mcc")
 
 
 def _number(value: float | None, digits: int) -> str:

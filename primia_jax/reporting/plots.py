@@ -5,31 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from primia_jax.evaluation.record import RunRecord
+from primia_jax.evaluation.blocks import Curves
+from primia_jax.evaluation.record import RunRecord, score
 from primia_jax.reporting import figures
 from primia_jax.reporting.console import ALL
 
 _CURVES_BY_SITE = 10  # with more sites, only their mean is coloured
 
 
-def of_test(run: RunRecord) -> dict[str, Any]:
+def of_curves(curves: Curves) -> dict[str, Any]:
     """The ROC and calibration plots, with the legend of the former."""
-    if run.labels is None or run.probabilities is None or not len(run.labels):
-        return {}
-    labels, probabilities = np.asarray(run.labels), np.asarray(run.probabilities)
+    labels, probabilities, names = curves
     present = set(np.unique(labels).tolist())
     # With two classes the second curve is the mirror image of the first.
-    shown = [1] if len(run.class_names) == 2 else range(len(run.class_names))
+    shown = [1] if len(names) == 2 else range(len(names))
     shades = {c: figures.colour(c) for c in shown if c in present and len(present) > 1}
-    auc = (run.test or {}).get("roc_auc_by_class") or {}
-    legend = []
-    for c, shade in shades.items():
-        value = auc.get(run.class_names[c])
-        area = "" if value is None else f" (AUC {value:.3f})"
-        legend.append((shade, f"{run.class_names[c]}{area}"))
     return {
         "roc": figures.roc(labels, probabilities, shades) if shades else None,
-        "roc_legend": legend,
+        "roc_legend": [(shade, names[c]) for c, shade in shades.items()],
         "calibration": figures.calibration(labels, probabilities),
     }
 
@@ -45,15 +38,20 @@ def of_training(run: RunRecord) -> list[dict[str, Any]]:
         lines, legend = _site_curves(run, key)
         if lines:
             unit = key == "validation_accuracy"
-            label = "accuracy" if unit else "cross-entropy (nats)"
+            loss = run.loss_name if key == "validation_loss" else "loss"
+            label = "accuracy" if unit else loss
             mean_only = len(lines) > _CURVES_BY_SITE
             image = figures.curves(lines, label, bold=mean_only, unit_range=unit)
             plots.append({"title": title, "image": image, "legend": legend})
     summaries = [line for line in _numbered(run) if line.get("site") == ALL]
     kept = [line["round"] for line in summaries if line.get("best")]
     lines, legend = [], []
-    for i, (key, name) in enumerate((("mcc", "MCC"), ("accuracy", "accuracy"))):
-        points = [(line["round"], (line.get("validation") or {}).get(key)) for line in summaries]
+    curves = (
+        (next((score(line).name for line in summaries), ""), lambda line: score(line).value),
+        ("accuracy", lambda line: (line.get("validation") or {}).get("accuracy")),
+    )
+    for i, (name, value_of) in enumerate(curves):
+        points = [(line["round"], value_of(line)) for line in summaries]
         known = [(r, value) for r, value in points if value is not None]
         if known:
             lines.append((*zip(*known), figures.colour(i)))

@@ -1,40 +1,33 @@
 """One self-contained HTML page that tells what a run did and how good its model is.
 
-Axis letters: n test records, k classes, m sample images, s their side.
+Axis letters: s side of an image.
 """
 
 import base64
 import io
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from primia_jax.core.storage import write_text
+from primia_jax.evaluation.blocks import Cell, score
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.reporting import page, plots
 from primia_jax.reporting.console import ALL, format_bytes, format_duration
 from primia_jax.reporting.settings import settings_table
 
-_SAMPLES_SHOWN = 8  # right ones, and as many wrong ones
 _SAMPLE_PIXELS = 256  # larger images are reduced
 _SITES_NAMED = 5
-_SCORES = (
-    ("mcc", "Matthews correlation (MCC)", "1 is perfect, 0 no better than chance"),
-    ("accuracy", "Accuracy", "share of images that are classified rightly"),
-    ("kappa", "Cohen's κ", "agreement with the truth beyond chance"),
-    ("roc_auc", "ROC AUC", "one-vs-rest, weighted by class counts"),
-    ("brier", "Brier score", "squared error of the probabilities, 0 to 2; lower is better"),
-    ("ece", "Calibration error (ECE)", "15 bins of the top probability; lower is better"),
-)
 _NETWORKS = {
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
     "vgg16": "VGG-16",
     "simple": "small convolutional",
+    "unet": "U-Net",
 }
 _MODES = {
     "local": "without federation",
@@ -51,18 +44,19 @@ def write_report(path: str | os.PathLike[str], run: RunRecord) -> None:
 
     Raises:
       StorageError: the file cannot be written.
-      ValueError: the arrays of the test records do not fit together.
     """
     write_text(pathlib.Path(path), render(run))
 
 
 def render(run: RunRecord) -> str:
     """The page of `run` as text; see `write_report`."""
-    _check_arrays(run)
     environment = page.environment()
     environment.filters.update(
-        score=_score,
-        interval=_interval,
+        score=score,
+        kind=lambda block: type(block).__name__,
+        curves=plots.of_curves,
+        png=_png,
+        shade=_shade,
         whole=_whole,
         bytes=format_bytes,
         duration=_duration,
@@ -73,12 +67,8 @@ def render(run: RunRecord) -> str:
         "title": run.config.get("name") or "experiment",
         "headline": _headline(run),
         "notices": _notices(run),
-        "scores": _score_rows(run),
-        "classes": _class_rows(run),
-        "confusion": _confusion_rows(run),
-        "plots": plots.of_test(run),
+        "figures": run.figures,
         "training": plots.of_training(run),
-        "samples": _samples(run),
         "data": _data_rows(run),
         "phases": _phase_rows(run),
         "work": _work_rows(run),
@@ -86,27 +76,6 @@ def render(run: RunRecord) -> str:
         "settings": settings,
     }
     return environment.get_template("report.html.jinja").render(context)
-
-
-def _check_arrays(run: RunRecord) -> None:
-    if run.labels is None:
-        return
-    n = len(run.labels)
-    shapes = {
-        "probabilities": run.probabilities is None
-        or np.shape(run.probabilities) == (n, len(run.class_names)),
-        "sites": run.sites is None or len(run.sites) == n,
-        "names": run.names is None or len(run.names) == n,
-        "images": run.images is None
-        or (
-            np.ndim(run.images) == 3
-            and run.image_indices is not None
-            and len(run.images) == len(run.image_indices)
-        ),
-    }
-    wrong = [name for name, fits in shapes.items() if not fits]
-    if wrong:
-        raise ValueError(f"the record's {' and '.join(wrong)} do not fit its {n} test labels")
 
 
 def _headline(run: RunRecord) -> dict[str, str]:
@@ -127,7 +96,7 @@ def _headline(run: RunRecord) -> dict[str, str]:
     return {
         "what": f"A {_NETWORKS.get(name, name)} network was trained {how}{whom}.",
         "work": ", ".join(work),
-        "classes": ", ".join(run.class_names),
+        "classes": ", ".join(run.outputs or run.class_names),
     }
 
 
@@ -140,7 +109,7 @@ def _notices(run: RunRecord) -> list[str]:
             "The images are synthetic: drawn by the bundled generator, of no real patient. "
             "The scores say nothing about real radiographs."
         )
-    elif run.images is not None and len(run.images):
+    elif run.figures is not None:
         notices.append("This page contains images of test records. Treat it as patient data.")
     if data.get("partition", "given") != "given" and run.mode != "local":
         notices.append(
@@ -166,82 +135,14 @@ def _notices(run: RunRecord) -> list[str]:
     return notices
 
 
-def _score_rows(run: RunRecord) -> list[dict[str, Any]]:
-    if not run.test:
-        return []
-    intervals = run.test.get("intervals") or {}
-    return [
-        {
-            "key": key,
-            "name": name,
-            "note": note,
-            "value": run.test[key],
-            "interval": intervals.get(key),
-        }
-        for key, name, note in _SCORES
-        if key in run.test
-    ]
-
-
-def _class_rows(run: RunRecord) -> list[dict[str, Any]]:
-    """Sensitivity, specificity and AUC of every class, each with its interval."""
-    if not run.test:
-        return []
-    intervals = run.test.get("intervals") or {}
-    columns = ("sensitivity", "specificity", "roc_auc_by_class")
-    rows = []
-    for c, name in enumerate(run.class_names):
-        confusion = run.test.get("confusion")
-        row = {"name": name, "n": sum(confusion[c]) if confusion else None}
-        for column in columns:
-            value = (run.test.get(column) or {}).get(name)
-            row[column] = (value, (intervals.get(column) or {}).get(name))
-        rows.append(row)
-    return rows
-
-
-def _confusion_rows(run: RunRecord) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix; a cell is its count, share of the row and CSS background."""
-    matrix = (run.test or {}).get("confusion")
-    rows = []
-    for c, counts in enumerate(matrix or []):
-        total = sum(counts)
-        cells = []
-        for j, count in enumerate(counts):
-            share = count / total if total else 0.0
-            hue = "29, 91, 143" if j == c else "168, 56, 59"
-            cells.append(
-                {"count": count, "share": share, "style": f"rgba({hue}, {0.55 * share:.3f})"}
-            )
-        rows.append({"name": run.class_names[c], "cells": cells})
-    return rows
-
-
-def _samples(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
-    """The sample images with their probabilities, right ones and wrong ones apart."""
-    groups: dict[str, list[dict[str, Any]]] = {"wrong": [], "right": []}
-    if run.images is None or run.labels is None or run.probabilities is None:
-        return groups
-    for image, index in zip(run.images, np.asarray(run.image_indices).tolist()):
-        row = np.asarray(run.probabilities[index], float)
-        true, predicted = int(run.labels[index]), int(row.argmax())
-        group = groups["right" if true == predicted else "wrong"]
-        if len(group) < _SAMPLES_SHOWN:
-            group.append(
-                {
-                    "image": _png(np.asarray(image)),
-                    "name": str(run.names[index]) if run.names is not None else f"record {index}",
-                    "site": str(run.sites[index]) if run.sites is not None else "",
-                    "true": run.class_names[true],
-                    "predicted": run.class_names[predicted],
-                    "probabilities": list(zip(run.class_names, row.tolist())),
-                }
-            )
-    return groups
+def _shade(cell: Cell) -> str:
+    """CSS colour behind a cell."""
+    hue = "29, 91, 143" if cell.right else "168, 56, 59"
+    return f"rgba({hue}, {0.55 * cell.share:.3f})"
 
 
 def _png(image: np.ndarray) -> str:
-    """An image [s, s] uint8 as a data URI."""
+    """An image [s s] or [s s 3] uint8 as a data URI."""
     picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
     picture.thumbnail((_SAMPLE_PIXELS, _SAMPLE_PIXELS))
     file = io.BytesIO()
@@ -305,10 +206,6 @@ def _sites(run: RunRecord) -> list[str]:
     return list(dict.fromkeys(trained or held))
 
 
-def _score(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def _duration(seconds: float | None) -> str:
     short = seconds is not None and seconds < 9.95
     return f"{seconds:.1f} s" if short else format_duration(seconds)
@@ -316,7 +213,3 @@ def _duration(seconds: float | None) -> str:
 
 def _whole(count: int | None) -> str:
     return "–" if count is None else f"{count:,}"
-
-
-def _interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    return "–" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"

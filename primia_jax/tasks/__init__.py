@@ -1,9 +1,10 @@
 """Tasks: what networks tell about images, and how it is trained, measured, summed and shown."""
 
 from primia_jax.config import ExperimentConfig
+from primia_jax.errors import ConfigError
 from primia_jax.tasks.classification import Classification
 from primia_jax.tasks.segmentation import Segmentation
-from primia_jax.tasks.task import Evaluation, Inputs, Metric, Source, Task, presence_norm
+from primia_jax.tasks.task import Evaluation, Inputs, Metric, Source, Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -19,9 +20,9 @@ __all__ = [
     "Segmentation",
     "Source",
     "Task",
+    "check_classifies",
     "classes",
     "make",
-    "presence_norm",
 ]
 
 
@@ -32,6 +33,16 @@ def classes(config: ExperimentConfig, source: Source) -> tuple[str, ...]:
       DataError: if it knows none.
     """
     return TASKS[config.task].classes(source)
+
+
+def check_classifies(config: ExperimentConfig, verb: str) -> None:
+    """Refuses another task, for a `verb` that is about the classes of images.
+
+    Raises:
+      ConfigError: for another task.
+    """
+    if config.task != "classification":
+        raise ConfigError(f"{verb} needs config.task = 'classification', not {config.task!r}")
 
 
 def make(config: ExperimentConfig, class_names: tuple[str, ...]) -> Task:

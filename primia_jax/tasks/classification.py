@@ -4,14 +4,13 @@ Axis letters: n records, b of them in a batch, k classes.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 import optax
 
-from primia_jax.data import Dataset
+from primia_jax.data import Catalogue, Dataset
 from primia_jax.evaluation.metrics import evaluate_predictions, metrics_from_confusion
 from primia_jax.predictions import Predictions
 from primia_jax.tasks import classification_figures
@@ -25,12 +24,20 @@ class Classification(Task):
     """Every image is of one class. Loss: cross-entropy, weighted by the image's class."""
 
     score: ClassVar[Metric] = Metric("mcc", "MCC")
+    headline: ClassVar[tuple[Metric, ...]] = (
+        score, Metric("accuracy", "accuracy"), Metric("roc_auc", "ROC-AUC"),
+    )  # fmt: skip
     loss_name: ClassVar[str] = "cross-entropy (nats)"
 
     @staticmethod
     def classes(source: Source) -> tuple[str, ...]:
         """The labels' names."""
         return tuple(source.class_names)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes themselves."""
+        return self.class_names
 
     def targets(self, data: Dataset) -> np.ndarray:
         """[n] int32 labels."""
@@ -39,6 +46,11 @@ class Classification(Task):
     def presence(self, data: Dataset) -> np.ndarray:
         """[n k] bool: one True a row."""
         return data.labels[:, None] == np.arange(len(self.class_names))
+
+    @property
+    def largest_presence(self) -> float:
+        """1: an image is of one class."""
+        return 1.0
 
     def encode(self, targets: jax.Array) -> jax.Array:
         """[b] -> [b k] one-hot."""
@@ -92,17 +104,25 @@ class Classification(Task):
             sites=sites, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
 
-    def headline(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """MCC, accuracy and ROC-AUC."""
-        return [("mcc", "MCC"), ("accuracy", "accuracy"), ("roc_auc", "ROC-AUC")]
-
     def figures(self, evaluation: Evaluation) -> Figures:
         """Scores, confusion matrix, curves, sites and sample images."""
         return classification_figures.figures(self.class_names, evaluation)
 
+    def warning(self, catalogue: Catalogue, records: np.ndarray) -> str:
+        """Names the classes without test images."""
+        present = {int(label) for label in catalogue.labels[records]}
+        absent = [name for c, name in enumerate(self.class_names) if c not in present]
+        if not absent or not present:
+            return ""
+        return (
+            f"no test image is of class {', '.join(absent)}: its sensitivity and the ROC-AUC "
+            "cannot be told, and the other scores speak of the other classes only"
+        )
+
     def diagnoses(self, predictions: np.ndarray, inputs: Inputs) -> Predictions:
         """A table of classes and probabilities."""
+        probabilities = predictions.reshape(len(inputs.names), len(self.class_names))
         return Predictions(
-            list(inputs.names), predictions, self.class_names, list(inputs.skipped),
+            list(inputs.names), probabilities, self.class_names, list(inputs.skipped),
             inputs.in_range, inputs.remarks,
         )  # fmt: skip

@@ -8,7 +8,6 @@ Axis letters: n records, b of them in a batch, s image side, k structures.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -29,6 +28,7 @@ class Segmentation(Task):
     """Every pixel is of one structure. Loss: cross-entropy, and one less the soft Dice."""
 
     score: ClassVar[Metric] = Metric("dice", "Dice")
+    headline: ClassVar[tuple[Metric, ...]] = (score, Metric("accuracy", "pixels"))
     loss_name: ClassVar[str] = "1 − Dice"
     spatial: ClassVar[bool] = True
 
@@ -135,10 +135,6 @@ class Segmentation(Task):
             here = self._with_intervals(rows[np.asarray(sites) == site], n_bootstrap, seed)
             result["per_site"][str(site)] = here
         return result
-
-    def headline(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Dice and pixel accuracy."""
-        return [("dice", "Dice"), ("accuracy", "accuracy of pixels")]
 
     def figures(self, evaluation: Evaluation) -> Figures:
         """Dice of each structure and site, and overlays of three images."""

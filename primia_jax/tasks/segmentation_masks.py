@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from primia_jax.core import names, storage
+from primia_jax.predictions import MASKS
 from primia_jax.tasks.segmentation_figures import colour
 from primia_jax.tasks.task import Inputs
 
-FOLDER = "masks"  # beside the table
 _FLAGS = {True: "yes", False: "no", None: ""}
 
 
@@ -46,6 +46,8 @@ class Masks:
     def shares(self) -> np.ndarray:
         """[n k] share of each structure in the pixels that the network sees."""
         k = len(self.class_names)
+        if not len(self.masks):
+            return np.zeros((0, k))
         return np.stack([(self.masks == c).mean((1, 2)) for c in range(k)], 1)
 
     def lines(self) -> list[str]:
@@ -70,7 +72,7 @@ class Masks:
         Raises:
           StorageError: if something cannot be written.
         """
-        folder = storage.private_folder(path.parent / FOLDER)
+        folder = storage.private_folder(path.parent / MASKS)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         columns = [names.csv_cell(f"share_{name}") for name in self.class_names]
@@ -79,9 +81,9 @@ class Masks:
         sizes = self.inputs.sizes or [mask.shape for mask in self.masks]
         flags, remarks = self.inputs.in_range or (None,) * n, self.inputs.remarks or ("",) * n
         for i, name in enumerate(self.names):
-            file = f"{names.safe_file_name(name)}.png"
+            file = f"{names.safe_file_name(name)}.mask.png"
             storage.write_bytes(folder / file, as_png(self.masks[i], sizes[i]))
-            cells = [names.csv_cell(cell) for cell in (name, f"{FOLDER}/{file}", remarks[i])]
+            cells = [names.csv_cell(cell) for cell in (name, f"{MASKS}/{file}", remarks[i])]
             numbers = (f"{share:.6f}" for share in shares[i])
             writer.writerow([*cells[:2], *numbers, _FLAGS[flags[i]], cells[2]])
         for name, why in self.inputs.skipped:

@@ -9,13 +9,13 @@ Axis letters: n records, b of them in a batch, s image side, k classes, m summed
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from primia_jax.data import Dataset
+from primia_jax.data import Catalogue, Dataset
 from primia_jax.evaluation.blocks import Figures
 
 
@@ -98,6 +98,7 @@ class Task(abc.ABC):
     label_smoothing: float = 0.0
 
     score: ClassVar[Metric]  # it chooses the round; larger is better
+    headline: ClassVar[tuple[Metric, ...]]  # of `evaluate`, that a terminal shows
     loss_name: ClassVar[str]  # of `errors`, with its unit
     spatial: ClassVar[bool] = False  # True if targets have the axes of the image
 
@@ -117,6 +118,16 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def presence(self, data: Dataset) -> np.ndarray:
         """[n k] bool: classes that each record shows; their sums weight the loss."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels that a source must have, though it may lack images of some."""
+        return ()
+
+    @property
+    def largest_presence(self) -> float:
+        """Largest Euclidean norm of a row of `presence`."""
+        return float(len(self.class_names)) ** 0.5
 
     # --- the network's side, traced by JAX
 
@@ -194,32 +205,16 @@ class Task(abc.ABC):
     # --- for people
 
     @abc.abstractmethod
-    def headline(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """(key, name) of the scores that a terminal shows of `metrics` or `evaluate`."""
-
-    @abc.abstractmethod
     def figures(self, evaluation: Evaluation) -> Figures:
         """Content of the report on a test."""
 
-    def warning(self, data: Dataset) -> str:
-        """Warns of a test set that lacks some classes; empty if there are none."""
-        shown = np.any(self.presence(data), axis=0)
-        absent = [name for c, name in enumerate(self.class_names) if not shown[c]]
-        if not absent:
-            return ""
-        return (
-            f"no test image is of class {', '.join(absent)}: what depends on it cannot be told, "
-            "and the other scores speak of the other classes only"
-        )
+    def warning(self, catalogue: Catalogue, records: np.ndarray) -> str:
+        """Warns of a test set, some `records` of a catalogue; empty if there is nothing to say."""
+        return ""
 
     @abc.abstractmethod
     def diagnoses(self, predictions: np.ndarray, inputs: Inputs) -> Diagnoses:
-        """Predictions [n …] for images without labels, to be written and shown."""
-
-
-def presence_norm(task: Task) -> float:
-    """Largest norm of a row of `presence`."""
-    return float(len(task.class_names)) ** 0.5
+        """Predictions [n …] for images without labels, to be written and shown; [0] for none."""
 
 
 def bootstrap(rows: np.ndarray, n_bootstrap: int, seed: int, block: int = 64) -> np.ndarray:

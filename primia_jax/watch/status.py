@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from primia_jax.errors import CheckpointError
-from primia_jax.evaluation.record import ROUNDS, read_rounds
+from primia_jax.evaluation.record import ROUNDS, read_rounds, score
 from primia_jax.reporting.console import (
     ALL,
     format_bytes,
@@ -89,8 +89,9 @@ class Status:
         kept = [line for line in summaries if line.get("best")]
         if kept:
             lines.append(
-                f"best: round {kept[-1]['round']}, validation MCC {_score(mcc(kept[-1]))}; latest: "
-                f"round {summaries[-1]['round']}, {_score(mcc(summaries[-1]))}"
+                f"best: round {kept[-1]['round']}, validation {score(kept[-1]).name} "
+                f"{_score(score(kept[-1]).value)}; latest: round {summaries[-1]['round']}, "
+                f"{_score(score(summaries[-1]).value)}"
             )
         return lines
 
@@ -180,7 +181,7 @@ class Status:
     def _trials_table(self) -> Table:
         table = narrow_table(["trial"], ["round", "val. MCC", "highest", "ETA", "stage"])
         for number, trial in sorted(self.trials.items()):
-            scores = [v for line in trial._summaries() if (v := mcc(line)) is not None]
+            scores = [v for line in trial._summaries() if (v := score(line).value) is not None]
             row = [
                 str(number),
                 f"{trial.fields.get('round', 0)}/{trial.fields.get('rounds', '?')}",
@@ -235,11 +236,6 @@ def read(folder: pathlib.Path, now: float | None = None) -> Status:
         if heartbeat.read(path) is not None:
             trials[number] = read(path, now)
     return Status(folder, state, fields, read_rounds(folder / ROUNDS), trials, now)
-
-
-def mcc(line: Mapping[str, Any]) -> float | None:
-    """The federated validation MCC in a line of rounds.jsonl."""
-    return (line.get("validation") or {}).get("mcc")
 
 
 def _score(value: float | None) -> str:

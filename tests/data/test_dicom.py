@@ -16,6 +16,7 @@ from primia_jax.data import dicom, image_files, load, open_catalogue
 from primia_jax.data.image_files import ImageError
 from primia_jax.federated import statistics
 from primia_jax.federated.aggregation import Total
+from primia_jax.tasks import Classification
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits
 
@@ -270,7 +271,7 @@ def test_padding_is_left_out_of_the_pooled_statistics(tmp_path, photometric):
         catalogue = open_catalogue(data, 1, 0)
         loaded = load(catalogue, np.arange(4), square)
         assert (loaded.padding is not None) == (side == 12)
-        part = statistics.contribution(loaded)
+        part = statistics.contribution(loaded, Classification(loaded.class_names))
         total = Total((4 * part.values[0],), 4, part.counts)
         pooled.append(statistics.pooled(total, ("a", "b"), True)[:2])
     assert pooled[0] == pooled[1] == pooled[2] and pooled[0][0] > 0.3

@@ -223,10 +223,17 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="max_samples"):
             run("additive", [own, own], (), 0)
 
-    def test_counts_beyond_the_bound(self):
-        own = Contribution((), 1, np.asarray([-1]))
+    @pytest.mark.parametrize("count", [-1, 2**52 + 1])
+    def test_counts_beyond_the_bound(self, count):
+        own = Contribution((), 1, np.asarray([count]))
         with pytest.raises(ConfigError, match="count"):
             run("additive", [own, own], (), 1)
+
+    def test_counts_may_exceed_the_samples(self):
+        """An image has many pixels."""
+        own = Contribution((), 1, np.asarray([2**52]))
+        total = run("additive", [own, own], (), 1)
+        assert total.counts == [2**53]
 
     @pytest.mark.parametrize("scheme", ["additive", "masked"])
     def test_a_sum_that_could_overflow_32_bits(self, scheme):
@@ -254,7 +261,7 @@ def test_small_changes_are_not_lost_in_32_bits():
             )
             for _ in range(3)
         ]
-        words = [aggregation._encoded(f"h{i}", own, NARROW) for i, own in enumerate(moved)]
+        words = [aggregation._encoded(f"h{i}", own, NARROW, 2) for i, own in enumerate(moved)]
         total = aggregation._decoded(sum(words[1:], words[0]), (size,), 0, NARROW.frac_bits)
         model = total.mean()[0].astype(np.float32)
     grown = model.astype(np.float64).mean() - 0.3
@@ -265,7 +272,9 @@ def test_the_same_values_are_rounded_the_same():
     """A round that is begun again gives what it would have given; another hospital rounds anew."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     own = Contribution((values,), 7, np.zeros(0, np.int64))
-    first, again, other = (aggregation._encoded(name, own, NARROW) for name in ("h0", "h0", "h1"))
+    first, again, other = (
+        aggregation._encoded(name, own, NARROW, 2) for name in ("h0", "h0", "h1")
+    )
     np.testing.assert_array_equal(first, again)
     assert 100 < np.count_nonzero(first != other) < 900
 
@@ -371,4 +380,4 @@ def test_a_value_beyond_the_clip_is_not_told_itself(value, said):
     """It is one hospital's, and the operator and the model owner read the message."""
     own = Contribution((np.asarray([1.0, value]),), 1, np.zeros(0, np.int64))
     with pytest.raises(TrainingError, match=said):
-        aggregation._check_bounds("h0", own, SETTINGS)
+        aggregation._check_bounds("h0", own, SETTINGS, 3)

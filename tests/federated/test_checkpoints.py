@@ -120,9 +120,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
     (
         {"fact": 1},
         [],
-        {"format": "primia_jax checkpoint", "version": 2, "facts": {}},
-        {"format": "primia_jax checkpoint", "version": 1, "facts": None},
-        {"format": "other", "version": 1, "facts": {}},
+        {"format": "primia_jax checkpoint", "version": 1, "facts": {}},
+        {"format": "primia_jax checkpoint", "version": 2, "facts": None},
+        {"format": "other", "version": 2, "facts": {}},
     ),
 )
 def test_another_version_of_the_format_is_refused(folder, content):

@@ -299,7 +299,7 @@ def test_a_best_model_is_there_whenever_a_crash_comes(tmp_path):
     committed = checkpoints.latest(federation.owner_folder).best_round
     federation.train_round(5)
     owner = at(federation, OWNER)
-    federation.driver.states[OWNER] = dataclasses.replace(owner, best_round=5, best_mcc=1.0)
+    federation.driver.states[OWNER] = dataclasses.replace(owner, best_round=5, best_score=1.0)
     federation.save(5)
     assert checkpoints.round_folder(federation.owner_folder, committed).is_dir()
 

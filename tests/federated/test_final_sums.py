@@ -50,14 +50,14 @@ def quick_step(state, number):
 
 def quick_score_of(data):
     """The score of a model that is always right."""
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    return Score(0.5, np.diag(counts).astype(np.int64), np.zeros(len(data), np.int64))
+    k = len(data.class_names)
+    return Score(0.5, np.eye(k * k, dtype=np.int64)[data.labels * k + data.labels])
 
 
 def quick_score(state, variables):
     k = len(state.validation.class_names)
     confusion = (state.index + 1) * np.eye(k, dtype=np.int64)
-    return Score(0.5 + state.index, confusion, np.zeros(0, np.int64))
+    return Score(0.5 + state.index, confusion.reshape(1, k * k))
 
 
 class Runs:

@@ -16,6 +16,7 @@ from primia_jax.config import ExperimentConfig, ModelConfig, TrainingConfig
 from primia_jax.config.sections import AugmentationConfig
 from primia_jax.federated import local_training
 from primia_jax.federated.local_training import Statistics, Step
+from primia_jax.tasks import Classification
 
 STILL = AugmentationConfig(
     **{f.name: 0.0 for f in dataclasses.fields(AugmentationConfig) if f.name.endswith("_p")}
@@ -70,7 +71,8 @@ def test_log_linear_is_geometric_and_restarts():
 
 
 def one_step(config, learning_rate=0.1, mu=0.0, anchor=None, seed=3):
-    learner = local_training.make_learner(config, 3, mu)
+    task = Classification(("a", "b", "c"), config.training.label_smoothing)
+    learner = local_training.make_learner(config, task, mu)
     variables = models.init(learner.module, jax.random.key(0), 16, 1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)

@@ -389,7 +389,7 @@ def test_statistics_are_pooled_once(tmp_path, monkeypatch):
     asked = []
     whole = hospital.statistics.contribution
     monkeypatch.setattr(
-        hospital.statistics, "contribution", lambda data: asked.append(1) or whole(data)
+        hospital.statistics, "contribution", lambda *a: asked.append(1) or whole(*a)
     )
     federation = start(tmp_path, federated=SECURE)
     federation.driver = Gone(federation.driver)

@@ -33,6 +33,9 @@ from primia_jax.federated.aggregation import OWNER, PROVIDER, Total
 from primia_jax.federated.privacy_ledger import BEGUN, FILE, Entry, Ledger, path_of
 from primia_jax.federated.privacy_units import Units
 from primia_jax.runtime import run_local
+from primia_jax.tasks import Classification
+
+TASK = Classification(("a", "b", "c"))
 
 PRIVATE = tiny.merged(
     tiny.TINY,
@@ -402,7 +405,7 @@ def test_exact_confusion_matrices_are_named_as_not_covered(tmp_path):
     (report,) = train(federation, rounds=1)
     assert report["hospital_0"].validation_loss is not None
     images = sum(len(federation.driver.states[h].validation) for h in federation.hospitals)
-    assert report[OWNER].validation.n == images
+    assert sum(report[OWNER].validation.summed) == images
     stated = privacy_statement.statement(federation.config, [], tmp_path)
     assert any("confusion matrices" in text for text in stated["not_covered"])
 
@@ -444,16 +447,16 @@ def test_no_hospital_is_named_for_the_magnitude_of_its_own_values(monkeypatch):
         federated={"hospitals": 5},
         secure_aggregation={"clip": 20.0},
     )
-    before, score = (np.zeros(3),), local_training.Score(0.0, np.eye(3, dtype=int), np.arange(3))
+    before, score = (np.zeros(3),), local_training.Score(0.0, np.eye(9, dtype=np.int64)[:3])
     noised = privacy._with_share_of_noise
     monkeypatch.setattr(privacy, "_with_share_of_noise", lambda v, *a: noised(v, *a) + (1 << 62))
     site = dataclasses.replace(client_site(1.0), ledger=types.SimpleNamespace(charge=print))
     for own in (
         privacy.client_update(config, site, before, before, 5),
-        privacy.validation_contribution(config, site, score, 1, 5),
+        privacy.validation_contribution(config, site, score, TASK, 1, 5),
     ):
         assert np.abs(np.concatenate(own.values)).max() == 20.0
-        aggregation._check_bounds("h0", own, config.secure_aggregation)
+        aggregation._check_bounds("h0", own, config.secure_aggregation, 5)
     for refused in (
         lambda: privacy.client_update(config, client_site(9.0), before, before, 5),
         lambda: privacy.mechanisms(
@@ -576,13 +579,13 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(
         discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
     )
-    own = privacy.statistics_contribution(site, data)
+    own = privacy.statistics_contribution(site, data, TASK)
     monkeypatch.undo()
-    again = privacy.statistics_contribution(site, data)  # drawn anew it would be noised
+    again = privacy.statistics_contribution(site, data, TASK)  # drawn anew it would be noised
     np.testing.assert_array_equal(own.values[0], again.values[0])
     assert len(site.ledger.entries()) == 1
     total = Total(tuple(own.weight * v for v in own.values), own.weight, np.zeros(0, np.int64))
-    found = owner(privacy.collect_statistics(config, collecting(total), 3))
+    found = owner(privacy.collect_statistics(config, collecting(total), TASK))
     pixels = data.images / 255
     assert found.mean == pytest.approx(pixels.mean(), abs=1e-4)
     assert found.std == pytest.approx(pixels.std(), abs=1e-3)
@@ -611,8 +614,8 @@ def released(monkeypatch, config, folder, data, validation, score):
             discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
         )
         parts = (
-            privacy.statistics_contribution(site, data),
-            privacy.validation_contribution(config, site, score, 1, 4),
+            privacy.statistics_contribution(site, data, TASK),
+            privacy.validation_contribution(config, site, score, TASK, 1, 4),
         )
     return [part.values[0] * part.weight for part in parts]
 
@@ -637,8 +640,7 @@ def test_a_unit_moves_statistics_and_matrices_by_no_more_than_their_noise_is_for
     results = []
     for kept in (np.ones(n, bool), leave_out):
         at = np.flatnonzero(kept)
-        confusion = np.bincount(cells[at], minlength=9).reshape(3, 3)
-        score = local_training.Score(0.0, confusion, cells[at])
+        score = local_training.Score(0.0, np.eye(9, dtype=np.int64)[cells[at]])
         sets, folder = (whole.take(at), other.take(at)), tmp_path / str(len(at))
         results.append(released(monkeypatch, config, folder, *sets, score))
     statistics, matrix = (np.linalg.norm(a - b) for a, b in zip(*results))
@@ -664,8 +666,8 @@ def test_other_images_are_not_taken_for_those_released(tmp_path):
     first, second = (site.load()[0] for site in plan.sites[:2])
     site = privacy.open_site(config, "h", tmp_path, first, second, two)
     other = privacy.open_site(config, "h", tmp_path, second, first, two)
-    privacy.statistics_contribution(site, first)
-    privacy.statistics_contribution(other, second)
+    privacy.statistics_contribution(site, first, TASK)
+    privacy.statistics_contribution(other, second, TASK)
     assert len(site.ledger.entries()) == 2
 
 
@@ -679,10 +681,10 @@ def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
     charged = []
     ledger = types.SimpleNamespace(charge=lambda releases, what: charged.extend(releases))
     site = dataclasses.replace(client_site(2.0), validation=units, ledger=ledger)
-    score = local_training.Score(0.0, confusion, cells)
+    score = local_training.Score(0.0, np.eye(9, dtype=np.int64)[cells])
     drawn = []
     for _ in range(400):
-        own = privacy.validation_contribution(config, site, score, 1, 4)
+        own = privacy.validation_contribution(config, site, score, TASK, 1, 4)
         drawn.append(own.values[0] * own.weight)
     noise = np.asarray(drawn) - confusion.ravel() / (1 if mode == "record" else 20)
     assert [entry.release for entry in charged] == [Release(6.0)] * 400
@@ -693,5 +695,5 @@ def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
 def test_a_matrix_of_nothing_but_noise_is_judged():
     config = config_with()
     total = Total((np.full(9, -3.7),), 5, np.zeros(0, np.int64))
-    metrics = owner(privacy.collect_validation(config, collecting(total), ("a", "b", "c")))
+    metrics = TASK.metrics(owner(privacy.collect_validation(config, collecting(total), TASK)))
     assert metrics["n"] == 0 and metrics["mcc"] == 0

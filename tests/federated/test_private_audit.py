@@ -26,6 +26,7 @@ from primia_jax.federated import discrete_noise, local_training, privacy, privat
 from primia_jax.federated.local_training import Statistics
 from primia_jax.federated.privacy_ledger import IMAGE, PATIENT, Ledger
 from primia_jax.federated.privacy_units import Sample, units_of
+from primia_jax.tasks import Classification
 
 SIGNIFICANCE = 1e-6
 RATE = 1e-3  # so low that the canary's gradient stays the same through the steps
@@ -93,7 +94,7 @@ def audited(tmp_path, unit, batch_size, steps, noise_multiplier, delta):
     ledger.begin()
     ledger.charge(mechanisms.of_update("record", 1), "round 1")
 
-    learner = local_training.make_learner(config, 3)
+    learner = local_training.make_learner(config, Classification(("a", "b", "c")))
     private = private_training.make(config, learner, float(batch_size), 0.0)
     variables = dict(learner.module.init(jax.random.key(1), jnp.zeros((1, SIDE, SIDE, 1))))
     opt_state = learner.optimizer.init(variables["params"])

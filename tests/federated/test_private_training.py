@@ -18,6 +18,7 @@ from primia_jax.federated.accounting import Release
 from primia_jax.federated.local_training import Statistics, Step
 from primia_jax.federated.privacy_units import Sample
 from primia_jax.federated.private_training import GRID_BITS
+from primia_jax.tasks import Classification
 
 STILL = AugmentationConfig(
     **{f.name: 0.0 for f in dataclasses.fields(AugmentationConfig) if f.name.endswith("_p")}
@@ -85,7 +86,7 @@ def site():
         augmentation=STILL,
         privacy=PrivacyConfig(mode="record", clip_norm=0.1, microbatch_size=4),
     )
-    learner = local_training.make_learner(config, 3)
+    learner = local_training.make_learner(config, Classification(("a", "b", "c")))
     private = private_training.make(config, learner, 7.0, 0.0)
     image = jnp.zeros((1, 16, 16, 1))
     variables = dict(learner.module.init(jax.random.key(1), image))

@@ -17,6 +17,7 @@ from primia_jax.evaluation.metrics import metrics_from_confusion
 from primia_jax.federated import hospital, records
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
+from primia_jax.tasks import Classification
 
 SECURITY = pathlib.Path(__file__).parents[2] / "docs" / "security.md"
 
@@ -77,11 +78,12 @@ def test_a_hospital_that_reports_more_is_refused(tmp_path, monkeypatch):
 
 
 def test_scores_are_the_metrics_again():
+    matrix = np.asarray([[3, 1], [0, 0]])
     for names in (("a", "b"), ("normal", "bacterial")):
-        metrics = metrics_from_confusion(np.asarray([[3, 1], [0, 0]]), names)
-        assert records.Scores.of(metrics).metrics() == metrics
+        metrics, task = metrics_from_confusion(matrix, names), Classification(names)
+        assert records.Scores.of(matrix.ravel()).metrics(task) == metrics
         with_loss = {**metrics, "loss": 0.5}
-        assert records.Scores.of(with_loss).metrics() == with_loss
+        assert records.Scores.of(matrix.ravel(), 0.5).metrics(task) == with_loss
 
 
 def test_the_page_on_security_lists_all_public_fields():

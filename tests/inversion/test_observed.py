@@ -9,6 +9,7 @@ import pytest
 
 from primia_jax.errors import ConfigError
 from primia_jax.inversion import LocalTraining, observe, simulate
+from primia_jax.tasks import Classification
 
 STATISTICS = {"mean": 0.4, "std": 0.3}
 
@@ -83,7 +84,7 @@ def test_class_weights_smoothing_and_optimiser_count():
         learning_rate=0.01,
         optimizer=optax.scale_by_adam(),
         class_weights=tuple(weights.tolist()),
-        label_smoothing=0.1,
+        task=Classification((), label_smoothing=0.1),
     )
 
     def loss(params):

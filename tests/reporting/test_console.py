@@ -41,7 +41,12 @@ def lines_of_round(r: int, best: bool = False) -> list[dict]:
         }
         for i, site in enumerate(SITES)
     ]
-    summary = {"validation": {"mcc": 0.714}, "seconds": 12.3, "bytes_sent": 90e6, "best": best}
+    summary = {
+        "score": {"name": "MCC", "value": 0.714},
+        "seconds": 12.3,
+        "bytes_sent": 90e6,
+        "best": best,
+    }
     return [*lines, {"round": r, "site": "all", **summary}]
 
 
@@ -66,9 +71,9 @@ def test_absent_values_are_dashes_and_sites_stand_in_for_the_summary():
     console.round([{"round": 2, "site": "hospital_0", "loss": None, "validation": None}])
     console.round(lines_of_round(3)[:2])
     assert stream.getvalue().splitlines() == [
-        "round 1/3  loss -  val MCC -  - s  ETA -  sent -",
-        "round 2/3  loss -  val MCC -  - s  ETA -  sent -",
-        "round 3/3  loss 0.467  val MCC -  11.0 s  ETA 0 s  sent 90 MB",
+        "round 1/3  loss -  val score -  - s  ETA -  sent -",
+        "round 2/3  loss -  val score -  - s  ETA -  sent -",
+        "round 3/3  loss 0.467  val score -  11.0 s  ETA 0 s  sent 90 MB",
     ]
 
 

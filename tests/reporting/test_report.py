@@ -13,12 +13,14 @@ import pytest
 
 from primia_jax.config.schema import to_plain
 from primia_jax.config.sections import DataConfig, ExperimentConfig, RuntimeConfig, TrainingConfig
+from primia_jax.data import Dataset
 from primia_jax.errors import StorageError
 from primia_jax.evaluation.metrics import evaluate_predictions
 from primia_jax.evaluation.record import RunRecord
 from primia_jax.reporting import figures
 from primia_jax.reporting.report import render, write_report
 from primia_jax.reporting.settings import settings_table
+from primia_jax.tasks import Classification, Evaluation
 
 SECTIONS = (
     *("summary", "limits", "warnings", "performance", "confusion", "roc", "calibration", "sites"),
@@ -59,15 +61,37 @@ class Page(HTMLParser):
             self.text += data
 
 
+def figures_of(names, labels, probabilities, sites, files=None):
+    """Figures of a test of so many images."""
+    n, rng = len(labels), np.random.default_rng(1)
+    data = Dataset(
+        images=rng.integers(0, 256, (n, 16, 16, 1), dtype=np.uint8),
+        labels=labels.astype(np.int32),
+        names=tuple(files or (f"image_{i}.png" for i in range(n))),
+        patients=np.arange(n).astype(str),
+        sites=sites,
+        class_names=tuple(names),
+    )
+    task = Classification(tuple(names))
+    scores = task.evaluate(probabilities, data.labels, sites, n_bootstrap=20)
+    return task.figures(Evaluation(data, probabilities, scores))
+
+
 @functools.cache
-def made_up_run(k: int = 3, sites: int = 3, rounds: int = 4) -> RunRecord:
-    """A plausible run with every part filled in."""
+def made_up_predictions(k=3):
+    """Labels and probabilities [90 k]."""
     rng = np.random.default_rng(0)
-    names = ("normal", "bacterial", "viral", "other")[:k]
     labels = np.arange(90) % k
     logits = rng.normal(size=(90, k))
     logits[np.arange(90), labels] += 1
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+@functools.cache
+def made_up_run(k: int = 3, sites: int = 3, rounds: int = 4) -> RunRecord:
+    """A plausible run with every part filled in."""
+    names = ("normal", "bacterial", "viral", "other")[:k]
+    labels, probabilities = made_up_predictions(k)
     hospitals = [f"hospital_{i}" for i in range(sites)]
     where = np.array(hospitals)[np.arange(90) // 2 % sites]
     lines = []
@@ -76,7 +100,8 @@ def made_up_run(k: int = 3, sites: int = 3, rounds: int = 4) -> RunRecord:
             line = {"round": r, "site": site, "loss": 1 / r + i, "validation_loss": 1.5 / r}
             lines.append(line | {"samples": 10, "steps": 5, "bytes_sent": 1e6, "stopped": r == 3})
         scores = {"mcc": 0.1 * r, "accuracy": 0.2 * r}
-        lines.append({"round": r, "site": "all", "validation": scores, "best": r in (1, 3)})
+        line = {"round": r, "site": "all", "validation": scores, "best": r in (1, 3)}
+        lines.append(line | {"score": {"name": "MCC", "value": 0.1 * r}})
     config = ExperimentConfig(name="Chest <b>films</b>", training=TrainingConfig(batch_size=7))
     return RunRecord(
         config=to_plain(config),
@@ -89,13 +114,7 @@ def made_up_run(k: int = 3, sites: int = 3, rounds: int = 4) -> RunRecord:
         skipped=[("broken.png", "truncated")],
         rounds=lines,
         phases={"training": {"seconds": 100.0, "bytes": 5e6}, "testing": {"seconds": 2.0}},
-        test=evaluate_predictions(labels, probabilities, names, sites=where, n_bootstrap=20),
-        labels=labels,
-        probabilities=probabilities,
-        sites=where,
-        names=[f"image_{i}.png" for i in range(90)],
-        images=rng.integers(0, 256, (30, 16, 16), dtype=np.uint8),
-        image_indices=np.arange(30),
+        figures=figures_of(names, labels, probabilities, where),
         warnings=["few viral images"],
         versions={"jax": "0.10"},
         command="python -m primia_jax.launch --config=chest.py",
@@ -117,12 +136,13 @@ def test_every_section_is_there(tmp_path, k):
     page = Page(path.read_text(encoding="utf-8"))
     assert set(SECTIONS) <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
-    assert run.test is not None
-    low, high = run.test["intervals"]["mcc"]
+    labels, probabilities = made_up_predictions(k)
+    test = evaluate_predictions(labels, probabilities, run.class_names, n_bootstrap=20)
+    low, high = test["intervals"]["mcc"]
     for words in (
         *("no medical device", "secure aggregation", "3 hospitals", "synthetic"),
-        *(f"{run.test['mcc']:.2f}", f"{low:.2f} to {high:.2f}", "kept model: round 3"),
-        *("batch_size", "broken.png", "truncated", "few viral images", "image_0.png"),
+        *(f"{test['mcc']:.2f}", f"{low:.2f} to {high:.2f}", "kept model: round 3"),
+        *("batch_size", "broken.png", "truncated", "few viral images", "image_"),
         *(f"{300 * k:,} training images", "5.0 MB", "2 min", "round 3", "3 March 2026"),
     ):
         assert words in page.text, words
@@ -161,17 +181,14 @@ def test_names_cannot_become_markup(unplotted):
         skipped=[(evil, evil)],
         rounds=[dict(line, site=evil) for line in run.rounds],
         phases={evil: {"seconds": 1.0, "bytes": 1}},
-        names=[evil] * 90,
-        sites=np.array([evil] * 90),
         warnings=[evil],
         versions={evil: evil},
         command=evil,
     )
-    assert run.labels is not None and run.probabilities is not None
-    test = evaluate_predictions(
-        run.labels, run.probabilities, run.class_names, sites=run.sites, n_bootstrap=10
+    figures = figures_of(
+        run.class_names, *made_up_predictions(), np.array([evil] * 90), [evil] * 90
     )
-    text = render(dataclasses.replace(run, test=test))
+    text = render(dataclasses.replace(run, figures=figures))
     assert "<script" not in text
     assert Page(text).text.count(evil) > 30
 
@@ -183,7 +200,7 @@ def test_absent_parts_are_left_out():
 
 
 OPTIONAL = [field.name for field in dataclasses.fields(RunRecord)]
-OPTIONAL = [name for name in OPTIONAL if name not in ("class_names", "image_indices")]
+OPTIONAL = [name for name in OPTIONAL if name not in ("class_names", "loss_name")]
 
 
 @pytest.mark.parametrize("part", OPTIONAL)
@@ -215,11 +232,11 @@ def test_many_sites_share_one_curve():
 
 
 def test_classes_missing_from_the_test_set():
-    run = made_up_run()
-    assert run.probabilities is not None
+    run, (_, probabilities) = made_up_run(), made_up_predictions()
+    sites = np.array(["a", "b", "c"] * 30)
     for labels in (np.zeros(90, int), np.arange(90) % 2):
-        test = evaluate_predictions(labels, run.probabilities, run.class_names, n_bootstrap=10)
-        text = render(dataclasses.replace(run, labels=labels, test=test))
+        figures = figures_of(run.class_names, labels, probabilities, sites)
+        text = render(dataclasses.replace(run, figures=figures))
         assert "–" in Page(text).text
 
 
@@ -248,9 +265,6 @@ def test_what_is_simulated_is_said(unplotted):
 
 def test_mistakes_are_named(tmp_path):
     run = made_up_run()
-    for part in ("probabilities", "sites", "names", "image_indices"):
-        with pytest.raises(ValueError, match="images" if part == "image_indices" else part):
-            render(dataclasses.replace(run, **{part: getattr(run, part)[:-1]}))
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"report\.html cannot be written") as caught:
         write_report(tmp_path / "file" / "report.html", run)

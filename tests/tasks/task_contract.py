@@ -123,9 +123,6 @@ class TaskContract:
     def test_presence_is_of_the_classes_that_records_show(self):
         present = self.task.presence(self.data(30))
         assert present.shape == (30, len(self.task.class_names)) and present.any(1).all()
-        assert self.task.warning(self.data(30)) == ""
-        empty = self.data(30).take(np.zeros(0, int))
-        assert self.task.class_names[-1] in self.task.warning(empty)
 
     def test_figures_show_every_class(self):
         data, predictions = self.data(40), self.predictions(40)
@@ -147,5 +144,8 @@ class TaskContract:
         assert rows[3].startswith("c.png,") and rows[3].endswith("no image")
         assert len(diagnoses.lines()) == 2 and diagnoses.lines()[0].startswith("a.png: ")
         assert diagnoses.names == ["a.png", "=b.png"]
+        unread = self.task.diagnoses(np.zeros(0), Inputs((), skipped=[("d.png", "no image")]))
+        unread.write(tmp_path / "unread.csv")
+        assert (tmp_path / "unread.csv").read_text().splitlines()[1].startswith("d.png,")
         for file in tmp_path.rglob("*.*"):
             assert file.stat().st_mode & 0o077 == 0

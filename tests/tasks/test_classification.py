@@ -1,11 +1,14 @@
 """Classification as a task: the contract, and the confusion matrix that hospitals add up."""
 
+import types
+
 import numpy as np
 from sklearn.metrics import confusion_matrix
 from task_contract import TaskContract
 
 from primia_jax.data import Dataset
 from primia_jax.tasks import Classification, Evaluation
+from primia_jax.tasks.classification_figures import _spread
 
 NAMES = ("normal", "bacterial", "viral")
 
@@ -55,3 +58,14 @@ class TestClassification(TaskContract):
         assert len(wrong.cards) + len(right.cards) == 12
         for group, same in ((wrong, False), (right, True)):
             assert all((c.facts[0][1] == c.facts[1][1]) == same for c in group.cards)
+
+
+def test_misclassified_images_of_all_kinds_and_sites_are_shown():
+    """The images in the report come from each kind of error and each site by turns."""
+    labels, predicted = np.repeat([0, 1, 2], 20), np.repeat([1, 2, 0], 20)
+    sites = np.array(["north"] * 15 + ["south"] * 5 + ["north"] * 20 + ["south"] * 20)
+    data = types.SimpleNamespace(labels=labels, sites=sites)
+    shown = np.array(_spread(np.arange(60), data, predicted, 6))
+    assert sorted(labels[shown]) == [0, 0, 1, 1, 2, 2]
+    assert set(sites[shown[labels[shown] == 0]]) == {"north", "south"}
+    assert len(_spread(np.arange(0), data, predicted, 6)) == 0

@@ -54,7 +54,7 @@ def round_lines(number, mcc, best=False, **more):
             "bytes_sent": 1e6, "rss_bytes": 3e8, "process": "a:1"}  # fmt: skip
     return [
         {"round": number, "site": "hospital_0", **site, **more},
-        {"round": number, "site": "all", "validation": {"mcc": mcc}, "seconds": 60.0,
+        {"round": number, "site": "all", "score": {"name": "MCC", "value": mcc}, "seconds": 60.0,
          "bytes_sent": 2e6, "best": best},
     ]  # fmt: skip
 

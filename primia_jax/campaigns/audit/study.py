@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from primia_jax import experiment
+from primia_jax import experiment, tasks
 from primia_jax.campaigns.audit import extractors, judging, pictures, report, threat_model
 from primia_jax.campaigns.audit.attacking import Found, Progress, attack_all, fingerprint
 from primia_jax.campaigns.audit.control import control
@@ -71,6 +71,7 @@ def audit(
       DataError: if the truth that a run is judged by is not there.
     """
     config = experiment.checked(config)
+    tasks.check_classifies(config, "an audit")
     folder = user_path(workdir)
     if resume:
         check_begun(folder, (AUDIT, FOLDER, "runs"))
@@ -124,6 +125,7 @@ def inversion_table(
       UserError: see `audit` and `check_inversion`.
     """
     config = experiment.checked(config)
+    tasks.check_classifies(config, "an audit")
     folder = user_path(workdir)
     plain = dataclasses.replace(config.audit, defences=())
     whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
@@ -154,6 +156,7 @@ def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
         table, and of a threat model that a run does not allow; see `audit`.
     """
     config = experiment.checked(config)
+    tasks.check_classifies(config, "an audit")
     plain = dataclasses.replace(config.audit, defences=())
     for run in _table_runs(dataclasses.replace(config, audit=plain), pathlib.Path()):
         check_ahead(run.config, plain, run.setting.name)

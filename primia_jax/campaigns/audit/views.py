@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from primia_jax import tasks
 from primia_jax.config import AuditConfig, AugmentationConfig, ExperimentConfig, TrainingConfig
 from primia_jax.data.augmentation import augment
 from primia_jax.errors import CheckpointError, ConfigError, DataError
@@ -228,7 +229,7 @@ def _training(
 ) -> tuple[LocalTraining, Any]:
     """How the update came about, as far as the attacker knows; and the network's shapes."""
     settings, t = config.training, len(rates)
-    learner = local_training.make_learner(config, len(seen.class_names))
+    learner = local_training.make_learner(config, tasks.make(config, seen.class_names))
     template = local_training.template(
         learner.module, config.data.image_size, config.model.channels
     )
@@ -250,7 +251,7 @@ def _training(
         std=float(seen.statistics.std),
         channels=config.model.channels,
         class_weights=tuple(float(w) for w in seen.statistics.class_weights),
-        label_smoothing=settings.label_smoothing,
+        task=learner.task,
     )
     return training, template
 

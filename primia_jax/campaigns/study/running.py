@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from primia_jax import experiment
+from primia_jax import experiment, tasks
 from primia_jax.campaigns import audit as leakage
 from primia_jax.campaigns.study import inverting, judging, report
 from primia_jax.campaigns.study.inverting import Progress
@@ -103,6 +103,7 @@ def run(
       UserError: one line that says what is wrong, where and how to mend it; what was trained stays.
     """
     config = experiment.checked(config)
+    tasks.check_classifies(config, "a study")
     check(config)
     if config.study.inversion:
         leakage.check_inversion(config)
@@ -243,7 +244,7 @@ def _models(
     for mode, seed, settings in runs:
         trained = load_trained(folder / f"{mode}_{seed}", settings)
         for key, dataset in images.items():
-            probabilities = trained.probabilities(dataset.images, config.evaluation.batch_size)
+            probabilities = trained.predictions(dataset.images, config.evaluation.batch_size)
             told.setdefault(mode, {}).setdefault(key, []).append(probabilities)
     _write_predictions(folder / PREDICTIONS, material, config.study.seeds, told)
     return [

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from primia_jax import experiment, models
+from primia_jax import experiment, models, tasks
 from primia_jax.campaigns.tuning import best_config, report
 from primia_jax.campaigns.tuning.space import Dimension, parse, with_settings
 from primia_jax.campaigns.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
@@ -33,6 +33,7 @@ from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
 from primia_jax.errors import BudgetError, ConfigError, StorageError, TrainingError
+from primia_jax.evaluation.record import score
 from primia_jax.watch import heartbeat
 from primia_jax.watch.heartbeat import Heartbeat
 from primia_jax.workdir import CONFIG, Workdir, check_begun
@@ -99,6 +100,7 @@ def tune(
       BudgetError: if the privacy budget does not cover a single trial.
     """
     config = experiment.checked(config)
+    tasks.check_classifies(config, "a search")
     space = parse(config.tuning.space)
     if config.runtime.driver == "local" and ray_address:
         raise ConfigError("--ray_address needs config.runtime.driver = 'ray', not 'local'")
@@ -289,7 +291,7 @@ class _Search:
             for line in Workdir(folder).rounds():
                 if line["site"] == "all":
                     last = line["round"]
-                    going_on = self._study.report(trial, last, _mcc(line))
+                    going_on = self._study.report(trial, last, score(line).value)
             if last and last < config.federated.rounds and not going_on:
                 return TrialState.PRUNED, None, f"pruned after round {last}"
         elif folder.exists():
@@ -298,7 +300,7 @@ class _Search:
 
         def on_round(line: Mapping[str, Any]) -> bool:
             nonlocal pruned
-            number, mcc = line["round"], _mcc(line)
+            number, mcc = line["round"], score(line).value
             self._happened("round", trial.number, mcc, rounds=number)
             if self._stop.is_set():
                 raise _Stopped
@@ -318,7 +320,7 @@ class _Search:
             )
         if pruned:
             return TrialState.PRUNED, None, f"pruned after round {pruned}"
-        mcc = _mcc(result.metrics)
+        mcc = score(result.metrics).value
         if mcc is None or not math.isfinite(mcc):
             return TrialState.FAIL, None, "failed: no round has a validation MCC"
         return TrialState.COMPLETE, mcc, "complete"
@@ -389,10 +391,6 @@ def _conclude(
     best_config.write(folder / BEST_CONFIG, config, best, counts)
     report.write_report(folder, config, space, trials, counts, spent, command)
     return Found(folder, best.number, best.value or 0.0, dict(best.params), tuple(trials), spent)
-
-
-def _mcc(line: Mapping[str, Any]) -> float | None:
-    return (line.get("validation") or {}).get("mcc")
 
 
 def _cost(folder: pathlib.Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ __all__ = ["augment", "augment_each"]
 def augment(
     key: jax.Array, images: jax.Array, labels_onehot: jax.Array, config: AugmentationConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """A batch, changed at random.
+    """A batch, changed at random. Labels of pixels are resampled with their image.
 
     In this order: rotation, zoom, shift, flip, elastic and grid distortion in one resampling, whose
     border repeats the image's edge; blur; equalisation; gamma; brightness; noise; MixUp. With all
@@ -32,17 +32,23 @@ def augment(
     Args:
       key: a key of `jax.random`; consumed.
       images: [b s s c] float32 in [0, 1].
-      labels_onehot: [b k] float32.
+      labels_onehot: [b k] float32; or [b s s k], of each pixel.
       config: static under `jax.jit`.
 
     Returns:
-      Images, again float32 in [0, 1], and labels, of the shapes given. Only MixUp changes labels.
+      Images, again float32 in [0, 1], and labels, of the shapes given. Only MixUp changes labels of
+      images; those of pixels change with any geometric operation, to shares between 0 and 1.
     """
     if not any(probability > 0 for probability in probabilities(config).values()):
         return images, labels_onehot
     draw_key, field_key, noise_key, mix_key = jax.random.split(key, 4)
     draws = draw(draw_key, images.shape[0], config)
-    images = geometry.random_warp(field_key, images, draws, config)
+    if labels_onehot.ndim == images.ndim:
+        both = jnp.concatenate([images, labels_onehot], -1)
+        both = geometry.random_warp(field_key, both, draws, config)
+        images, labels_onehot = jnp.split(both, [images.shape[-1]], -1)
+    else:
+        images = geometry.random_warp(field_key, images, draws, config)
     if config.blur_p > 0:
         images = intensity.random_blur(images, draws["blur"], config.blur_pixels)
     if config.equalise_p > 0:

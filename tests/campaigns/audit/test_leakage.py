@@ -18,6 +18,7 @@ from primia_jax.core.storage import read_json
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, variables
 from primia_jax.inversion import observe
+from primia_jax.tasks import Classification
 
 
 def run_views(folder, **audit):
@@ -387,7 +388,7 @@ def test_overrides_are_checked_as_at_the_door():
 def test_truth_is_what_the_step_was_given():
     """`Learner.enter` gives what `Learner.train` trains on: with one leaf moved, so is the loss."""
     config = from_config_dict(ExperimentConfig, tiny().to_dict())
-    learner = local_training.make_learner(config, 3)
+    learner = local_training.make_learner(config, Classification(("a", "b", "c")))
     template = local_training.template(learner.module, 16, 1)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     rng = np.random.default_rng(0)
