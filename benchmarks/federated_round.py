@@ -39,9 +39,9 @@ import numpy as np  # noqa: E402
 from benchmarks.flags import at_least  # noqa: E402
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
-from primia_jax.federated import checkpoints, hospital, local_training  # noqa: E402
+from primia_jax.federated import checkpoints, hospital_state, local_training  # noqa: E402
 from primia_jax.federated.federation import Federation, party_makers  # noqa: E402
-from primia_jax.federated.hospital import Hospital  # noqa: E402
+from primia_jax.federated.hospital_state import Hospital  # noqa: E402
 from primia_jax.federated.local_training import Statistics, Step  # noqa: E402
 from primia_jax.runtime import Locally, ray_driver  # noqa: E402
 
@@ -108,7 +108,7 @@ def plain_write(federation: Federation, number: int) -> float:
 def lone_site(config: ExperimentConfig) -> Hospital:
     """One hospital in this process, with all cores."""
     plan = make_plan(config)
-    site = hospital.make_hospital(config, ("hospital_0",), 0, *plan.sites[0].load())
+    site = hospital_state.make_hospital(config, ("hospital_0",), 0, *plan.sites[0].load())
     module, size = site.learner.module, config.data.image_size
     template = local_training.template(module, size, config.model.channels)
     variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), template)

@@ -28,6 +28,7 @@ from primia_jax.federated import (
     crypto_provider,
     hospital,
     hospital_files,
+    hospital_state,
     model_owner,
     safety,
 )
@@ -71,7 +72,7 @@ def _make_hospital(
     site: SiteData,
     class_names: tuple[str, ...],
     workdir: pathlib.Path | None,
-) -> hospital.Hospital:
+) -> hospital_state.Hospital:
     """Reads a hospital's images.
 
     Raises:
@@ -87,7 +88,7 @@ def _make_hospital(
     if config.privacy.mode == "record":
         # One image of 16 bits would have all others stored, and rounded, in 16 bits.
         train, validation = train.in_16_bits(), validation.in_16_bits()
-    return hospital.make_hospital(config, names, index, train, validation)
+    return hospital_state.make_hospital(config, names, index, train, validation)
 
 
 def _load(site: SiteData, class_names: tuple[str, ...]) -> tuple[Dataset, Dataset]:

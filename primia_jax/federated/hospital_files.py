@@ -23,7 +23,8 @@ from primia_jax.federated import (
     variables,
 )
 from primia_jax.federated.early_stopping import SiteWatch
-from primia_jax.federated.hospital import Hospital, optimizer_state, steps_per_round
+from primia_jax.federated.hospital_state import Hospital
+from primia_jax.federated.hospital_training import optimizer_state, steps_per_round
 from primia_jax.federated.sum_journal import HospitalJournal
 
 _BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints

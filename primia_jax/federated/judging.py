@@ -31,8 +31,8 @@ from primia_jax.federated import (
     variables,
 )
 from primia_jax.federated.aggregation import OWNER, Contribution
-from primia_jax.federated.hospital import Hospital
 from primia_jax.federated.hospital_files import with_own_batch_norm
+from primia_jax.federated.hospital_state import Hospital
 from primia_jax.federated.local_training import Score, Statistics
 from primia_jax.federated.model_owner import ModelOwner
 from primia_jax.federated.quantities import VALIDATION, Quantity

@@ -19,6 +19,7 @@ from primia_jax.federated import (
     checkpoints,
     local_training,
     privacy,
+    private_sums,
     quantities,
     recording,
     records,
@@ -172,7 +173,7 @@ def set_up(state: ModelOwner, pool: bool = True) -> Steps:
     if pooled is not None and not pool:
         pass
     elif privacy.is_on(state.config):
-        pooled = yield from privacy.collect_statistics(state.config, collect, state.task)
+        pooled = yield from private_sums.collect_statistics(state.config, collect, state.task)
     else:
         total = yield from collect((statistics.N_MOMENTS,), len(state.class_names))
         weighted = state.config.training.class_weights
@@ -280,7 +281,8 @@ def _judged(state: ModelOwner, number: int) -> Steps:
     own, task, state = state.config.privacy, state.task, _digested(state)
     collect = _collecting(state, VALIDATION, number)
     if own.mode != "none" and own.validation != "exact":
-        summed, loss = (yield from privacy.collect_validation(state.config, collect, task)), None
+        summed = yield from private_sums.collect_validation(state.config, collect, task)
+        loss = None
     else:
         judged = yield from collect((1,), task.n_summed)
         summed, loss = judged.counts, float(judged.mean()[0][0])

@@ -9,7 +9,7 @@ import pytest
 from tiny import assert_same, at, model, start, train
 
 from primia_jax.errors import CheckpointError, ClusterError, StorageError, TrainingError
-from primia_jax.federated import checkpoints, hospital, variables
+from primia_jax.federated import checkpoints, hospital_training, variables
 from primia_jax.federated.aggregation import OWNER, PROVIDER
 from primia_jax.federated.checkpoints import site_folder
 from primia_jax.mpc import fixed_point
@@ -81,7 +81,7 @@ def test_the_average_is_weighted_by_samples(tmp_path):
     expected: list = []
     total = 0
     for site in sites:
-        _, result = hospital._train_locally(site, 1)
+        _, result = hospital_training.train_locally(site, 1)
         n = len(site.train)
         own = [n * w.astype(np.float64) for w in variables.to_vectors(result.variables).params]
         expected = [a + b for a, b in zip(expected, own)] if expected else own
@@ -135,7 +135,7 @@ def test_reset_optimiser_state_ignores_the_past(tmp_path):
     train(federation)
     site = at(federation, "hospital_0")
     other = dataclasses.replace(site, opt_state=jax.tree.map(lambda x: x + 1, site.opt_state))
-    results = [hospital._train_locally(s, 3)[1].variables for s in (site, other)]
+    results = [hospital_training.train_locally(s, 3)[1].variables for s in (site, other)]
     assert_same(results[0], results[1])
 
 

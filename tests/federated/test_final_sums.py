@@ -23,6 +23,7 @@ from primia_jax.federated import (
     aggregation,
     checkpoints,
     hospital,
+    hospital_training,
     judging,
     model_owner,
     safety,
@@ -44,8 +45,10 @@ def quick_step(state, number):
     shift = np.float32(state.index + 1) / 64
     params = jax.tree.map(lambda leaf: leaf * 0.5 + shift * number, state.variables["params"])
     watch = state.watch._replace(bad_rounds=number)  # local state that must survive
-    new = hospital.dataclasses.replace(state, watch=watch)
-    return new, hospital._Trained({**state.variables, "params": params}, None, 1.0, number, 0.1)
+    new = dataclasses.replace(state, watch=watch)
+    return new, hospital_training.Trained(
+        {**state.variables, "params": params}, None, 1.0, number, 0.1
+    )
 
 
 def quick_score_of(data):
@@ -80,8 +83,8 @@ class Runs:
         self.revealed = []  # (purpose, starting model, hospitals)
         self.totals = []  # (purpose, hospitals whose numbers of images are in the total)
         self._weighted = set()
-        monkeypatch.setattr(hospital, "_train_locally", quick_step)
-        monkeypatch.setattr(hospital, "_score", quick_score)
+        monkeypatch.setattr(hospital_training, "train_locally", quick_step)
+        monkeypatch.setattr(hospital_training, "score", quick_score)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         self._watch(monkeypatch)
 
@@ -208,7 +211,10 @@ def check(revealed, least):
             {"hospitals": 4, "secure": {"min_participants": 3}}, 1, marks=pytest.mark.slow
         ),
         pytest.param(
-            {"hospitals": 4, "secure": {"scheme": "secagg", "min_participants": 3}},
+            {
+                "hospitals": 4,
+                "secure": {"scheme": "secagg", "min_participants": 3, "dropouts": 0.0},
+            },
             1,
             marks=pytest.mark.slow,
         ),
@@ -352,7 +358,7 @@ def test_a_hospital_does_not_repeat_a_sum_with_something_else(monkeypatch, tmp_p
     again = runs.start(tmp_path)
     again.set_up()
     with monkeypatch.context() as patch:
-        patch.setattr(hospital, "_train_locally", other_step)
+        patch.setattr(hospital_training, "train_locally", other_step)
         with pytest.raises(ProtocolError, match=r"hospital_1 refuses .* once more"):
             again.train_round(1)
     assert runs.revealed == before
@@ -510,7 +516,7 @@ def stopped(federation, names):
     for name in names:
         site = at(federation, name)
         watch = site.watch._replace(stopped=True)
-        federation.driver.states[name] = hospital.dataclasses.replace(site, watch=watch)
+        federation.driver.states[name] = dataclasses.replace(site, watch=watch)
     federation._stopped.update(names)
 
 
@@ -585,12 +591,10 @@ def test_what_is_called_secret_does_not_follow_from_the_totals(
     def stopping(state, number):
         state, result = step(state, number)
         stopped = state.index == 0 and number > 1
-        return hospital.dataclasses.replace(state, watch=state.watch._replace(stopped=stopped)), (
-            result
-        )
+        return dataclasses.replace(state, watch=state.watch._replace(stopped=stopped)), result
 
     if "stop" in events:
-        monkeypatch.setattr(hospital, "_train_locally", stopping)
+        monkeypatch.setattr(hospital_training, "train_locally", stopping)
     absent = runs.names[-1:] if "late" in events else ()
     if "crash" in events:
         federation = runs.start(tmp_path, absent)

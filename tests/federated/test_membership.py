@@ -11,7 +11,7 @@ from tiny import assert_same, at, config_with, model, start, train
 
 from primia_jax import rounds
 from primia_jax.errors import ClusterError, ConfigError, PartyLost, TrainingError
-from primia_jax.federated import checkpoints, hospital
+from primia_jax.federated import checkpoints, hospital, hospital_training
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.federation import Federation
 from primia_jax.runtime import LocalDriver
@@ -195,7 +195,7 @@ def test_a_sum_needs_two(tmp_path):
 )
 def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
     """Of hospital_1, in rounds 1 and 2; without it the others' average is what it would be."""
-    real = hospital._train_locally
+    real = hospital_training.train_locally
 
     def sick(state, number):
         state, result = real(state, number)
@@ -205,7 +205,7 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
             )
         return state, result
 
-    monkeypatch.setattr(hospital, "_train_locally", sick)
+    monkeypatch.setattr(hospital_training, "train_locally", sick)
     federation = start(tmp_path, federated={**SECURE, "rounds": 3})
     told = trained(federation)
     assert [line.split("; ")[-1] for line in told] == [
@@ -219,7 +219,7 @@ def test_a_useless_update_is_left_out_for_its_round(tmp_path, monkeypatch):
 
 
 def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
-    real = hospital._train_locally
+    real = hospital_training.train_locally
 
     def sick(state, number):
         state, result = real(state, number)
@@ -229,7 +229,7 @@ def test_three_useless_updates_are_enough(tmp_path, monkeypatch):
             )
         return state, result
 
-    monkeypatch.setattr(hospital, "_train_locally", sick)
+    monkeypatch.setattr(hospital_training, "train_locally", sick)
     federation = start(tmp_path, federated={"rounds": 6})
     told = trained(federation)
     assert sum("left out" in line for line in told) == 3
@@ -291,7 +291,7 @@ def test_lost_parties_of_another_kind_are_not_mended(tmp_path):
 @pytest.mark.parametrize("kind", ("trimmed_mean", "median", "krum"))
 def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
     """One of five hospitals sends weights a thousand times too large."""
-    real = hospital._train_locally
+    real = hospital_training.train_locally
 
     def poisoned(state, number):
         state, result = real(state, number)
@@ -300,7 +300,7 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
             result = result._replace(variables={**result.variables, "params": params})
         return state, result
 
-    monkeypatch.setattr(hospital, "_train_locally", poisoned)
+    monkeypatch.setattr(hospital_training, "train_locally", poisoned)
     changes = {"hospitals": 5, "rounds": 1, "robust": kind, "quorum": 1.0}
     federation = start(tmp_path, federated=changes)
     train(federation)
@@ -309,7 +309,7 @@ def test_robust_averages_outlive_a_poisoned_update(tmp_path, monkeypatch, kind):
 
 def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, monkeypatch):
     """Once of no use, it comes back; lost later, it must not be taken for one that still runs."""
-    real = hospital._train_locally
+    real = hospital_training.train_locally
 
     def sick(state, number):
         state, result = real(state, number)
@@ -319,7 +319,7 @@ def test_a_hospital_that_was_refused_and_then_dies_is_started_again(tmp_path, mo
             )
         return state, result
 
-    monkeypatch.setattr(hospital, "_train_locally", sick)
+    monkeypatch.setattr(hospital_training, "train_locally", sick)
     federation = start(tmp_path, federated={"rounds": 3})
     assert len(trained(federation)) == 2
     federation.driver = Unreliable(federation.driver, "hospital_1", at=1, calls=2)

@@ -20,10 +20,12 @@ from primia_jax.federated import (
     checkpoints,
     discrete_noise,
     hospital,
+    hospital_training,
     local_training,
     model_owner,
     privacy,
     privacy_statement,
+    private_sums,
     private_training,
     records,
     sealing,
@@ -222,7 +224,7 @@ def test_divergence_is_told_at_the_cost_of_the_round(tmp_path, monkeypatch):
 
 def diverging(monkeypatch, name, part):
     """Has the local steps of hospital `name` end with numbers that are not finite."""
-    train_locally = hospital._train_locally
+    train_locally = hospital_training.train_locally
 
     def spoilt(tree):
         return jax.tree.map(lambda leaf: leaf * np.nan if hospital._is_float(leaf) else leaf, tree)
@@ -236,7 +238,7 @@ def diverging(monkeypatch, name, part):
             result = result._replace(opt_state=spoilt(result.opt_state))
         return state, result
 
-    monkeypatch.setattr(hospital, "_train_locally", trained)
+    monkeypatch.setattr(hospital_training, "train_locally", trained)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -427,7 +429,7 @@ def client_site(noise):
 @pytest.mark.parametrize("frac_bits", [12, 24])
 def test_no_update_is_longer_than_the_clip(scale, frac_bits):
     changes = np.random.default_rng(0).standard_normal(1001) * scale
-    integers = privacy.clipped_update(changes, 0.7, frac_bits)
+    integers = private_sums.clipped_update(changes, 0.7, frac_bits)
     unit = 2.0**-frac_bits
     assert np.linalg.norm(integers.astype(np.float64)) * unit <= 0.7
     if scale == 1e-3 and frac_bits == 24:
@@ -437,7 +439,7 @@ def test_no_update_is_longer_than_the_clip(scale, frac_bits):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_is_zero(bad):
     changes = np.asarray([0.1, bad, 0.2])
-    np.testing.assert_array_equal(privacy.clipped_update(changes, 0.7, 24), np.zeros(3))
+    np.testing.assert_array_equal(private_sums.clipped_update(changes, 0.7, 24), np.zeros(3))
 
 
 def test_no_hospital_is_named_for_the_magnitude_of_its_own_values(monkeypatch):
@@ -448,17 +450,19 @@ def test_no_hospital_is_named_for_the_magnitude_of_its_own_values(monkeypatch):
         secure_aggregation={"clip": 20.0},
     )
     before, score = (np.zeros(3),), local_training.Score(0.0, np.eye(9, dtype=np.int64)[:3])
-    noised = privacy._with_share_of_noise
-    monkeypatch.setattr(privacy, "_with_share_of_noise", lambda v, *a: noised(v, *a) + (1 << 62))
+    noised = private_sums._with_share_of_noise
+    monkeypatch.setattr(
+        private_sums, "_with_share_of_noise", lambda v, *a: noised(v, *a) + (1 << 62)
+    )
     site = dataclasses.replace(client_site(1.0), ledger=types.SimpleNamespace(charge=print))
     for own in (
-        privacy.client_update(config, site, before, before, 5),
-        privacy.validation_contribution(config, site, score, TASK, 1, 5),
+        private_sums.client_update(config, site, before, before, 5),
+        private_sums.validation_contribution(config, site, score, TASK, 1, 5),
     ):
         assert np.abs(np.concatenate(own.values)).max() == 20.0
         aggregation._check_bounds("h0", own, config.secure_aggregation, 5)
     for refused in (
-        lambda: privacy.client_update(config, client_site(9.0), before, before, 5),
+        lambda: private_sums.client_update(config, client_site(9.0), before, before, 5),
         lambda: privacy.mechanisms(
             dataclasses.replace(config, privacy=dataclasses.replace(
                 config.privacy, noise_multiplier=9.0)), 8, 2),
@@ -469,7 +473,7 @@ def test_no_hospital_is_named_for_the_magnitude_of_its_own_values(monkeypatch):
 
 def test_a_fixed_point_too_coarse_for_the_clip_is_refused():
     with pytest.raises(ConfigError, match=r"clip_norm = 0\.001 is too small"):
-        privacy.clipped_update(np.ones(10**6), 1e-3, 12)
+        private_sums.clipped_update(np.ones(10**6), 1e-3, 12)
 
 
 def test_the_secure_sum_decodes_to_sum_and_noise():
@@ -485,7 +489,7 @@ def test_the_secure_sum_decodes_to_sum_and_noise():
     )[0]
     updates = np.random.default_rng(0).standard_normal((3, p)) * 1e-4
     own = [
-        privacy.client_update(config, client_site(noise), (np.zeros(p),), (update,), 3)
+        private_sums.client_update(config, client_site(noise), (np.zeros(p),), (update,), 3)
         for update in updates
     ]
     parties = {
@@ -504,7 +508,7 @@ def sums_of(config, updates, noise):
     total = 0
     for update in updates:
         after = tuple(np.split(update, [len(before[0])]))
-        own = privacy.client_update(config, client_site(noise), before, after, len(updates))
+        own = private_sums.client_update(config, client_site(noise), before, after, len(updates))
         assert own.weight == 1 and own.counts.size == 0
         values = np.concatenate(own.values)
         scaled = values * 2.0**config.secure_aggregation.frac_bits
@@ -526,13 +530,13 @@ def test_shares_of_noise_add_up_to_what_was_accounted_for(missing):
 
 def test_noise_is_shared_among_those_in_the_sum_alone(tmp_path, monkeypatch):
     """The operator tells hospitals of four and has three summed: each adds a third, no less."""
-    counts, update = [], privacy.client_update
+    counts, update = [], private_sums.client_update
 
     def noting(*arguments):
         counts.append(arguments[-1])
         return update(*arguments)
 
-    monkeypatch.setattr(privacy, "client_update", noting)
+    monkeypatch.setattr(private_sums, "client_update", noting)
     federation = start(
         tmp_path,
         federated={"hospitals": 4, "quorum": 0.5},
@@ -579,13 +583,13 @@ def test_noised_statistics_are_those_of_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(
         discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
     )
-    own = privacy.statistics_contribution(site, data, TASK)
+    own = private_sums.statistics_contribution(site, data, TASK)
     monkeypatch.undo()
-    again = privacy.statistics_contribution(site, data, TASK)  # drawn anew it would be noised
+    again = private_sums.statistics_contribution(site, data, TASK)  # drawn anew it would be noised
     np.testing.assert_array_equal(own.values[0], again.values[0])
     assert len(site.ledger.entries()) == 1
     total = Total(tuple(own.weight * v for v in own.values), own.weight, np.zeros(0, np.int64))
-    found = owner(privacy.collect_statistics(config, collecting(total), TASK))
+    found = owner(private_sums.collect_statistics(config, collecting(total), TASK))
     pixels = data.images / 255
     assert found.mean == pytest.approx(pixels.mean(), abs=1e-4)
     assert found.std == pytest.approx(pixels.std(), abs=1e-3)
@@ -601,7 +605,7 @@ def test_padding_has_no_part_in_noised_statistics():
     padding[2] = True
     sets = [types.SimpleNamespace(images=inner, padding=None)]
     sets.append(types.SimpleNamespace(images=framed, padding=padding))
-    plain, padded = map(privacy._pixel_moments, sets)
+    plain, padded = map(private_sums._pixel_moments, sets)
     np.testing.assert_allclose(padded[:2], plain[:2], rtol=1e-12)
     np.testing.assert_array_equal(padded[2], 0)
 
@@ -614,8 +618,8 @@ def released(monkeypatch, config, folder, data, validation, score):
             discrete_noise, "discrete_gaussian", lambda seed, n, variance: np.zeros(n, np.int64)
         )
         parts = (
-            privacy.statistics_contribution(site, data, TASK),
-            privacy.validation_contribution(config, site, score, TASK, 1, 4),
+            private_sums.statistics_contribution(site, data, TASK),
+            private_sums.validation_contribution(config, site, score, TASK, 1, 4),
         )
     return [part.values[0] * part.weight for part in parts]
 
@@ -666,8 +670,8 @@ def test_other_images_are_not_taken_for_those_released(tmp_path):
     first, second = (site.load()[0] for site in plan.sites[:2])
     site = privacy.open_site(config, "h", tmp_path, first, second, two)
     other = privacy.open_site(config, "h", tmp_path, second, first, two)
-    privacy.statistics_contribution(site, first, TASK)
-    privacy.statistics_contribution(other, second, TASK)
+    private_sums.statistics_contribution(site, first, TASK)
+    private_sums.statistics_contribution(other, second, TASK)
     assert len(site.ledger.entries()) == 2
 
 
@@ -684,7 +688,7 @@ def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
     score = local_training.Score(0.0, np.eye(9, dtype=np.int64)[cells])
     drawn = []
     for _ in range(400):
-        own = privacy.validation_contribution(config, site, score, TASK, 1, 4)
+        own = private_sums.validation_contribution(config, site, score, TASK, 1, 4)
         drawn.append(own.values[0] * own.weight)
     noise = np.asarray(drawn) - confusion.ravel() / (1 if mode == "record" else 20)
     assert [entry.release for entry in charged] == [Release(6.0)] * 400
@@ -695,5 +699,5 @@ def test_noised_confusion_matrices_have_the_noise_they_are_charged_with(mode):
 def test_a_matrix_of_nothing_but_noise_is_judged():
     config = config_with()
     total = Total((np.full(9, -3.7),), 5, np.zeros(0, np.int64))
-    metrics = TASK.metrics(owner(privacy.collect_validation(config, collecting(total), TASK)))
+    metrics = TASK.metrics(owner(private_sums.collect_validation(config, collecting(total), TASK)))
     assert metrics["n"] == 0 and metrics["mcc"] == 0

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from primia_jax.data import make_plan
-from primia_jax.federated import checkpoints, hospital, privacy
+from primia_jax.federated import checkpoints, hospital_state, privacy
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
 from primia_jax.federated.privacy_ledger import FILE, Ledger, largest_epsilon
@@ -43,7 +43,7 @@ class Runs:
         self._states, self._makers = dict(driver.states), driver._makers
         self.released = collections.defaultdict(set)  # of a hospital: (what, round, its numbers)
         self.at_point = lambda: None
-        contribute = hospital.Hospital.contribute
+        contribute = hospital_state.Hospital.contribute
 
         def noted(state, quantity, make, *more, **options):
             def made():
@@ -56,7 +56,7 @@ class Runs:
 
             return contribute(state, quantity, made, *more, **options)
 
-        monkeypatch.setattr(hospital.Hospital, "contribute", noted)
+        monkeypatch.setattr(hospital_state.Hospital, "contribute", noted)
         for name in ("reveal", "store"):
             monkeypatch.setattr(OwnerJournal, name, self._then(getattr(OwnerJournal, name)))
 
