@@ -44,7 +44,7 @@ parser.add_argument("--platform", default="")
 parser.add_argument("--ring_bits", type=int, default=0)
 parser.add_argument("--sign_slack_bits", type=int, default=-1)
 parser.add_argument("--batch", type=at_least(1), default=8)
-parser.add_argument("--repetitions", type=at_least(1), default=7)
+parser.add_argument("--repetitions", type=at_least(1), default=15)
 parser.add_argument("--without_ray", action="store_true")
 FLAGS = parser.parse_args()
 if FLAGS.platform:

@@ -234,14 +234,21 @@ def _pack(gate: GateSpec, words: Any) -> Any:
     return ring.pack(words.reshape(-1), gate.ring_bits)
 
 
+def _words(gate: GateSpec, packed: Any) -> Any:
+    """y' [N] from what travels; within the program that reads it, since a pass of its own costs."""
+    return ring.unpack(packed, gate.width).astype(ring.word_type(gate.ring_bits))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _table_share(gate: GateSpec, party: int, y: Any, sign: Any, compare: Any) -> Any:
+def _table_share(gate: GateSpec, party: int, packed: Any, sign: Any, compare: Any) -> Any:
+    y = _words(gate, packed)
     bit = dpf.table_eval(compare, _compared(gate, _centred(gate, y)), gate.compared_bits)
-    return _with_sign(gate, party, y, sign, bit)
+    return _with_sign(gate, party, packed, sign, bit)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _with_sign(gate: GateSpec, party: int, y: Any, sign: Any, bit: Any) -> Any:
+def _with_sign(gate: GateSpec, party: int, packed: Any, sign: Any, bit: Any) -> Any:
+    y = _words(gate, packed)
     bit = bit.astype(jnp.uint8) ^ ring.unpack_bits(sign, gate.n_elements)
     if party == 1:
         bit = bit ^ _top(gate, _centred(gate, y))
@@ -249,39 +256,42 @@ def _with_sign(gate: GateSpec, party: int, y: Any, sign: Any, bit: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _tree_input(gate: GateSpec, y: Any) -> Any:
-    return _compared(gate, _centred(gate, y))
+def _tree_input(gate: GateSpec, packed: Any) -> Any:
+    return _compared(gate, _centred(gate, _words(gate, packed)))
 
 
-def sign_share(gate: GateSpec, party: int, y: Any, own: Streams, compare: Any, domain: Any) -> Any:
+def sign_share(
+    gate: GateSpec, party: int, packed: Any, own: Streams, compare: Any, domain: Any
+) -> Any:
     """A share of d̂ = (z ≥ 0) ⊕ u, packed uint8 [ceil(N / 8)].
 
     Args:
       gate: the gate.
       party: 0 or 1.
-      y: words [N], y'.
+      packed: y' of all elements, packed as the model owner sends it.
       own: what the party expands.
       compare: of the party's key, see `deal`; None for party 0's table, which is its own.
       domain: as in `deal`.
     """
     if gate.has_table:
         table = own.compare if party == 0 else compare
-        return _table_share(gate, party, y, own.sign, table)
-    bit = dpf.evaluate(party, own.compare, compare, _tree_input(gate, y), gate.tree, domain)
-    return _with_sign(gate, party, y, own.sign, bit)
+        return _table_share(gate, party, packed, own.sign, table)
+    bit = dpf.evaluate(party, own.compare, compare, _tree_input(gate, packed), gate.tree, domain)
+    return _with_sign(gate, party, packed, own.sign, bit)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: Any) -> Any:
+def out_share(gate: GateSpec, party: int, packed: Any, select: Any, own: Any, other: Any) -> Any:
     """The party's share of ŷ, words [N].
 
     Args:
       gate: the gate.
       party: 0 or 1.
-      y: words [N], y'.
+      packed: as in `sign_share`.
       select: the party's shares of u and w: words [select_words N], or packed as they came.
       own, other: packed shares of d̂; None where nothing was compared.
     """
+    y = _words(gate, packed)
     word = y.dtype.type
     if select.ndim == 1:
         select = ring.unpack(select, gate.ring_bits).reshape(gate.select_words, gate.n_elements)
@@ -366,6 +376,8 @@ def excess_share(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def packed_out_share(gate: GateSpec, party: int, y: Any, select: Any, own: Any, other: Any) -> Any:
+def packed_out_share(
+    gate: GateSpec, party: int, packed: Any, select: Any, own: Any, other: Any
+) -> Any:
     """`out_share`, packed for its way."""
-    return ring.pack(out_share(gate, party, y, select, own, other), gate.ring_bits)
+    return ring.pack(out_share(gate, party, packed, select, own, other), gate.ring_bits)

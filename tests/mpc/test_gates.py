@@ -42,12 +42,13 @@ def run_gate(spec, z, r, rho, rng):
     own = [draw_streams(spec, party, rng) for party in (0, 1)]
     tree, key = gates.deal(spec, r, rho, own[0], own[1], DOMAIN)
     y = gates.masked_operand(spec, z.astype(word) + r)
+    sent = ring.pack(y, spec.width)
     bits = [None, None]
     if spec.compares:
         compare = [tree.get("compare"), key["compare"]]
-        bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
+        bits = [gates.sign_share(spec, b, sent, own[b], compare[b], DOMAIN) for b in (0, 1)]
     select = [own[0].select, key["select"]]
-    shares = [gates.out_share(spec, b, y, select[b], bits[b], bits[1 - b]) for b in (0, 1)]
+    shares = [gates.out_share(spec, b, sent, select[b], bits[b], bits[1 - b]) for b in (0, 1)]
     opened = ring.signed(shares[0] + shares[1] - rho, spec.ring_bits)
     return np.asarray(opened), {"y": y, "bits": bits, "shares": shares, "key": key}
 

@@ -71,10 +71,11 @@ def run_checked_gate(spec, z, r):
     tree, key = gates.deal(spec, r, rho, own[0], own[1], DOMAIN)
     masked = jnp.asarray(z).astype(np.uint32) + r
     y = gates.masked_operand(spec, masked)
+    sent = ring.pack(y, spec.width)
     bits = [None, None]
     if spec.compares:
         compare = [tree.get("compare"), key["compare"]]
-        bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
+        bits = [gates.sign_share(spec, b, sent, own[b], compare[b], DOMAIN) for b in (0, 1)]
     select = [own[0].select, key["select"]]
     tops = [None, gates.top_of_operand(spec, masked)]
     tables = [gates.excess_table(spec, b, select[b]) for b in (0, 1)]
@@ -82,7 +83,7 @@ def run_checked_gate(spec, z, r):
         [np.asarray(of(b)) for b in (0, 1)]
         for of in (
             lambda b: gates.excess_share(spec, b, y, tops[b], tables[b], bits[b], bits[1 - b]),
-            lambda b: gates.out_share(spec, b, y, select[b], bits[b], bits[1 - b]),
+            lambda b: gates.out_share(spec, b, sent, select[b], bits[b], bits[1 - b]),
         )
     )
     scale = gates.EXCESS_BITS - spec.excess_bits
@@ -114,10 +115,11 @@ def test_values_out_of_range_have_an_excess_in_every_ring(kind, ring_bits, t, k,
         _, key = gates.deal(spec, r, rho, own[0], own[1], DOMAIN)
         masked = jnp.asarray(z).astype(word) + r
         y, top = gates.masked_operand(spec, masked), gates.top_of_operand(spec, masked)
+        sent = ring.pack(y, spec.width)
         bits = [None, None]
         if spec.compares:
             compare = [None, key["compare"]]
-            bits = [gates.sign_share(spec, b, y, own[b], compare[b], DOMAIN) for b in (0, 1)]
+            bits = [gates.sign_share(spec, b, sent, own[b], compare[b], DOMAIN) for b in (0, 1)]
         total = sum(
             gates.excess_share(
                 spec, b, y, (None, top)[b], gates.excess_table(spec, b, select), *bits[:: 1 - 2 * b]

@@ -169,7 +169,7 @@ def _gates_data_owner(
     """The data owner's part of one round; gives the values that its range checks need."""
     packed = yield Receive(MODEL_OWNER)
     specs = [circuit.specs[gate] for gate in segment.gates]
-    ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
+    ys = [devices.spread(jnp.asarray(y)) for y in packed]
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
@@ -277,7 +277,7 @@ def _gates_model_owner(
     specs = [circuit.specs[gate] for gate in segment.gates]
     observation.opened("masked operand", lambda: packed)
     yield Send(DATA_OWNER, tuple(packed), "operand | masked by r")
-    ys = [devices.spread(_unpacked(s.width, circuit.n_bits, y)) for s, y in zip(specs, packed)]
+    ys = [devices.spread(jnp.asarray(y)) for y in packed]
     bits = {}
     for i, (gate, spec) in enumerate(zip(segment.gates, specs)):
         if spec.compares:
@@ -319,11 +319,6 @@ def infer_provider(state: Provider, streamed: bool = False) -> Steps:
 def _masked_image(n_bits: int, image: Any, unit: Any, rho: Any) -> Any:
     scaled = jnp.round(image.astype(jnp.float64) * unit).astype(jnp.int64)
     return ring.pack((scaled.astype(rho.dtype) + rho).reshape(-1), n_bits)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _unpacked(bits: int, n_bits: int, packed: Any) -> Any:
-    return ring.unpack(packed, bits).astype(ring.word_type(n_bits))
 
 
 @functools.partial(jax.jit, static_argnums=0)
