@@ -226,6 +226,22 @@ def test_a_record_that_was_cut_is_not_taken_for_the_whole(tmp_path):
             opened()
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_note_that_a_sum_is_revealed_holds_without_its_mark(tmp_path, lost):
+    """A mark that was lost or is an older copy looks as after a crash between line and mark."""
+    owner = OwnerJournal(tmp_path)
+    announced, _ = owner.begin(ROUND_1, NAMES)
+    owner.reveal(announced.number, NAMES)
+    owner.store(announced.number, total())
+    older = (tmp_path / MARK).read_bytes()
+    announced, _ = owner.begin(ROUND_2, NAMES)
+    owner.reveal(announced.number, NAMES)
+    (tmp_path / MARK).unlink() if lost else (tmp_path / MARK).write_bytes(older)
+    with pytest.raises(CheckpointError, match="update of round 2 over a, b, c, d may have been"):
+        OwnerJournal(tmp_path).begin(ROUND_2, NAMES[:3])
+    assert OwnerJournal(tmp_path).begin(ROUND_2, NAMES)[1]
+
+
 def test_a_damaged_record_is_one_line(tmp_path):
     HospitalJournal(tmp_path, "a", NAMES).contribute(ROUND_1, NAMES, announced(NAMES))
     path = tmp_path / FILE
