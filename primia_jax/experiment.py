@@ -223,7 +223,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judges the best model of the run in `workdir` on the test set of `config.data`.
 
-    Writes evaluation.json, and returns what it holds (see `evaluate_predictions`).
+    Writes evaluation.json, and returns what it holds (see `Task.evaluate`).
 
     Raises:
       CheckpointError: if there is no model, or another one than `config.model`.
@@ -447,13 +447,7 @@ def _test(config: ExperimentConfig, directory: Workdir, plan: DataPlan) -> Evalu
     model = load_trained(directory.path, config)
     data = plan.load_test(model.image_size)
     predictions = model.predictions(data.images, config.evaluation.batch_size)
-    scores = model.task.evaluate(
-        predictions,
-        model.task.targets(data),
-        data.sites,
-        config.evaluation.bootstrap,
-        config.seed,
-    )
+    scores = model.task.evaluate(predictions, data, config.evaluation.bootstrap, config.seed)
     return Evaluation(data, predictions, scores)
 
 

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,69 @@ FILE, MASKS = "predictions.csv", "masks"  # what diagnoses leave in a folder
 _FIRST, _LAST = ["file", "class"], ["in_range", "remarks"]  # one column a class stands between
 _PREFIX = "p_"  # of the classes' columns
 _FLAGS = {True: "yes", False: "no", None: ""}
+
+
+class Row(NamedTuple):
+    """A diagnosed image in a table.
+
+    Attributes:
+      name: of its file.
+      answer: its class, or the file of its mask.
+      shares: [k] probability or share of each class.
+      in_range: as in `Predictions`.
+      remark: a note on the image; or empty.
+    """
+
+    name: str
+    answer: str
+    shares: np.ndarray
+    in_range: bool | None
+    remark: str
+
+    def line(self, text: str) -> str:
+        """`text` on the image, with the file's name and the remark, for people."""
+        notes = "   [out of range]" if self.in_range is False else ""
+        notes = f"   [{self.remark}]" if self.remark else notes
+        return f"{names.printable(self.name)}: {text}{notes}"
+
+
+def shares_text(class_names: Sequence[str], shares: Iterable[float]) -> str:
+    """Classes with their shares, for people."""
+    return "  ".join(f"{name} {share:.3f}" for name, share in zip(class_names, shares))
+
+
+def write_table(
+    path: pathlib.Path,
+    answer: str,
+    columns: Iterable[str],
+    rows: Iterable[Row],
+    skipped: Iterable[tuple[str, str]],
+) -> None:
+    """Replaces `path` by a CSV table of diagnoses, readable by its owner alone.
+
+    Args:
+      path: of the table.
+      answer: name of the column of answers.
+      columns: [k] names of the columns of shares.
+      rows: of the images.
+      skipped: files that could not be read, with reasons; each is a row without an answer, and its
+        reason stands in the remarks.
+
+    Raises:
+      StorageError: if it cannot be written; the former file is still there.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["file", answer, *map(names.csv_cell, columns), *_LAST]
+    writer.writerow(head)
+    for row in rows:
+        cells = [names.csv_cell(cell) for cell in (row.name, row.answer, row.remark)]
+        numbers = (f"{share:.6f}" for share in row.shares)
+        writer.writerow([*cells[:2], *numbers, _FLAGS[row.in_range], cells[2]])
+    for name, why in skipped:
+        empty = [""] * (len(head) - 2)
+        writer.writerow([names.csv_cell(name), *empty, names.csv_cell(why)])
+    storage.write_text(path, text.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,44 +107,30 @@ class Predictions:
         """[n] the most probable class of each image."""
         return [self.class_names[i] for i in self.probabilities.argmax(1)]
 
-    def flags(self) -> tuple[bool | None, ...]:
-        """[n] `in_range`, with None where nothing is given."""
-        return self.in_range or (None,) * len(self.names)
+    def rows(self) -> list[Row]:
+        """[n] rows of the table."""
+        n = len(self.names)
+        flags, remarks = self.in_range or (None,) * n, self.remarks or ("",) * n
+        return list(map(Row, self.names, self.classes(), self.probabilities, flags, remarks))
 
     def lines(self) -> list[str]:
         """One line an image, with what the table remarks on it."""
-        remarks = self.remarks or ("",) * len(self.names)
-        rows = zip(self.names, self.classes(), self.probabilities, self.flags(), remarks)
-        lines = []
-        for name, label, row, in_range, remark in rows:
-            chances = "  ".join(f"{c} {p:.3f}" for c, p in zip(self.class_names, row))
-            notes = f"   [{remark}]" if remark else "   [out of range]" if in_range is False else ""
-            lines.append(f"{names.printable(name)}: {label}   ({chances}){notes}")
-        return lines
+        return [
+            row.line(f"{row.answer}   ({shares_text(self.class_names, row.shares)})")
+            for row in self.rows()
+        ]
 
     def write(self, path: pathlib.Path) -> None:
         """Replaces `path` by a CSV table, readable by its owner alone.
 
         Columns: file, class, a probability for each class (`p_CLASS`), in_range (yes, no, or empty
-        where it has no meaning), remarks. A skipped file is a row without a class whose reason
-        stands in the remarks.
+        where it has no meaning), remarks.
 
         Raises:
           StorageError: if it cannot be written; the former file is still there.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        columns = [names.csv_cell(f"{_PREFIX}{name}") for name in self.class_names]
-        writer.writerow([*_FIRST, *columns, *_LAST])
-        remarks = self.remarks or ("",) * len(self.names)
-        rows = zip(self.names, self.classes(), self.probabilities, self.flags(), remarks)
-        for name, label, row, flag, remark in rows:
-            cells = [names.csv_cell(cell) for cell in (name, label, remark)]
-            writer.writerow([*cells[:2], *(f"{p:.6f}" for p in row), _FLAGS[flag], cells[2]])
-        for name, why in self.skipped:
-            cells = [names.csv_cell(cell) for cell in (name, why)]
-            writer.writerow([cells[0], *[""] * (len(columns) + 2), cells[1]])
-        storage.write_text(path, text.getvalue())
+        columns = [f"{_PREFIX}{name}" for name in self.class_names]
+        write_table(path, _FIRST[1], columns, self.rows(), self.skipped)
 
 
 def read_predictions(folder: str | pathlib.Path) -> Predictions:

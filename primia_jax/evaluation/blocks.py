@@ -1,7 +1,7 @@
 """Blocks of a report as plain values: tasks fill them, `reporting` makes pages of them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -139,6 +139,17 @@ def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
 def with_interval(value: float | None, bounds: Sequence[float] | None) -> Cell:
     """A score over its interval."""
     return Cell(score(value), interval(bounds) if bounds else "")
+
+
+def tiles(scores: Mapping[str, Any], shown: Iterable[tuple[str, str]]) -> list[Tile]:
+    """Tiles of the scores `shown`, (key, name) each, and one of the number of test images."""
+    bounds = scores["intervals"]
+    made = [
+        Tile(name, score(scores[key], 2), f"95 % interval {interval(bounds.get(key), 2)}")
+        for key, name in shown
+    ]
+    held_out = "held out from training and model selection"
+    return [*made, Tile("Test images", f"{scores['n']:,}", held_out)]
 
 
 def grey(images: np.ndarray) -> np.ndarray:

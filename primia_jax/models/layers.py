@@ -1,4 +1,4 @@
-"""What the networks are built of: convolution, normalisation and pooling chosen by the settings.
+"""Parts of the networks: convolution, normalisation and pooling chosen by the settings.
 
 Axis letters: n images, h/w rows and columns, c channels.
 """
@@ -20,6 +20,24 @@ EPSILON = 1e-5
 MOMENTUM = 0.9
 GROUP_CHANNELS = 16
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Network(nn.Module):
+    """A network by its settings.
+
+    Attributes:
+      n_classes: outputs, of an image or of each pixel.
+      width: channels of the first convolution.
+      pooling: 'max' or 'avg'.
+      norm: 'batch' | 'group' | 'frozen' | 'none'.
+      convolution: how convolutions run (`primia_jax.models.convolution`).
+    """
+
+    n_classes: int
+    width: int = 16
+    pooling: str = "max"
+    norm: str = "batch"
+    convolution: str = "auto"
 
 
 class BatchNorm(nn.Module):
@@ -89,6 +107,21 @@ def conv(
         conv_general_dilated=convolution.convolution(kind),
         name=name,
     )
+
+
+def conv_norm_relu(
+    x: jax.Array, channels: int, norm_kind: str, kind: str, number: int, train: bool
+) -> jax.Array:
+    """[n h w c] -> [n h w channels]: 3×3 convolution, normalisation and ReLU.
+
+    With norm 'none' the convolution has a bias. The layers are named `conv{number}` and
+    `bn{number}`.
+    """
+    plain = norm_kind == "none"
+    x = conv(channels, 3, 1, kind, f"conv{number}", use_bias=plain)(x)
+    if not plain:
+        x = norm(norm_kind, channels, f"bn{number}")(x, train)
+    return nn.relu(x)
 
 
 def dense(channels: int, fan_in: int, name: str) -> nn.Dense:

@@ -33,32 +33,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[n h w c] -> [n h w channels]."""
-        plain = self.norm == "none"
         for i in (1, 2):
-            conv = layers.conv(self.channels, 3, 1, self.convolution, f"conv{i}", use_bias=plain)
-            x = conv(x)
-            if not plain:
-                x = layers.norm(self.norm, self.channels, f"bn{i}")(x, train)
-            x = nn.relu(x)
+            x = layers.conv_norm_relu(x, self.channels, self.norm, self.convolution, i, train)
         return x
 
 
-class UNet(nn.Module):
+class UNet(layers.Network):
     """Blocks down to 1/8 of the side and up again, with skip connections.
 
-    Attributes:
-      n_classes: of a pixel.
-      width: channels at the image's own resolution; each lower one doubles them.
-      pooling: 'max' or 'avg'.
-      norm: 'batch' | 'group' | 'frozen' | 'none'.
-      convolution: how convolutions run (`primia_jax.models.convolution`).
+    Each lower resolution has twice the channels of the one above.
     """
-
-    n_classes: int
-    width: int = 16
-    pooling: str = "max"
-    norm: str = "batch"
-    convolution: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

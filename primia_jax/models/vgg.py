@@ -17,25 +17,16 @@ POOLED_SIDE = 7
 DROPOUT = 0.5
 
 
-class VGG(nn.Module):
+class VGG(layers.Network):
     """Sixteen layers of weights; with norm 'none' torchvision's vgg16, with 'batch' vgg16_bn.
 
     Layers are named as in torchvision (dots written `_`). Dropout acts only in training and only
-    where the caller hands in a key: `apply(…, rngs={'dropout': key})`.
-
-    Attributes:
-      n_classes: outputs.
-      width: channels of the first stage; the hidden layers have 64 times as many.
-      pooling: 'max' or 'avg'.
-      norm: 'batch' | 'group' | 'frozen' | 'none'.
-      convolution: how convolutions run (`primia_jax.models.convolution`).
+    where the caller hands in a key: `apply(…, rngs={'dropout': key})`. The hidden layers have 64
+    times the width.
     """
 
-    n_classes: int
     width: int = 64
-    pooling: str = "max"
     norm: str = "none"
-    convolution: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -91,17 +91,12 @@ class Classification(Task):
         return metrics_from_confusion(np.reshape(summed, (k, k)), self.class_names)
 
     def evaluate(
-        self,
-        predictions: np.ndarray,
-        targets: np.ndarray,
-        sites: np.ndarray | None = None,
-        n_bootstrap: int = 1000,
-        seed: int = 0,
+        self, predictions: np.ndarray, data: Dataset, n_bootstrap: int = 1000, seed: int = 0
     ) -> dict[str, Any]:
         """As `evaluate_predictions` gives them."""
         return evaluate_predictions(
-            targets, predictions, self.class_names,
-            sites=sites, n_bootstrap=n_bootstrap, seed=seed,
+            data.labels, predictions, self.class_names,
+            sites=data.sites, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
 
     def figures(self, evaluation: Evaluation) -> Figures:

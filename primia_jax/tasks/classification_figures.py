@@ -19,10 +19,10 @@ from primia_jax.evaluation.blocks import (
     Figures,
     Section,
     Table,
-    Tile,
     grey,
     interval,
     score,
+    tiles,
     with_interval,
 )
 from primia_jax.tasks.task import Evaluation
@@ -63,18 +63,8 @@ def figures(class_names: Sequence[str], evaluation: Evaluation) -> Figures:
     if scores["per_site"]:
         sections.append(Section("sites", "Performance by site", [_sites(scores["per_site"])]))
     sections.append(Section("samples", "Sample predictions", _samples(class_names, evaluation)))
-    return Figures(_tiles(scores), sections)
-
-
-def _tiles(scores: Mapping[str, Any]) -> list[Tile]:
-    intervals = scores["intervals"]
-    tiles = [
-        Tile(name, score(scores[key], 2), f"95 % interval {interval(intervals.get(key), 2)}")
-        for key, name, _ in _SCORES
-        if key in _TILES
-    ]
-    held_out = "held out from training and model selection"
-    return [*tiles, Tile("Test images", f"{scores['n']:,}", held_out)]
+    shown = [(key, name) for key, name, _ in _SCORES if key in _TILES]
+    return Figures(tiles(scores, shown), sections)
 
 
 def _scores(scores: Mapping[str, Any]) -> Table:

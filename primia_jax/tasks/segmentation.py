@@ -118,21 +118,16 @@ class Segmentation(Task):
         }
 
     def evaluate(
-        self,
-        predictions: np.ndarray,
-        targets: np.ndarray,
-        sites: np.ndarray | None = None,
-        n_bootstrap: int = 1000,
-        seed: int = 0,
+        self, predictions: np.ndarray, data: Dataset, n_bootstrap: int = 1000, seed: int = 0
     ) -> dict[str, Any]:
         """`metrics` with 95 % percentile intervals of a bootstrap over the images, also by site."""
-        if not len(targets):
+        if not len(data):
             raise DataError("there are no predictions to evaluate: the set is empty")
-        rows = self.summable(predictions, targets)
+        rows = self.summable(predictions, self.targets(data))
         result = self._with_intervals(rows, n_bootstrap, seed)
         result["per_site"] = {}
-        for site in np.unique(sites) if sites is not None else ():
-            here = self._with_intervals(rows[np.asarray(sites) == site], n_bootstrap, seed)
+        for site in np.unique(data.sites):
+            here = self._with_intervals(rows[data.sites == site], n_bootstrap, seed)
             result["per_site"][str(site)] = here
         return result
 

@@ -15,10 +15,9 @@ from primia_jax.evaluation.blocks import (
     Figures,
     Section,
     Table,
-    Tile,
     grey,
-    interval,
     score,
+    tiles,
     with_interval,
 )
 from primia_jax.tasks.task import Evaluation
@@ -36,18 +35,12 @@ def colour(structure: int) -> tuple[int, int, int]:
 def figures(class_names: Sequence[str], evaluation: Evaluation, errors: np.ndarray) -> Figures:
     """Content of the report on `evaluation`; `errors` [n] choose the images."""
     scores = evaluation.scores
-    intervals = scores["intervals"]
-    tiles = [
-        Tile(name, score(scores[key], 2), f"95 % interval {interval(intervals[key], 2)}")
-        for key, name in (("dice", "Dice, mean of structures"), ("accuracy", "Pixel accuracy"))
-    ]
-    held_out = "held out from training and model selection"
-    tiles.append(Tile("Test images", f"{scores['n']:,}", held_out))
+    shown = (("dice", "Dice, mean of structures"), ("accuracy", "Pixel accuracy"))
     sections = [
         Section("performance", "Performance on the test images", [_dice(class_names, scores)]),
         Section("samples", "Sample predictions", [_overlays(class_names, evaluation, errors)]),
     ]
-    return Figures(tiles, sections)
+    return Figures(tiles(scores, shown), sections)
 
 
 def _dice(class_names: Sequence[str], scores: Mapping[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 Axis letters: n images, s side that the network sees, k structures, h/w rows and columns.
 """
 
-import csv
 import dataclasses
 import io
 import pathlib
@@ -11,12 +10,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from primia_jax import predictions
 from primia_jax.core import names, storage
 from primia_jax.predictions import MASKS
 from primia_jax.tasks.segmentation_figures import colour
 from primia_jax.tasks.task import Inputs
-
-_FLAGS = {True: "yes", False: "no", None: ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,46 +48,39 @@ class Masks:
             return np.zeros((0, k))
         return np.stack([(self.masks == c).mean((1, 2)) for c in range(k)], 1)
 
+    def rows(self) -> list[predictions.Row]:
+        """[n] rows of the table."""
+        n = len(self.names)
+        files = (f"{MASKS}/{names.safe_file_name(name)}.mask.png" for name in self.names)
+        flags, remarks = self.inputs.in_range or (None,) * n, self.inputs.remarks or ("",) * n
+        return list(map(predictions.Row, self.names, files, self.shares(), flags, remarks))
+
     def lines(self) -> list[str]:
         """One line an image: the structures' shares."""
-        flags = self.inputs.in_range or (None,) * len(self.names)
-        remarks = self.inputs.remarks or ("",) * len(self.names)
-        lines = []
-        for name, row, in_range, remark in zip(self.names, self.shares(), flags, remarks):
-            parts = "  ".join(f"{c} {p:.3f}" for c, p in zip(self.class_names[1:], row[1:]))
-            notes = f"   [{remark}]" if remark else "   [out of range]" if in_range is False else ""
-            lines.append(f"{names.printable(name)}: shares of the image: {parts}{notes}")
-        return lines
+        return [
+            row.line(
+                "shares of the image: "
+                + predictions.shares_text(self.class_names[1:], row.shares[1:])
+            )
+            for row in self.rows()
+        ]
 
     def write(self, path: pathlib.Path) -> None:
         """Replaces the table `path`, and writes each mask as a PNG into `masks/` beside it.
 
         A mask is a palette picture: the value of a pixel is the index of its structure in
         `class_names`; 0 stands outside the central square that the network sees. Columns of the
-        table: file, mask, a share of the pixels for each structure, in_range, remarks. A skipped
-        file is a row without a mask whose reason stands in the remarks.
+        table: file, mask, a share of the pixels for each structure, in_range, remarks.
 
         Raises:
           StorageError: if something cannot be written.
         """
-        folder = storage.private_folder(path.parent / MASKS)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        columns = [names.csv_cell(f"share_{name}") for name in self.class_names]
-        writer.writerow(["file", "mask", *columns, "in_range", "remarks"])
-        n, shares = len(self.names), self.shares()
+        storage.private_folder(path.parent / MASKS)
         sizes = self.inputs.sizes or [mask.shape for mask in self.masks]
-        flags, remarks = self.inputs.in_range or (None,) * n, self.inputs.remarks or ("",) * n
-        for i, name in enumerate(self.names):
-            file = f"{names.safe_file_name(name)}.mask.png"
-            storage.write_bytes(folder / file, as_png(self.masks[i], sizes[i]))
-            cells = [names.csv_cell(cell) for cell in (name, f"{MASKS}/{file}", remarks[i])]
-            numbers = (f"{share:.6f}" for share in shares[i])
-            writer.writerow([*cells[:2], *numbers, _FLAGS[flags[i]], cells[2]])
-        for name, why in self.inputs.skipped:
-            cells = [names.csv_cell(cell) for cell in (name, why)]
-            writer.writerow([cells[0], *[""] * (len(columns) + 2), cells[1]])
-        storage.write_text(path, text.getvalue())
+        for row, mask, size in zip(self.rows(), self.masks, sizes):
+            storage.write_bytes(path.parent / row.answer, as_png(mask, size))
+        columns = [f"share_{name}" for name in self.class_names]
+        predictions.write_table(path, "mask", columns, self.rows(), self.skipped)
 
 
 def as_png(mask: np.ndarray, size: tuple[int, int]) -> bytes:

@@ -182,19 +182,13 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(
-        self,
-        predictions: np.ndarray,
-        targets: np.ndarray,
-        sites: np.ndarray | None = None,
-        n_bootstrap: int = 1000,
-        seed: int = 0,
+        self, predictions: np.ndarray, data: Dataset, n_bootstrap: int = 1000, seed: int = 0
     ) -> dict[str, Any]:
         """`metrics` of a test set with "n", "intervals" and "per_site", for metrics.json.
 
         Args:
           predictions: [n …] of the model.
-          targets: [n …] as stored.
-          sites: [n] str, where each record comes from.
+          data: the records.
           n_bootstrap: resamples behind the 95 % intervals.
           seed: of the resampling.
 

@@ -73,7 +73,7 @@ def figures_of(names, labels, probabilities, sites, files=None):
         class_names=tuple(names),
     )
     task = Classification(tuple(names))
-    scores = task.evaluate(probabilities, data.labels, sites, n_bootstrap=20)
+    scores = task.evaluate(probabilities, data, n_bootstrap=20)
     return task.figures(Evaluation(data, probabilities, scores))
 
 

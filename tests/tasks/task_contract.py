@@ -82,7 +82,7 @@ class TaskContract:
         assert rows.min() >= 0
         parts = [rows[:11].sum(0), rows[11:].sum(0)]
         assert self.task.metrics(sum(parts)) == self.task.metrics(rows.sum(0))
-        tested = self.task.evaluate(predictions, self.task.targets(data), n_bootstrap=10)
+        tested = self.task.evaluate(predictions, data, n_bootstrap=10)
         pooled = self.task.metrics(rows.sum(0))
         for key, value in pooled.items():
             assert tested[key] == value, key
@@ -99,17 +99,15 @@ class TaskContract:
         perfect = np.asarray(self.task.predictions(20.0 * self.encoded(data)))
         targets = self.task.targets(data)
         key = self.task.score.key
-        right = self.task.evaluate(perfect, targets, n_bootstrap=10)
-        guessed = self.task.evaluate(self.predictions(30), targets, n_bootstrap=10)
+        right = self.task.evaluate(perfect, data, n_bootstrap=10)
+        guessed = self.task.evaluate(self.predictions(30), data, n_bootstrap=10)
         assert right[key] == pytest.approx(1) and guessed[key] < right[key]
         assert self.task.errors(perfect, targets).max() < 1e-6
         assert (self.task.errors(self.predictions(30), targets) > 0).any()
 
     def test_intervals_enclose_the_score_of_each_site(self):
         data = self.data(40)
-        scores = self.task.evaluate(
-            self.predictions(40), self.task.targets(data), data.sites, n_bootstrap=200
-        )
+        scores = self.task.evaluate(self.predictions(40), data, n_bootstrap=200)
         low, high = scores["intervals"][self.task.score.key]
         assert low <= scores[self.task.score.key] <= high and low < high
         assert set(scores["per_site"]) == set(data.sites)
@@ -118,7 +116,7 @@ class TaskContract:
     def test_an_empty_set_is_refused(self):
         data = self.data(2).take(np.zeros(0, int))
         with pytest.raises(DataError, match="empty"):
-            self.task.evaluate(self.predictions(1)[:0], self.task.targets(data))
+            self.task.evaluate(self.predictions(1)[:0], data)
 
     def test_presence_is_of_the_classes_that_records_show(self):
         present = self.task.presence(self.data(30))
@@ -126,9 +124,7 @@ class TaskContract:
 
     def test_figures_show_every_class(self):
         data, predictions = self.data(40), self.predictions(40)
-        scores = self.task.evaluate(
-            predictions, self.task.targets(data), data.sites, n_bootstrap=10
-        )
+        scores = self.task.evaluate(predictions, data, n_bootstrap=10)
         figures = self.task.figures(Evaluation(data, predictions, scores))
         value = scores[self.task.score.key]
         assert figures.tiles[0].value == f"{value:.2f}"

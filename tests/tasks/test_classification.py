@@ -50,7 +50,7 @@ class TestClassification(TaskContract):
 
     def test_half_of_the_samples_shown_are_misclassified(self):
         data, predictions = self.data(40), self.predictions(40)
-        scores = self.task.evaluate(predictions, data.labels, data.sites, n_bootstrap=10)
+        scores = self.task.evaluate(predictions, data, n_bootstrap=10)
         sections = {
             s.anchor: s for s in self.task.figures(Evaluation(data, predictions, scores)).sections
         }

@@ -55,7 +55,7 @@ class TestSegmentation(TaskContract):
 
     def test_the_report_shows_three_images_with_both_outlines(self):
         data, predictions = self.data(9), self.predictions(9)
-        scores = self.task.evaluate(predictions, data.masks, data.sites, n_bootstrap=10)
+        scores = self.task.evaluate(predictions, data, n_bootstrap=10)
         sections = self.task.figures(Evaluation(data, predictions, scores)).sections
         table, cards = sections[0].blocks[0], sections[1].blocks[0]
         assert [row[0].text for row in table.rows] == ["hospital_0", "hospital_1", "all sites"]
@@ -86,7 +86,7 @@ def test_dice_is_that_of_sets_of_pixels(seed):
 
 def test_an_absent_structure_is_not_scored():
     task, empty = Segmentation(NAMES), np.zeros((2, 4, 4), np.uint8)
-    scores = task.evaluate(empty, empty, n_bootstrap=10)
+    scores = task.evaluate(empty, dataclasses.replace(records(2), masks=empty), n_bootstrap=10)
     assert scores["dice"] is None and scores["dice_by_class"]["heart"] is None
     assert scores["intervals"]["dice"] is None and scores["dice_by_class"]["background"] == 1
     np.testing.assert_array_equal(task.errors(empty, empty), 0)
