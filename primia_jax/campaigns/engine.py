@@ -28,6 +28,7 @@ from primia_jax.config import ExperimentConfig, from_config_dict, settled, to_pl
 from primia_jax.core.storage import move_aside
 from primia_jax.data import DataPlan, make_plan
 from primia_jax.errors import CheckpointError, ConfigError, DataError
+from primia_jax.federated import checkpoints
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.workdir import CONFIG, Workdir, check_begun
 
@@ -169,7 +170,9 @@ def train(
                 raise
             resume = False
         if resume and (run.folder / "report.html").exists():  # the last thing that a run writes
-            return
+            last = checkpoints.latest(directory.checkpoints)
+            if last.finished or last.round == run.config.federated.rounds:
+                return
     experiment.train(run.config, run.folder, resume=resume, ray_address=ray_address, **arguments)
 
 
@@ -185,6 +188,11 @@ def provenance(*packages: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "backend": jax.default_backend(),
         "begun": time.strftime("%Y-%m-%d %H:%M"),
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in ("primia_jax", "jax", *packages)},
+        **versions(*packages),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of Python, of this package, of JAX, and of `packages`."""
+    names = ("primia_jax", "jax", *packages)
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

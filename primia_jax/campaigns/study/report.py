@@ -11,6 +11,7 @@ from primia_jax.campaigns.study.sets import TEST_1, TITLES, ImageSet
 from primia_jax.core.storage import write_text
 from primia_jax.reporting import page
 from primia_jax.reporting import tables as layout
+from primia_jax.reporting.formats import interval, number, signed
 from primia_jax.reporting.tables import Table
 
 
@@ -45,17 +46,7 @@ def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Ta
     write_text(folder / "tables.md", as_markdown(found))
     for table in every:
         write_text(below / f"{table.name}.tex", layout.latex(table))
-    numbers = {
-        "table_1a": tables.long_rows(found),
-        "table_1b": tables.pair_rows(found, "table_1b"),
-        "table_1c": tables.pair_rows(found, "table_1c"),
-        "equivalence": tables.equivalence_rows(found),
-    }
-    if found["inversion"]:
-        numbers["inversion"] = tables.inversion_rows(found)
-        numbers["inversion_tests"] = tables.test_rows(found)
-    for name, (heads, rows) in numbers.items():
-        records = [dict(zip(heads, row)) for row in rows]
+    for name, records in tables.records(found).items():
         write_text(below / f"{name}.csv", layout.as_csv(records))
 
 
@@ -119,18 +110,18 @@ def _tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "label": "MCC with secure aggregation, Test Set 1",
-            "number": tables.number(mcc["mean"]),
-            "note": f"95 % interval {tables.interval(mcc)}",
+            "number": number(mcc["mean"]),
+            "note": f"95 % interval {interval(mcc)}",
         },
         {
             "label": "Difference in MCC from pooled data",
-            "number": tables.signed(judged["difference"]["mean"]),
-            "note": f"{tables.interval(judged['difference'], signed=True)}; margin "
+            "number": signed(judged["difference"]["mean"]),
+            "note": f"{interval(judged['difference'], with_signs=True)}; margin "
             f"±{judged['margin']:g}: {judged['verdict']}",
         },
         {
             "label": "Agreement with the model from pooled data, κ",
-            "number": tables.number(kappa["mean"]),
-            "note": f"95 % interval {tables.interval(kappa)}",
+            "number": number(kappa["mean"]),
+            "note": f"95 % interval {interval(kappa)}",
         },
     ]

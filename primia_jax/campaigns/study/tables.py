@@ -10,7 +10,8 @@ from typing import Any
 
 from primia_jax.campaigns.study.judging import BY_CLASS, MODES, SCALARS
 from primia_jax.campaigns.study.sets import TEST_1, TITLES
-from primia_jax.reporting.tables import Cell, Table
+from primia_jax.reporting.formats import figure, interval, number, p_value, percent, signed, span
+from primia_jax.reporting.tables import Cell, Table, build
 
 SIGNIFICANT = 0.05
 _SCORES = {
@@ -20,6 +21,9 @@ _SCORES = {
     "mcc": "MCC",
 }
 _BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity"}
+_ESTIMATE = ("mean", "low", "high", "std")
+_MCNEMAR_FIELDS = ("first_only", "second_only", "p", "exact")
+_TEST_FIELDS = ("first", "second", "difference", "t", "p", "p_holm", "cohens_d")
 _INVERSION = {"mse": "MSE", "psnr": "PSNR, dB", "ssim": "SSIM", "fid": "FID", "kid": "KID"}
 
 
@@ -108,8 +112,8 @@ def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
         if pair["p"] is None:
             return Cell()
         many = len(pair["by_seed"]) > 1
-        note = f"{p_text(pair['p_low'])} to {p_text(pair['p_high'])}" if many else ""
-        return Cell(p_text(pair["p"]), note, bold=pair["p"] < SIGNIFICANT)
+        note = f"{p_value(pair['p_low'])} to {p_value(pair['p_high'])}" if many else ""
+        return Cell(p_value(pair["p"]), note, bold=pair["p"] < SIGNIFICANT)
 
     several = (
         f" Of seed {seeds[0]}, the first; in brackets the smallest and largest p of "
@@ -158,57 +162,58 @@ def _square(
 
 def equivalence(found: Mapping[str, Any]) -> Table:
     """The difference in MCC, secure less local, on every set."""
-    rows = []
-    for key, judged in found["equivalence"].items():
-        difference = judged["difference"]
-        rows.append(
-            [Cell(TITLES[key]), Cell(signed(difference["mean"])),
-             Cell(interval(difference, signed=True)), Cell(f"±{judged['margin']:g}"),
-             Cell(judged["verdict"])]
-        )  # fmt: skip
     over = " and the spread between trainings" if len(found["seeds"]) > 1 else ""
-    return Table(
+    return build(
+        found["equivalence"].items(),
+        [
+            ("", lambda item: TITLES[item[0]]),
+            ("difference", lambda item: signed(item[1]["difference"]["mean"])),
+            ("95 % interval", lambda item: interval(item[1]["difference"], with_signs=True)),
+            ("margin", lambda item: f"±{item[1]['margin']:g}"),
+            ("verdict", lambda item: item[1]["verdict"]),
+        ],
         "equivalence",
         f"Difference in MCC, {MODES['federated_secure'].lower()} less {MODES['local'].lower()}",
-        ["", "difference", "95 % interval", "margin", "verdict"],
-        rows,
-        note=f"Paired bootstrap over images{over}. Equivalent: the interval lies within the "
+        f"Paired bootstrap over images{over}. Equivalent: the interval lies within the "
         "margin; different: it lies outside, on one side; undecided: neither.",
     )
 
 
 def inversion(found: Mapping[str, Any]) -> Table:
-    """How well images were reconstructed from what the model owner saw."""
-    rows = []
-    for row in found["rows"]:
-        cells = [Cell(MODES.get(row["setting"], row["setting"])), Cell(str(row["n"]))]
-        for score in ("mse", "psnr", "ssim"):
-            part = row.get(score)
-            cells.append(
-                Cell(f"{figure(part['mean'])} ± {figure(part['std'])}", _span(part["interval"]))
-                if part and part.get("mean") is not None
-                else Cell()
-            )
-        for score in ("fid", "kid"):
-            part = row.get(score)
-            cells.append(
-                Cell(figure(part["found"]), f"{figure(part['floor'])} to {figure(part['ceiling'])}")
-                if part
-                else Cell()
-            )
-        told = row.get("identified")
-        cells.append(
-            Cell(percent(told["share"]), f"by chance {percent(told['chance'])}")
-            if told and told.get("share") is not None
-            else Cell()
-        )
-        rows.append(cells)
-    return Table(
+    """Similarity of the reconstructions to the images behind what the model owner saw."""
+
+    def similarity(part: Mapping[str, Any] | None) -> Cell:
+        if not part or part.get("mean") is None:
+            return Cell()
+        return Cell(f"{figure(part['mean'])} ± {figure(part['std'])}", span(part["interval"]))
+
+    def distance(part: Mapping[str, Any] | None) -> Cell:
+        if not part:
+            return Cell()
+        return Cell(figure(part["found"]), f"{figure(part['floor'])} to {figure(part['ceiling'])}")
+
+    def identified(part: Mapping[str, Any] | None) -> Cell:
+        if not part or part.get("share") is None:
+            return Cell()
+        return Cell(percent(part["share"]), f"by chance {percent(part['chance'])}")
+
+    return build(
+        found["rows"],
+        [
+            ("", lambda row: MODES.get(row["setting"], row["setting"])),
+            ("images", lambda row: str(row["n"])),
+            *(
+                (
+                    title,
+                    lambda row, s=s: (distance if s in ("fid", "kid") else similarity)(row.get(s)),
+                )
+                for s, title in _INVERSION.items()
+            ),
+            ("identified", lambda row: identified(row.get("identified"))),
+        ],
         "inversion",
         "Model inversion: reconstructions from what the model owner saw",
-        ["", "images", *_INVERSION.values(), "identified"],
-        rows,
-        note="Mean ± standard deviation over images, with the 95 % interval of the mean. A large "
+        "Mean ± standard deviation over images, with the 95 % interval of the mean. A large "
         "MSE, FID and KID, a small PSNR and SSIM: little was recovered. FID and KID: of half of "
         "the reconstructions against the other half of the originals, between what halves of the "
         "originals give (floor) and what noise gives (ceiling). "
@@ -231,16 +236,17 @@ def inversion_tests(found: Mapping[str, Any]) -> Table:
         if anova:
             rows.append(
                 [Cell(_INVERSION[score]), Cell("all settings"), Cell(),
-                 Cell(f"F = {figure(anova['f'])}"), Cell(p_text(anova["p"])), Cell(),
+                 Cell(f"F = {figure(anova['f'])}"), Cell(p_value(anova["p"])), Cell(),
                  Cell(f"η² = {figure(anova['eta_squared'])}")]
             )  # fmt: skip
         for test in tests:
             names = (MODES.get(test[side], test[side]) for side in ("first", "second"))
+            holm = test["p_holm"]
             rows.append(
                 [Cell(_INVERSION[score]), Cell(" – ".join(names)),
-                 Cell(figure(test["difference"]), _span(test["interval"])),
-                 Cell(f"t = {figure(test['t'])}", t_test(test)), Cell(p_text(test["p"])),
-                 Cell(p_text(test["p_holm"]), bold=_below(test["p_holm"])),
+                 Cell(figure(test["difference"]), span(test["interval"])),
+                 Cell(f"t = {figure(test['t'])}", t_test(test)), Cell(p_value(test["p"])),
+                 Cell(p_value(holm), bold=holm is not None and holm < SIGNIFICANT),
                  Cell(f"d = {figure(test['cohens_d'])}")]
             )  # fmt: skip
     return Table(
@@ -252,84 +258,9 @@ def inversion_tests(found: Mapping[str, Any]) -> Table:
     )
 
 
-def equivalence_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """The differences in MCC, for machines."""
-    rows = [
-        [key, *(judged["difference"][part] for part in ("mean", "low", "high", "std")),
-         judged["margin"], judged["verdict"]]
-        for key, judged in found["equivalence"].items()
-    ]  # fmt: skip
-    return ["set", "mean", "low", "high", "std", "margin", "verdict"], rows
-
-
-def inversion_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """What was reconstructed, with a line a setting and measure, for machines."""
-    rows: list[list[Any]] = []
-    for row in found["inversion"]["rows"]:
-        for score in ("mse", "psnr", "ssim"):
-            if part := row.get(score):
-                rows.append(
-                    [row["setting"], row["n"], score, part["mean"], part["std"], *part["interval"]]
-                )
-        for score in ("fid", "kid"):
-            if part := row.get(score):
-                rows.append(
-                    [row["setting"], row["n"], score, part["found"], None, part["floor"],
-                     part["ceiling"]]
-                )  # fmt: skip
-    return ["setting", "images", "measure", "value", "std", "low", "high"], rows
-
-
-def test_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """The tests between settings of the attack, for machines."""
-    fields = ("first", "second", "difference", "t", "p", "p_holm", "cohens_d")
-    rows = [
-        [score, *(test[field] for field in fields)]
-        for score, tests in found["inversion"]["tests"].items()
-        for test in tests
-    ]
-    return ["measure", *fields], rows
-
-
 def t_test(test: Mapping[str, Any]) -> str:
     """Which one it was: of pairs where the images are the same."""
     return "paired t-test" if test.get("paired") else "Welch’s t-test"
-
-
-def long_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Table 1a with a line a number, for machines."""
-    heads = ["rater", "set", "n", "score", "class", "mean", "low", "high", "std"]
-    rows: list[list[Any]] = []
-    for rater in found["table_1a"]["raters"]:
-        for key, scores in rater["sets"].items():
-            named = [(score, "", scores[score]) for score in SCALARS]
-            named += [(s, name, each) for s in BY_CLASS for name, each in scores[s].items()]
-            for score, name, each in named:
-                if each is not None:
-                    rows.append(
-                        [rater["key"], key, scores["n"], score, name, each["mean"], each["low"],
-                         each["high"], each["std"]]
-                    )  # fmt: skip
-    return heads, rows
-
-
-def pair_rows(found: Mapping[str, Any], table: str) -> tuple[list[str], list[list[Any]]]:
-    """Table 1b or 1c with a line for each pair, set and seed, for machines."""
-    inner = "by_seed" if table == "table_1b" else "seeds"
-    rows: list[list[Any]] = []
-    fields: Sequence[str] = (
-        ("first_only", "second_only", "p", "exact")
-        if table == "table_1b"
-        else ("value", "low", "high")
-    )
-    for key, part in found[table].items():
-        for pair in part["pairs"]:
-            for line in pair[inner]:
-                rows.append(
-                    [key, pair["first"], pair["second"], pair["n"], line["seed"],
-                     *(line[field] for field in fields)]
-                )  # fmt: skip
-    return ["set", "first", "second", "n", "seed", *fields], rows
 
 
 def estimate(each: Mapping[str, Any] | None) -> Cell:
@@ -340,65 +271,67 @@ def estimate(each: Mapping[str, Any] | None) -> Cell:
     return Cell(f"{number(each['mean'])}{std}", interval(each))
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A score for readers; 0.996 is not made 1.00, nor -0.001 a -0.00."""
-    if value is None:
-        return "-"
-    text = f"{value:.{digits}f}"
-    if float(text) == 1 and value < 1:
-        text = f"{value:.{digits + 1}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+def records(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The numbers of the tables for machines, a record a line, by the name of the CSV file."""
+    files = {
+        "table_1a": _score_records(found),
+        "table_1b": _pair_records(found, "table_1b", "by_seed", _MCNEMAR_FIELDS),
+        "table_1c": _pair_records(found, "table_1c", "seeds", ("value", "low", "high")),
+        "equivalence": [
+            {"set": key, **{part: judged["difference"][part] for part in _ESTIMATE},
+             "margin": judged["margin"], "verdict": judged["verdict"]}
+            for key, judged in found["equivalence"].items()
+        ],
+    }  # fmt: skip
+    if found["inversion"]:
+        files["inversion"] = _inversion_records(found["inversion"]["rows"])
+        files["inversion_tests"] = [
+            {"measure": score, **{field: test[field] for field in _TEST_FIELDS}}
+            for score, tests in found["inversion"]["tests"].items()
+            for test in tests
+        ]
+    return files
 
 
-def signed(value: float | None) -> str:
-    """A difference of scores, to three digits."""
-    return "-" if value is None else f"{value:+.3f}".replace("-", "−")
+def _score_records(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lines = []
+    for rater in found["table_1a"]["raters"]:
+        for key, scores in rater["sets"].items():
+            named = [(score, "", scores[score]) for score in SCALARS]
+            named += [(s, name, each) for s in BY_CLASS for name, each in scores[s].items()]
+            lines += [
+                {"rater": rater["key"], "set": key, "n": scores["n"], "score": score, "class": name,
+                 **{part: each[part] for part in _ESTIMATE}}
+                for score, name, each in named
+                if each is not None
+            ]  # fmt: skip
+    return lines
 
 
-def interval(each: Mapping[str, Any], *, signed: bool = False) -> str:
-    """LOW–HIGH, or LOW to HIGH where signs would be read as dashes."""
-    low, high = each["low"], each["high"]
-    if low is None:
-        return ""
-    if signed or low < 0:
-        texts = (f"{v:+.3f}" if signed else number(v) for v in (low, high))
-        return " to ".join(texts).replace("-", "−")
-    return f"{number(low)}–{number(high)}"
+def _pair_records(
+    found: Mapping[str, Any], table: str, inner: str, fields: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A record for each pair, set and seed."""
+    return [
+        {"set": key, **{name: pair[name] for name in ("first", "second", "n")},
+         "seed": line["seed"], **{field: line[field] for field in fields}}
+        for key, part in found[table].items()
+        for pair in part["pairs"]
+        for line in pair[inner]
+    ]  # fmt: skip
 
 
-def p_text(p: float | None) -> str:
-    """A p-value as usual."""
-    if p is None:
-        return "-"
-    if p < 0.001:
-        return "< 0.001"
-    return f"{p:.3f}" if p < 0.995 else f"{p:.1f}"
-
-
-def figure(value: float | None) -> str:
-    """Three significant digits, plainly written."""
-    if value is None:
-        return "-"
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}".replace("-", "−")
-    digits = max(0, 2 - _magnitude(value))
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def percent(value: float) -> str:
-    """A share."""
-    return f"{100 * value:.0f} %"
-
-
-def _magnitude(value: float) -> int:
-    return int(f"{abs(value):e}".partition("e")[2])
-
-
-def _span(pair: Sequence[float] | None) -> str:
-    if not pair or pair[0] is None:
-        return ""
-    return f"{figure(pair[0])} to {figure(pair[1])}"
-
-
-def _below(p: float | None) -> bool:
-    return p is not None and p < SIGNIFICANT
+def _inversion_records(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    lines = []
+    for row in rows:
+        for score in _INVERSION:
+            if part := row.get(score):
+                if score in ("fid", "kid"):
+                    values = (part["found"], None, part["floor"], part["ceiling"])
+                else:
+                    values = (part["mean"], part["std"], *part["interval"])
+                named = zip(("value", "std", "low", "high"), values)
+                lines.append(
+                    {"setting": row["setting"], "images": row["n"], "measure": score, **dict(named)}
+                )
+    return lines

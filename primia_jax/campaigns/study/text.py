@@ -1,20 +1,13 @@
 """The conclusion in plain language, made from the numbers, whichever way they came out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from primia_jax.campaigns.study.judging import LOCAL, MODES, SECURE
 from primia_jax.campaigns.study.sets import TEST_1, TEST_2, TITLES, VALIDATION
-from primia_jax.campaigns.study.tables import (
-    SIGNIFICANT,
-    figure,
-    interval,
-    number,
-    p_text,
-    signed,
-    t_test,
-)
+from primia_jax.campaigns.study.tables import SIGNIFICANT, t_test
 from primia_jax.evaluation.agreement import DIFFERENT, EQUIVALENT
+from primia_jax.reporting.formats import figure, interval, listed, number, p_equals, signed
 
 # J. R. Landis and G. G. Koch, "The measurement of observer agreement for categorical data" (1977).
 _AGREEMENT = (
@@ -49,7 +42,7 @@ def _performance(found: Mapping[str, Any]) -> str:
             if mode in raters and (mcc := raters[mode]["sets"][key]["mcc"])
         ]
         size, what = found["sets"][key]["n"], found["sets"][key]["what"]
-        sentences.append(f"On {TITLES[key]} ({size} images, {what}) the MCC is {_and(told)}.")
+        sentences.append(f"On {TITLES[key]} ({size} images, {what}) the MCC is {listed(told)}.")
     values = [
         mcc["mean"]
         for mode, rater in raters.items()
@@ -73,7 +66,7 @@ def _equivalence(found: Mapping[str, Any]) -> str:
         if difference["low"] is None:
             sentences.append(f"On {TITLES[key]} the difference in MCC is undefined.")
             continue
-        span = interval(difference, signed=True)
+        span = interval(difference, with_signs=True)
         start = (
             f"On {TITLES[key]} the MCC with secure aggregation is {signed(difference['mean'])} "
             f"against that of pooled data (95 % interval {span})"
@@ -122,7 +115,7 @@ def _tests(found: Mapping[str, Any]) -> str:
             least = min(test["p_holm"] for pair in pairs for test in pair["by_seed"])
             sentences.append(
                 f"On {TITLES[key]} McNemar’s test finds no difference between the modes (smallest "
-                f"p {_equals(least)}, with Holm’s correction). That alone would not show that "
+                f"{p_equals(least)}, with Holm’s correction). That alone would not show that "
                 "there is none; the interval above speaks to that."
             )
     return " ".join(sentences)
@@ -199,9 +192,9 @@ def _readers(found: Mapping[str, Any]) -> str:
                 if count := _times_ahead(pair, side):
                     told.append(f"{MODES[pair[mode]].lower()}{_times(count, pair)}")
         if better:
-            sentences.append(f"Right more often than this reader: {_and(better)}.")
+            sentences.append(f"Right more often than this reader: {listed(better)}.")
         if worse:
-            sentences.append(f"Right less often than this reader: {_and(worse)}.")
+            sentences.append(f"Right less often than this reader: {listed(worse)}.")
         if not better and not worse:
             sentences.append("No model is told apart from this reader by McNemar’s test.")
     return " ".join([*sentences, "(With Holm’s correction over all pairs of raters.)"])
@@ -225,7 +218,7 @@ def _inversion(found: Mapping[str, Any]) -> str:
         if mode in rows and (rows[mode].get("mse") or {}).get("mean") is not None
     ]
     if told:
-        sentences.append(f"Reconstructions miss the image by an MSE of {_and(told)}.")
+        sentences.append(f"Reconstructions miss the image by an MSE of {listed(told)}.")
     for test in found.get("tests", {}).get("mse", []):
         names = {test["first"], test["second"]}
         if SECURE not in names:
@@ -242,7 +235,7 @@ def _inversion(found: Mapping[str, Any]) -> str:
             verdict = "secure aggregation gives more away"
         sentences.append(
             f"Secure sum against {MODES.get(other, other).lower()}: {verdict} "
-            f"({t_test(test)}, p {_equals(p)} after Holm’s correction)."
+            f"({t_test(test)}, {p_equals(p)} after Holm’s correction)."
         )
     return " ".join([*sentences, found.get("note", "")]).strip()
 
@@ -259,14 +252,3 @@ def data_sentences(found: Mapping[str, Any]) -> list[str]:
     if VALIDATION in found["sets"]:
         told[0] += "; the best round was chosen on it, so its scores are too good"
     return told
-
-
-def _equals(p: float | None) -> str:
-    text = p_text(p)
-    return text if text.startswith("<") else f"= {text}"
-
-
-def _and(parts: Sequence[str]) -> str:
-    if len(parts) < 2:
-        return "".join(parts)
-    return ", ".join(parts[:-1]) + " and " + parts[-1]

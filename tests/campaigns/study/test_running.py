@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import primia_jax
+from primia_jax.campaigns import engine
 from primia_jax.campaigns.study import check, running
 from primia_jax.config import ExperimentConfig, from_config_dict, to_config_dict
-from primia_jax.core import storage
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.experiment import checked
 from primia_jax.federated.trained_model import load_trained
@@ -115,7 +115,10 @@ def test_all_modes_start_from_the_same_model_and_train_on_the_same_images(tmp_pa
 def test_the_local_batch_is_that_of_all_hospitals():
     for pooled, expected in ((True, 24), (False, 8)):
         config = checked(_config(pooled_batch=pooled, seeds=(0, 7)))
-        runs = {(mode, seed): settings for mode, seed, settings in running._runs(config)}
+        runs = {
+            (run.config.federated.mode, run.config.seed): run.config
+            for run in running._runs(config, pathlib.Path())
+        }
         assert len(runs) == 6
         assert runs["local", 7].training.batch_size == expected
         assert runs["federated", 7].training.batch_size == 8
@@ -131,7 +134,7 @@ def test_resuming_trains_only_what_is_missing(finished, monkeypatch, tmp_path):
     trained = []
     train = primia_jax.train
     monkeypatch.setattr(
-        running.experiment, "train",
+        engine.experiment, "train",
         lambda settings, folder, **kw: trained.append(folder.name) or train(settings, folder, **kw),
     )  # fmt: skip
     (folder / "federated_2" / "report.html").unlink()
@@ -156,7 +159,8 @@ def test_an_earlier_study_is_moved_aside(tmp_path):
     (tmp_path / "local_2").mkdir()
     (tmp_path / "tables.json").write_text("old")
     (tmp_path / "mine.txt").write_text("kept")
-    storage.move_aside(tmp_path, running._own(tmp_path))
+    with engine.writing(tmp_path, "a study", running._LEAVES, resume=False):
+        pass
     assert (tmp_path / "previous" / "1" / "tables.json").read_text() == "old"
     assert (tmp_path / "previous" / "1" / "local_2").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "previous"]
