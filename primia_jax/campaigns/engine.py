@@ -146,6 +146,7 @@ def train(
     ray_address: str | None = None,
     plan: DataPlan | None = None,
     retrain: bool = False,
+    begins: Callable[[], None] = lambda: None,
     **arguments: Any,
 ) -> None:
     """Trains a run, goes on with it, or leaves it alone if it came to its end.
@@ -156,6 +157,7 @@ def train(
       ray_address: a running Ray cluster.
       plan: of the images of all runs, if they are known to be the same.
       retrain: begins anew where options or images changed, in place of an error.
+      begins: called before the training, if there is one.
       **arguments: further ones of `experiment.train`.
 
     Raises:
@@ -173,6 +175,7 @@ def train(
             last = checkpoints.latest(directory.checkpoints)
             if last.finished or last.round == run.config.federated.rounds:
                 return
+    begins()
     experiment.train(run.config, run.folder, resume=resume, ray_address=ray_address, **arguments)
 
 
