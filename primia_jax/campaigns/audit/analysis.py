@@ -117,7 +117,7 @@ def tests(attacked: Mapping[str, Reconstructions]) -> dict[str, Any]:
         analysis["anova"][metric] = anova(groups)._asdict() if groups else None
         pairs = itertools.combinations(groups, 2)
         compared = corrected([_compared(attacked, *pair, metric) for pair in pairs])
-        analysis["tests"][metric] = plain(compared)
+        analysis["tests"][metric] = [plain(one) for one in compared]
     return analysis
 
 
@@ -128,18 +128,15 @@ def against(
 
     They are of pairs or Welch's, see `tests`.
     """
-    return {
-        metric: plain(
-            corrected(
-                [
-                    _compared(attacked, reference, name, metric)
-                    for name in others
-                    if _groups({one: attacked[one] for one in (reference, name)}, metric)
-                ]
-            )
-        )
-        for metric in METRICS
-    }
+    analysis = {}
+    for metric in METRICS:
+        compared = [
+            _compared(attacked, reference, name, metric)
+            for name in others
+            if _groups({one: attacked[one] for one in (reference, name)}, metric)
+        ]
+        analysis[metric] = [plain(one) for one in corrected(compared)]
+    return analysis
 
 
 def _compared(
