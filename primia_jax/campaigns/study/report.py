@@ -76,24 +76,21 @@ def _render(
         (MODES.get(name, name), page.embedded(folder / "inversion" / path))
         for name, path in (inversion.get("panels") or {}).items()
     ]
-    return (
-        page.environment()
-        .get_template("study.html.jinja")
-        .render(
-            found=found,
-            tables=by_name,
-            conclusions=text.conclusions(found),
-            sets=text.data_sentences(found),
-            titles=TITLES,
-            modes=MODES,
-            tiles=_tiles(found),
-            other_sets=[key for key in found["table_1b"] if key != TEST_1],
-            readers=[r["title"] for r in found["table_1a"]["raters"] if r["kind"] == "reader"],
-            phantoms=found["settings"]["data"]["source"] == "phantom",
-            pictures={name: page.embedded(path) for name, path in pictured.items()},
-            inversion=inversion,
-            panels=panels,
-        )
+    return page.render(
+        "study.html.jinja",
+        found=found,
+        tables=by_name,
+        conclusions=text.conclusions(found),
+        sets=text.data_sentences(found),
+        titles=TITLES,
+        modes=MODES,
+        tiles=_tiles(found),
+        other_sets=[key for key in found["table_1b"] if key != TEST_1],
+        readers=[r["title"] for r in found["table_1a"]["raters"] if r["kind"] == "reader"],
+        phantoms=found["settings"]["data"]["source"] == "phantom",
+        pictures={name: page.embedded(path) for name, path in pictured.items()},
+        inversion=inversion,
+        panels=panels,
     )
 
 

@@ -25,10 +25,11 @@ from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from primia_jax import experiment, models, tasks
+from primia_jax.campaigns import engine
 from primia_jax.campaigns.tuning import best_config, report
-from primia_jax.campaigns.tuning.space import Dimension, parse, with_settings
+from primia_jax.campaigns.tuning.space import Dimension, parse
 from primia_jax.campaigns.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
-from primia_jax.config import ExperimentConfig, TuningConfig, settled
+from primia_jax.config import ExperimentConfig, TuningConfig
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
@@ -159,19 +160,16 @@ def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
 def _cluster(config: ExperimentConfig, ray_address: str | None) -> Iterator[None]:
     """The one cluster that all trials use."""
     run, count = config.runtime, config.tuning.parallel
-    if run.driver == "local":
-        yield
-        return
-    from primia_jax.runtime import ray_driver  # Ray is slow to import
+    with engine.cluster(config, ray_address):
+        if run.driver == "ray":
+            from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-    with ray_driver.cluster(ray_address, run.ray_auth):
-        hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
-        actors = run.hospital_actors or config.federated.hospitals
-        ray_driver.check_resources(
-            [hospital] * (count * actors),
-            f"config.tuning.parallel = {count} trials",
-            " or config.tuning.parallel",
-        )
+            hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
+            ray_driver.check_resources(
+                [hospital] * (count * (run.hospital_actors or config.federated.hospitals)),
+                f"config.tuning.parallel = {count} trials",
+                " or config.tuning.parallel",
+            )
         yield
 
 
@@ -280,8 +278,8 @@ class _Search:
 
     def _train(self, trial: Trial, folder: pathlib.Path) -> tuple[TrialState, float | None, str]:
         """Trains, or goes on with what an interrupted trial had begun."""
-        config = with_settings(self._config, trial.params)
-        config = settled(dataclasses.replace(config, tuning=TuningConfig()))
+        config = engine.overridden(self._config, trial.params, "config.tuning.space")
+        config = dataclasses.replace(config, tuning=TuningConfig())
         begun = trial.user_attrs.get("takes_up")
         if begun is not None:
             earlier = folder.with_name(f"{begun:04d}")

@@ -115,10 +115,7 @@ class Study:
         with self._guarded():
             trials = self._study.get_trials(deepcopy=False)
             self._study.sampler = self._sampler(len(trials) - len(interrupted(trials)))
-            trial = self._study.ask()
-            for dimension in self._space:
-                _suggest(trial, dimension)
-            return trial
+            return self._study.ask({each.name: each.distribution for each in self._space})
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         entropy = np.random.SeedSequence([self._seed, number])
@@ -171,16 +168,6 @@ class Study:
                 f"{self._path} is no study that can be gone on with: {_reason(error)}; begin in "
                 "another --workdir, or without --resume"
             ) from error
-
-
-def _suggest(trial: Trial, dimension: Dimension) -> None:
-    name, distribution = dimension.name, dimension.distribution
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        trial.suggest_categorical(name, distribution.choices)
-    elif isinstance(distribution, optuna.distributions.IntDistribution):
-        trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
-    elif isinstance(distribution, optuna.distributions.FloatDistribution):
-        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
