@@ -12,7 +12,7 @@ from primia_jax.reporting.tables import Table, build
 
 _NAMES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
 _FAILS_BELOW_DB = 16.0  # of a mean PSNR: reconstructions then show little beyond the outline
-_LEVELS = ((0.001, "clearly worse"), (0.05, "worse"))  # of corrected p-values
+_SIGNIFICANT = 0.05
 
 
 def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.Path) -> None:
@@ -51,71 +51,25 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
     """Conclusions from the numbers, in plain sentences; none after a failed control."""
-    control = result["control"]
-    if control is None:
-        sentences = [
-            "No control was run: that an attack finds nothing may mean that the attack is broken."
-        ]
-    elif control["recovered"]:
-        sentences = [
-            f"The attack works: behind the gradient of one image at an untrained network it "
-            f"recovered the image ({control['psnr']:.1f} dB, at least {control['needed']:g} dB)."
-        ]
-    else:
-        return [
-            f"The control failed: behind the gradient of one image at an untrained network the "
-            f"attack reached {control['psnr']:.1f} dB only, where {control['needed']:g} dB can be "
-            "had. The attack is broken as it is set here, and nothing is concluded from what it "
-            "found. More config.audit.control_steps, or other settings of the attack, may mend it."
-        ]
-    sentences += map(_of_test, result["tests"]["psnr"] if result["tests"] else ())
     dark = [row for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
-    weak = [row["setting"] for row in dark if not _leaks(row)]
-    sentences += [_of_leak(row) for row in dark if _leaks(row)]
-    if weak:
-        sentences.append(
-            f"Under {', '.join(weak)} this attack recovers little: the mean PSNR is below "
-            f"{_FAILS_BELOW_DB:g} dB, no image reaches {RECOVERED_DB:g} dB, and re-identification "
-            "above chance is not shown. This is a failure of one attack with a given effort, not "
-            "privacy: a better attack, more steps or other knowledge may succeed. Only "
-            "differential privacy bounds what any attack can learn."
-        )
-    return sentences
+    return page.sentences(
+        "audit.txt.jinja",
+        control=result["control"],
+        tests=result["tests"]["psnr"] if result["tests"] else (),
+        leaking=[row for row in dark if _leaks(row)],
+        weak=[row["setting"] for row in dark if not _leaks(row)],
+        significant=_SIGNIFICANT,
+        fails_below=_FAILS_BELOW_DB,
+        recovered=RECOVERED_DB,
+    )
 
 
 def _leaks(row: Mapping[str, Any]) -> bool:
     """True if images were re-identified more often than by chance, or one was recovered."""
     identified = row["identified"]
     p = 1.0 if identified["p"] is None else identified["p"]
-    above_chance = identified["share"] > identified["chance"] and p < _LEVELS[-1][0]
+    above_chance = identified["share"] > identified["chance"] and p < _SIGNIFICANT
     return bool(above_chance or row["psnr"]["worst"] >= RECOVERED_DB)
-
-
-def _of_leak(row: Mapping[str, Any]) -> str:
-    """A verdict on a scenario whose mean PSNR is low and whose images leak nevertheless."""
-    identified = row["identified"]
-    return (
-        f"Under {row['setting']} the reconstructions are poor on average (mean PSNR "
-        f"{row['psnr']['mean']:.1f} dB, highest {row['psnr']['worst']:.1f} dB), but the update "
-        f"leaks: {identified['share']:.0%} of the images were re-identified among "
-        f"{identified['gallery']} (chance {identified['chance']:.0%}, "
-        f"{p_equals(identified['p'])})."
-    )
-
-
-def _of_test(test: Mapping[str, Any]) -> str:
-    first, second, difference = test["first"], test["second"], test["difference"]
-    if test["p_holm"] is None:
-        return f"Between {first} and {second} no test is defined."
-    numbers = (
-        f"{abs(difference):.1f} dB, {_kind(test)} test, {p_equals(test['p_holm'])} corrected, "
-        f"d = {test['cohens_d']:.2f}"
-    )
-    worse, better = (second, first) if difference > 0 else (first, second)
-    for level, word in _LEVELS:
-        if test["p_holm"] < level:
-            return f"Reconstructions under {worse} are {word} than under {better} ({numbers})."
-    return f"{first} and {second} do not differ significantly in PSNR ({numbers})."
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -298,42 +298,35 @@ def _observed(
 def _notes(
     config: ExperimentConfig, audit: AuditConfig, cases: Sequence[Case], wanted: int
 ) -> list[str]:
-    """What a reader must know beside the numbers."""
-    fed, training, notes = config.federated, config.training, []
+    """Limits of the attack that a reader must know beside the numbers."""
+    fed, training, privacy = config.federated, config.training, config.privacy
     images = sum(len(case.images) for case in cases)
-    if images < wanted:
-        notes.append(f"only {images} images stand behind the recorded updates, not {wanted}")
     later = any(case.round > 1 for case in cases)
     has_state = training.optimizer != "sgd" or training.beta1 > 0
-    if later and has_state and fed.optimizer_state != "reset":
-        notes.append(
-            "the hospitals' optimisers keep a state from round to round that the attacker does not "
-            "see; the attack takes it to be fresh"
-        )
-    if later and fed.batch_norm == "fedbn":
-        notes.append(
-            "hospitals train with batch norms of their own (FedBN); the attack takes the global "
-            "ones"
-        )
-    if training.optimizer != "sgd":
-        notes.append(
-            "a step of Adam keeps little of the gradient but its signs, through which an attack "
-            "that differentiates finds little; that does not make it safe"
-        )
-    if config.augmentation.mixup_p:
-        notes.append("mixed-up images are sought as they were mixed, with the larger label")
-    if fed.update_clip:
-        notes.append("updates are clipped, or noised: no privacy is proven by it")
-    if config.privacy.mode != "none":
-        notes.append(
-            f"differential privacy ({config.privacy.mode}, ε = {config.privacy.epsilon:g}); the "
-            "attack takes the update for one without clipping and noise"
-        )
-    if config.privacy.mode == "record":
-        notes.append("how many images a step drew is given to the attacker, who could only guess")
-    if not audit.sizes_known and any(len(set(case.hospitals)) > 1 for case in cases):
-        notes.append("the attacker takes all hospitals for equally large")
-    return notes
+    several = any(len(set(case.hospitals)) > 1 for case in cases)
+    notes = {
+        f"only {images} images stand behind the recorded updates, not {wanted}": images < wanted,
+        "the hospitals' optimisers keep a state from round to round that the attacker does not "
+        "see; the attack takes it to be fresh": (
+            later and has_state and fed.optimizer_state != "reset"
+        ),
+        "hospitals train with batch norms of their own (FedBN); the attack takes the global ones": (
+            later and fed.batch_norm == "fedbn"
+        ),
+        "a step of Adam keeps little of the gradient but its signs, through which an attack that "
+        "differentiates finds little; that does not make it safe": training.optimizer != "sgd",
+        "mixed-up images are sought as they were mixed, with the larger label": (
+            config.augmentation.mixup_p > 0
+        ),
+        "updates are clipped, or noised: no privacy is proven by it": fed.update_clip > 0,
+        f"differential privacy ({privacy.mode}, ε = {privacy.epsilon:g}); the attack takes the "
+        "update for one without clipping and noise": privacy.mode != "none",
+        "how many images a step drew is given to the attacker, who could only guess": (
+            privacy.mode == "record"
+        ),
+        "the attacker takes all hospitals for equally large": not audit.sizes_known and several,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def decoys(

@@ -35,9 +35,8 @@ from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
 from primia_jax.errors import BudgetError, ConfigError, StorageError, TrainingError
 from primia_jax.evaluation.record import score
-from primia_jax.watch import heartbeat
 from primia_jax.watch.heartbeat import Heartbeat
-from primia_jax.workdir import CONFIG, Workdir, check_begun
+from primia_jax.workdir import CONFIG, Workdir
 
 _MOST_FAILURES = 5  # in a row: then it is not the settings, and all that are left would fail
 TRIALS, BEST_CONFIG, LEDGER = "trials", "best_config.py", "ledger"
@@ -109,10 +108,9 @@ def tune(
         models.check_weights(config.model.pretrained)
     directory = Workdir(user_path(workdir))
     config = _with_one_ledger(config, directory.path)
-    if resume:
-        check_begun(directory.path, (STUDY,))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(heartbeat.only_writer(directory.path, "a search"))
+        # `Workdir.begin` moves an earlier search aside.
+        stack.enter_context(engine.writing(directory.path, "a search", (), resume, (STUDY,)))
         _begin(directory, config, resume)
         heart = stack.enter_context(Heartbeat(directory.path, "search"))
         study = Study(directory.path, config.tuning, space, config.seed)
