@@ -2,8 +2,8 @@
 
 workdir/audit.json     everything measured
 workdir/report.html    for readers; audit.html where the folder is itself that of a run
-workdir/audit/         pictures (panels/NAME.png), and what each attack found (NAME.npz), taken up
-                       by --resume
+workdir/audit/         pictures (panels/NAME.png), and reconstructions of each attack (NAME.npz),
+                       taken up by --resume
 workdir/runs/NAME/     the runs that the audit trained
 """
 
@@ -148,7 +148,7 @@ def inversion_table(
 
 
 def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
-    """That `inversion_table` can train and attack runs of its own under `config`; trains nothing.
+    """Checks that `inversion_table` can be made under `config`, and trains nothing.
 
     Raises:
       UserError: of settings that cannot be read, that no run goes by or that name no row of the
@@ -279,7 +279,7 @@ def _row(
     attacked: Reconstructions,
     extract: Extract,
 ) -> dict[str, Any]:
-    """One setting: what was attacked, what was found, and what its model is worth."""
+    """One setting: the attacked updates, the results, and the utility of its model."""
     first = observed.cases[0]
     training = first.observed.training
     panel = pathlib.Path(FOLDER) / "panels" / f"{run.name}.png"
@@ -308,7 +308,7 @@ def _row(
 
 
 def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What the run's model is worth on its test set; None if it was not tested."""
+    """Utility of the model on its test set; None if it was not tested."""
     if not (folder / "metrics.json").exists():
         return None
     metrics = read_json(folder / "metrics.json")

@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """That of its setting."""
+        """Name of its setting."""
         return self.setting.name
 
 

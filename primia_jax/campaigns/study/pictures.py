@@ -21,7 +21,7 @@ _MARKS = "D^vPXs*"  # of readers
 
 def draw_all(
     folder: pathlib.Path,
-    found: Mapping[str, Any],
+    results: Mapping[str, Any],
     sets: Sequence[ImageSet],
     raters: Sequence[Rater],
     class_names: Sequence[str],
@@ -33,16 +33,16 @@ def draw_all(
     """
     paths = {name: folder / f"study_{name}.png" for name in ("mcc", "roc", "equivalence")}
     first = next(each for each in sets if each.key == TEST_1)
-    _scores(paths["mcc"], found)
+    _scores(paths["mcc"], results)
     _roc(paths["roc"], first, raters, class_names)
-    _equivalence(paths["equivalence"], found)
+    _equivalence(paths["equivalence"], results)
     return paths
 
 
-def _scores(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+def _scores(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     """MCC with interval of every rater, a panel a set; small dots are single trainings."""
-    raters = found["table_1a"]["raters"]
-    panels_of = list(found["sets"])
+    raters = results["table_1a"]["raters"]
+    panels_of = list(results["sets"])
     size = (3.1 * len(panels_of) + 1.6, 0.9 + 0.38 * len(raters))
     with picture(path, size, len(panels_of), sharex=True, sharey=True) as (_, panels):
         for axes, key in zip(panels, panels_of):
@@ -56,7 +56,7 @@ def _scores(path: pathlib.Path, found: Mapping[str, Any]) -> None:
                 if len(mcc["by_seed"]) > 1:
                     dots = mcc["by_seed"]
                     axes.plot(dots, [row + 0.24] * len(dots), ".", color=shade, markersize=4)
-            axes.set_title(f"{TITLES[key]} (n = {found['sets'][key]['n']})", loc="left")
+            axes.set_title(f"{TITLES[key]} (n = {results['sets'][key]['n']})", loc="left")
             axes.set_xlabel("MCC")
             axes.xaxis.set_major_locator(MaxNLocator(5))
         panels[0].set_yticks(range(len(raters)), [rater["title"] for rater in raters])
@@ -64,13 +64,13 @@ def _scores(path: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 
 def _roc(
-    path: pathlib.Path, found: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]
+    path: pathlib.Path, image_set: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]
 ) -> None:
     """A panel a class: thin lines are single trainings; a reader is a point."""
     k = len(class_names)
     size = (max(4.2, 2.9 * k), 3.6)
     with picture(path, size, k, sharex=True, sharey=True) as (figure, panels):
-        here = [rater for rater in raters if found.key in rater.probabilities]
+        here = [rater for rater in raters if image_set.key in rater.probabilities]
         marks = iter(_MARKS * len(here))
         handles = []
         drawn = {rater.key: next(marks) for rater in here if rater.kind == "reader"}
@@ -81,12 +81,12 @@ def _roc(
                 Line2D([], [], color=shade, marker=mark, linestyle="" if mark else "-",
                        label=rater.title)
             )  # fmt: skip
-            read = rater.read(found.key)
+            read = rater.read(image_set.key)
             for axes, c in zip(panels, range(k)):
-                truth = found.labels[read] == c
+                truth = image_set.labels[read] == c
                 if truth.all() or not truth.any():
                     continue
-                for rows in rater.probabilities[found.key][:, read]:
+                for rows in rater.probabilities[image_set.key][:, read]:
                     if mark:
                         named = rows.argmax(1) == c
                         axes.plot(named[~truth].mean(), named[truth].mean(), mark, color=shade)
@@ -102,9 +102,9 @@ def _roc(
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
 
 
-def _equivalence(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+def _equivalence(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     """The interval of the difference on every set, over the band of the margin."""
-    judged = found["equivalence"]
+    judged = results["equivalence"]
     with picture(path, (7.2, 1.2 + 0.42 * len(judged))) as (_, (axes,)):
         margin = next(iter(judged.values()))["margin"]
         axes.axvspan(-margin, margin, color=GRID, alpha=0.8)

@@ -45,9 +45,9 @@ def attack(
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study found."""
+    """The results of a study."""
 
-    found: dict[str, Any]  # what tables.json holds
+    results: dict[str, Any]  # what tables.json holds
     workdir: pathlib.Path
 
 
@@ -124,7 +124,7 @@ def run(
         raters = (*_models(config, folder, runs, material), *humans)
         choice = Choice(config.evaluation.bootstrap, data.seed, config.study.margin)
         seeds, names = config.study.seeds, material.class_names
-        found = {
+        results = {
             **_about(config, runs, material, command),
             **judging.judge(material.sets, names, raters, seeds, choice),
             "inversion": None,
@@ -132,8 +132,8 @@ def run(
         drawn = report.Drawn(material.sets, raters, names)
 
         def write() -> None:
-            report.write(folder, found, drawn)
-            write_json(folder / TABLES, found)
+            report.write(folder, results, drawn)
+            write_json(folder / TABLES, results)
 
         write()  # before the attack too: a mistake in its options must not cost the tables
         if config.study.inversion:
@@ -142,10 +142,10 @@ def run(
             def attacking(setting: str, done: int, of: int) -> None:
                 progress(f"attacking: {setting}, {done} of {of}", len(runs) + 1, total)
 
-            found["inversion"] = attack(config, folder / "inversion", resume, attacking)
+            results["inversion"] = attack(config, folder / "inversion", resume, attacking)
             write()
         progress("done", total, total)
-        return Study(found, folder)
+        return Study(results, folder)
 
 
 def _runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:

@@ -27,22 +27,22 @@ _TEST_FIELDS = ("first", "second", "difference", "t", "p", "p_holm", "cohens_d")
 _INVERSION = {"mse": "MSE", "psnr": "PSNR, dB", "ssim": "SSIM", "fid": "FID", "kid": "KID"}
 
 
-def all_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Every table of the report, in order; `found` is what tables.json holds."""
-    tables = [table_1a(found), *(by_class(found, key) for key in found["sets"])]
-    for key in found["table_1b"]:
-        tables += [table_1b(found, key), table_1c(found, key)]
-    tables.append(equivalence(found))
-    if found["inversion"]:
-        tables += [inversion(found["inversion"]), inversion_tests(found["inversion"])]
+def all_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table of the report, in order; `results` is what tables.json holds."""
+    tables = [table_1a(results), *(by_class(results, key) for key in results["sets"])]
+    for key in results["table_1b"]:
+        tables += [table_1b(results, key), table_1c(results, key)]
+    tables.append(equivalence(results))
+    if results["inversion"]:
+        tables += [inversion(results["inversion"]), inversion_tests(results["inversion"])]
     return tables
 
 
-def table_1a(found: Mapping[str, Any]) -> Table:
+def table_1a(results: Mapping[str, Any]) -> Table:
     """Scores of all raters on all sets, the sets side by side under each score as in the paper."""
     rows = []
-    for rater in found["table_1a"]["raters"]:
-        row = [Cell(_title(rater, found))]
+    for rater in results["table_1a"]["raters"]:
+        row = [Cell(_title(rater, results))]
         for score, key in itertools.product(_SCORES, TITLES):
             scores = rater["sets"].get(key)
             if scores is None:
@@ -53,7 +53,7 @@ def table_1a(found: Mapping[str, Any]) -> Table:
                 sensitivity, specificity = (_all_classes(scores[name]) for name in BY_CLASS)
                 row.append(Cell(sensitivity, specificity))
         rows.append(row)
-    seeds = found["seeds"]
+    seeds = results["seeds"]
     several = (
         f"Mean over {len(seeds)} trainings ± standard deviation between them; in brackets"
         if len(seeds) > 1
@@ -67,15 +67,15 @@ def table_1a(found: Mapping[str, Any]) -> Table:
         rows,
         tuple((name, len(TITLES)) for name in _SCORES.values()),
         f"{several} the 95 % interval over {over}. Sensitivity and specificity: "
-        f"{'/'.join(found['classes'])}. ROC-AUC: one class against the rest, weighted by the "
+        f"{'/'.join(results['classes'])}. ROC-AUC: one class against the rest, weighted by the "
         "number of images. MCC: Matthews correlation coefficient.",
     )
 
 
-def _title(rater: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _title(rater: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Its name, and how many images it rated where these are not all."""
     n = rater["sets"].get(TEST_1, {}).get("n")
-    every = found["sets"][TEST_1]["n"]
+    every = results["sets"][TEST_1]["n"]
     return rater["title"] if n in (None, every) else f"{rater['title']} ({n} of {every} images)"
 
 
@@ -83,30 +83,30 @@ def _all_classes(scores: Mapping[str, Any]) -> str:
     return "/".join(number(each["mean"]) for each in scores.values())
 
 
-def by_class(found: Mapping[str, Any], key: str) -> Table:
+def by_class(results: Mapping[str, Any], key: str) -> Table:
     """Sensitivity and specificity of each class on one set, with intervals."""
     rows = []
-    for rater in found["table_1a"]["raters"]:
+    for rater in results["table_1a"]["raters"]:
         scores = rater["sets"].get(key)
         if scores is not None:
-            cells = [estimate(scores[s][name]) for s in BY_CLASS for name in found["classes"]]
-            rows.append([Cell(_title(rater, found)), *cells])
-    counts = found["sets"][key]["counts"]
-    images = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], counts))
+            cells = [estimate(scores[s][name]) for s in BY_CLASS for name in results["classes"]]
+            rows.append([Cell(_title(rater, results)), *cells])
+    counts = results["sets"][key]["counts"]
+    images = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], counts))
     return Table(
         f"by_class_{key}",
         f"Sensitivity and specificity by class, {TITLES[key]} ({images})",
-        ["", *(name for _ in BY_CLASS for name in found["classes"])],
+        ["", *(name for _ in BY_CLASS for name in results["classes"])],
         rows,
-        tuple((_BY_CLASS[s], len(found["classes"])) for s in BY_CLASS),
-        "An interval without width: all images of the class, or none, were told rightly; the "
-        "bootstrap then knows no spread. Readers: of the images that they read.",
+        tuple((_BY_CLASS[s], len(results["classes"])) for s in BY_CLASS),
+        "An interval without width: all images of the class, or none, were classified correctly; "
+        "the bootstrap then knows no spread. Readers: of the images that they read.",
     )
 
 
-def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
+def table_1b(results: Mapping[str, Any], key: str = TEST_1) -> Table:
     """p-values of McNemar's test between all raters."""
-    seeds = found["seeds"]
+    seeds = results["seeds"]
 
     def cell(pair: Mapping[str, Any]) -> Cell:
         if pair["p"] is None:
@@ -124,34 +124,34 @@ def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
     return Table(
         "table_1b" if key == TEST_1 else f"table_1b_{key}",
         f"Table 1b. McNemar’s test on {TITLES[key]}: p-values",
-        *_square(found, found["table_1b"][key]["pairs"], cell),
+        *_square(results, results["table_1b"][key]["pairs"], cell),
         note="Two-sided; exact where just one of two is right on fewer than 25 images, else "
         f"chi-square with continuity correction. Bold: p < {SIGNIFICANT:g}, not adjusted for the "
         f"number of tests (Holm’s adjusted ones are in tables.json).{several}",
     )
 
 
-def table_1c(found: Mapping[str, Any], key: str = TEST_1) -> Table:
+def table_1c(results: Mapping[str, Any], key: str = TEST_1) -> Table:
     """Cohen's kappa between all raters."""
-    mean = "Mean over the trainings, with" if len(found["seeds"]) > 1 else "With"
+    mean = "Mean over the trainings, with" if len(results["seeds"]) > 1 else "With"
     return Table(
         "table_1c" if key == TEST_1 else f"table_1c_{key}",
         f"Table 1c. Cohen’s κ on {TITLES[key]}",
-        *_square(found, found["table_1c"][key]["pairs"], estimate),
+        *_square(results, results["table_1c"][key]["pairs"], estimate),
         note=f"{mean} the 95 % interval. 1: the same class for every image; 0: no more "
         "than by chance.",
     )
 
 
 def _square(
-    found: Mapping[str, Any], pairs: Iterable[Mapping[str, Any]], cell: Any
+    results: Mapping[str, Any], pairs: Iterable[Mapping[str, Any]], cell: Any
 ) -> tuple[list[str], list[list[Cell]]]:
     """Heads and rows of a table of all raters by all raters."""
     known = {}
     for pair in pairs:
         known[pair["first"], pair["second"]] = known[pair["second"], pair["first"]] = pair
     here = {key for pair in known for key in pair}
-    raters = [rater for rater in found["table_1a"]["raters"] if rater["key"] in here]
+    raters = [rater for rater in results["table_1a"]["raters"] if rater["key"] in here]
     rows = [
         [Cell(a["title"])]
         + [cell(known[a["key"], b["key"]]) if a is not b else Cell() for b in raters]
@@ -160,11 +160,11 @@ def _square(
     return ["", *(rater["title"] for rater in raters)], rows
 
 
-def equivalence(found: Mapping[str, Any]) -> Table:
+def equivalence(results: Mapping[str, Any]) -> Table:
     """The difference in MCC, secure less local, on every set."""
-    over = " and the spread between trainings" if len(found["seeds"]) > 1 else ""
+    over = " and the spread between trainings" if len(results["seeds"]) > 1 else ""
     return build(
-        found["equivalence"].items(),
+        results["equivalence"].items(),
         [
             ("", lambda item: TITLES[item[0]]),
             ("difference", lambda item: signed(item[1]["difference"]["mean"])),
@@ -179,7 +179,7 @@ def equivalence(found: Mapping[str, Any]) -> Table:
     )
 
 
-def inversion(found: Mapping[str, Any]) -> Table:
+def inversion(results: Mapping[str, Any]) -> Table:
     """Similarity of the reconstructions to the images behind what the model owner saw."""
 
     def similarity(part: Mapping[str, Any] | None) -> Cell:
@@ -198,7 +198,7 @@ def inversion(found: Mapping[str, Any]) -> Table:
         return Cell(percent(part["share"]), f"by chance {percent(part['chance'])}")
 
     return build(
-        found["rows"],
+        results["rows"],
         [
             ("", lambda row: MODES.get(row["setting"], row["setting"])),
             ("images", lambda row: str(row["n"])),
@@ -217,22 +217,22 @@ def inversion(found: Mapping[str, Any]) -> Table:
         "MSE, FID and KID, a small PSNR and SSIM: little was recovered. FID and KID: of half of "
         "the reconstructions against the other half of the originals, between what halves of the "
         "originals give (floor) and what noise gives (ceiling). "
-        + " ".join([found.get("note", ""), *_notes(found["rows"])]),
+        + " ".join([results.get("note", ""), *_notes(results["rows"])]),
     )
 
 
 def _notes(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """What the audit says of single settings."""
+    """The audit's notes on single settings."""
     for row in rows:
         name = MODES.get(row["setting"], row["setting"])
         yield from (f"{name}: {note.rstrip('.')}." for note in row.get("notes", ()))
 
 
-def inversion_tests(found: Mapping[str, Any]) -> Table:
+def inversion_tests(results: Mapping[str, Any]) -> Table:
     """Analysis of variance and t-tests on the reconstructions."""
     rows = []
-    for score, tests in found.get("tests", {}).items():
-        anova = found.get("anova", {}).get(score)
+    for score, tests in results.get("tests", {}).items():
+        anova = results.get("anova", {}).get(score)
         if anova:
             rows.append(
                 [Cell(_INVERSION[score]), Cell("all settings"), Cell(),
@@ -271,31 +271,31 @@ def estimate(each: Mapping[str, Any] | None) -> Cell:
     return Cell(f"{number(each['mean'])}{std}", interval(each))
 
 
-def records(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def records(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The numbers of the tables for machines, a record a line, by the name of the CSV file."""
     files = {
-        "table_1a": _score_records(found),
-        "table_1b": _pair_records(found, "table_1b", "by_seed", _MCNEMAR_FIELDS),
-        "table_1c": _pair_records(found, "table_1c", "seeds", ("value", "low", "high")),
+        "table_1a": _score_records(results),
+        "table_1b": _pair_records(results, "table_1b", "by_seed", _MCNEMAR_FIELDS),
+        "table_1c": _pair_records(results, "table_1c", "seeds", ("value", "low", "high")),
         "equivalence": [
             {"set": key, **{part: judged["difference"][part] for part in _ESTIMATE},
              "margin": judged["margin"], "verdict": judged["verdict"]}
-            for key, judged in found["equivalence"].items()
+            for key, judged in results["equivalence"].items()
         ],
     }  # fmt: skip
-    if found["inversion"]:
-        files["inversion"] = _inversion_records(found["inversion"]["rows"])
+    if results["inversion"]:
+        files["inversion"] = _inversion_records(results["inversion"]["rows"])
         files["inversion_tests"] = [
             {"measure": score, **{field: test[field] for field in _TEST_FIELDS}}
-            for score, tests in found["inversion"]["tests"].items()
+            for score, tests in results["inversion"]["tests"].items()
             for test in tests
         ]
     return files
 
 
-def _score_records(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _score_records(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = []
-    for rater in found["table_1a"]["raters"]:
+    for rater in results["table_1a"]["raters"]:
         for key, scores in rater["sets"].items():
             named = [(score, "", scores[score]) for score in SCALARS]
             named += [(s, name, each) for s in BY_CLASS for name, each in scores[s].items()]
@@ -309,13 +309,13 @@ def _score_records(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pair_records(
-    found: Mapping[str, Any], table: str, inner: str, fields: Sequence[str]
+    results: Mapping[str, Any], table: str, inner: str, fields: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A record for each pair, set and seed."""
     return [
         {"set": key, **{name: pair[name] for name in ("first", "second", "n")},
          "seed": line["seed"], **{field: line[field] for field in fields}}
-        for key, part in found[table].items()
+        for key, part in results[table].items()
         for pair in part["pairs"]
         for line in pair[inner]
     ]  # fmt: skip

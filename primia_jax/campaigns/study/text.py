@@ -26,16 +26,16 @@ _TOPICS = {
 }
 
 
-def conclusions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def conclusions(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Topics and sentences that conclude a study, of the numbers in tables.json."""
-    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+    raters = {rater["key"]: rater for rater in results["table_1a"]["raters"]}
     models = {mode: raters[mode] for mode in MODES if mode in raters}
-    tests = [key for key in (TEST_1, TEST_2) if key in found["sets"]]
+    tests = [key for key in (TEST_1, TEST_2) if key in results["sets"]]
     scores = {key: {mode: one["sets"][key]["mcc"] for mode, one in models.items()} for key in tests}
     known = [mcc["mean"] for mcc in scores[TEST_1].values() if mcc["mean"] is not None]
     context = {
         "titles": TITLES,
-        "sets": found["sets"],
+        "sets": results["sets"],
         "tests": tests,
         "mcc": {
             key: [
@@ -46,21 +46,21 @@ def conclusions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             for key, each in scores.items()
         },
         "lowest": min(known),
-        "equivalence": found["equivalence"],
-        "differences": list(_differences(found)),
+        "equivalence": results["equivalence"],
+        "differences": list(_differences(results)),
         "kappas": [
             (key, pair)
-            for key, part in found["table_1c"].items()
+            for key, part in results["table_1c"].items()
             for pair in part["pairs"]
             if {pair["first"], pair["second"]} == {SECURE, LOCAL} and pair["mean"] is not None
         ],
         "word": agreement_word,
-        "readers": list(_readers(found)),
-        "inversion": {"note": "", **(found["inversion"] or {})},
-        "errors": _errors(found["inversion"] or {"rows": ()}),
-        "comparisons": list(_comparisons(found["inversion"] or {})),
+        "readers": list(_readers(results)),
+        "inversion": {"note": "", **(results["inversion"] or {})},
+        "errors": _errors(results["inversion"] or {"rows": ()}),
+        "comparisons": list(_comparisons(results["inversion"] or {})),
     }
-    absent = {"readers": not context["readers"], "inversion": not found["inversion"]}
+    absent = {"readers": not context["readers"], "inversion": not results["inversion"]}
     return [
         (title, " ".join(page.sentences("study.txt.jinja", topic=topic, **context)))
         for topic, title in _TOPICS.items()
@@ -73,9 +73,9 @@ def agreement_word(kappa: float) -> str:
     return next((word for bound, word in _AGREEMENT if kappa <= bound), "almost perfect")
 
 
-def _differences(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str], float]]:
+def _differences(results: Mapping[str, Any]) -> Iterator[tuple[str, list[str], float]]:
     """By set: the modes that are right more often than others, and the smallest p-value."""
-    for key, part in found["table_1b"].items():
+    for key, part in results["table_1b"].items():
         pairs = [p for p in part["pairs"] if {p["first"], p["second"]} <= set(MODES)]
         ahead = []
         for pair in pairs:
@@ -101,14 +101,16 @@ def _times_ahead(pair: Mapping[str, Any], side: str, other: str) -> str | None:
     return "" if len(tests) == 1 else f" in {count} of {len(tests)} trainings"
 
 
-def _readers(found: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[str], list[str]]]:
+def _readers(
+    results: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], list[str], list[str]]]:
     """Each reader, with the modes that are right more often and less often."""
-    for rater in found["table_1a"]["raters"]:
+    for rater in results["table_1a"]["raters"]:
         if rater["kind"] != "reader":
             continue
         better: list[str] = []
         worse: list[str] = []
-        for pair in found["table_1b"][TEST_1]["pairs"]:
+        for pair in results["table_1b"][TEST_1]["pairs"]:
             models = {pair["first"], pair["second"]} & set(MODES)
             if pair["p"] is None or len(models) != 1:
                 continue
@@ -147,15 +149,15 @@ def _comparisons(inversion: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
         yield MODES.get(other, other).lower(), verdict, t_test(test), p
 
 
-def data_sentences(found: Mapping[str, Any]) -> list[str]:
+def data_sentences(results: Mapping[str, Any]) -> list[str]:
     """The size and origin of each set."""
     sentences = []
-    for key, part in found["sets"].items():
-        counts = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], part["counts"]))
+    for key, part in results["sets"].items():
+        counts = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], part["counts"]))
         sentences.append(
             f"{TITLES[key]}: {part['n']} images of {part['patients']} patients ({counts}), "
             f"{part['what']}"
         )
-    if VALIDATION in found["sets"]:
+    if VALIDATION in results["sets"]:
         sentences[0] += "; the best round was chosen on it, so its scores are too good"
     return sentences

@@ -58,7 +58,7 @@ Progress = Callable[[Event], None]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """The results of a search."""
 
     workdir: pathlib.Path
     best: int  # number of the best trial
@@ -139,7 +139,7 @@ def _with_one_ledger(config: ExperimentConfig, folder: pathlib.Path) -> Experime
 
 
 def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
-    """Makes the folder ready; what cannot be trained on at all is told before any trial."""
+    """Makes the folder ready; refuses before any trial what cannot be trained on."""
     plan = make_plan(config)
     if not resume:
         directory.begin(config, plan)
@@ -354,7 +354,7 @@ class _Stopped(Exception):
 
 
 def tally(trials: Sequence[FrozenTrial], running: int) -> dict[str, int]:
-    """How many trials are complete (diverged ones apart), pruned, diverged, failed and running."""
+    """Numbers of complete (diverged ones apart), pruned, diverged, failed and running trials."""
     left_out = interrupted(trials)
     ended = [t for t in trials if t.state.is_finished() and t.number not in left_out]
     return {
@@ -390,7 +390,7 @@ def _conclude(
 
 
 def _cost(folder: pathlib.Path) -> dict[str, Any]:
-    """What a trial took, all its processes together, as its files tell."""
+    """Cost of a trial, all its processes together, from its files."""
     lines = [line for line in Workdir(folder).rounds() if line["site"] == "all"]
     kept = [line["round"] for line in lines if line["best"]]
     return {

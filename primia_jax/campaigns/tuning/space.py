@@ -48,7 +48,7 @@ class Dimension:
 
     @property
     def is_log(self) -> bool:
-        """Whether it is drawn evenly over its logarithm."""
+        """True if it is drawn evenly over its logarithm."""
         return bool(getattr(self.distribution, "log", False))
 
 
@@ -149,9 +149,9 @@ def _checked(name: str, value: Any, where: str) -> Any:
     for part in reversed(name.split(".")):
         nested = {part: nested}
     try:
-        found: Any = from_config_dict(ExperimentConfig, nested)
+        checked: Any = from_config_dict(ExperimentConfig, nested)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     for part in name.split("."):
-        found = getattr(found, part)
-    return found
+        checked = getattr(checked, part)
+    return checked
