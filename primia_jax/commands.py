@@ -261,7 +261,7 @@ def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
 
     found = paper_study.run(config, workdir, progress=progress, **arguments)
     print()
-    print(paper_study.as_text(found.results))
+    print(paper_study.as_text(found.found))
     print(f"report: {found.workdir / 'report.html'}")
 
 

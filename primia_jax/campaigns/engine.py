@@ -28,7 +28,6 @@ from primia_jax.config import ExperimentConfig, from_config_dict, settled, to_pl
 from primia_jax.core.storage import move_aside
 from primia_jax.data import DataPlan, make_plan
 from primia_jax.errors import CheckpointError, ConfigError, DataError
-from primia_jax.federated import checkpoints
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.workdir import CONFIG, Workdir, check_begun
 
@@ -146,7 +145,6 @@ def train(
     ray_address: str | None = None,
     plan: DataPlan | None = None,
     retrain: bool = False,
-    begins: Callable[[], None] = lambda: None,
     **arguments: Any,
 ) -> None:
     """Trains a run, goes on with it, or leaves it alone if it came to its end.
@@ -157,7 +155,6 @@ def train(
       ray_address: a running Ray cluster.
       plan: of the images of all runs, if they are known to be the same.
       retrain: begins anew where options or images changed, in place of an error.
-      begins: called before the training, if there is one.
       **arguments: further ones of `experiment.train`.
 
     Raises:
@@ -172,10 +169,7 @@ def train(
                 raise
             resume = False
         if resume and (run.folder / "report.html").exists():  # the last thing that a run writes
-            last = checkpoints.latest(directory.checkpoints)
-            if last.finished or last.round == run.config.federated.rounds:
-                return
-    begins()
+            return
     experiment.train(run.config, run.folder, resume=resume, ray_address=ray_address, **arguments)
 
 
@@ -191,11 +185,6 @@ def provenance(*packages: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "backend": jax.default_backend(),
         "begun": time.strftime("%Y-%m-%d %H:%M"),
-        **versions(*packages),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("primia_jax", "jax", *packages)},
     }
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python, of this package, of JAX, and of `packages`."""
-    names = ("primia_jax", "jax", *packages)
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

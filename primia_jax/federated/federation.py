@@ -255,14 +255,14 @@ class Federation:
         Of a sum of this round that was revealed before a crash nothing is summed again: the round
         is completed from what the model owner kept.
         """
-        taking_part = self.drawn(number)
+        revealed, uncertain = self._revealed(number)
+        taking_part = self._drawn_again(uncertain, self.drawn(number))
         if taking_part != self._attending:
             self._attend(taking_part, (OWNER,))
         behind = tuple(name for name in taking_part if name in self._behind)
         if behind:
             send = functools.partial(model_owner.send_model, to=behind)
             self._run({**dict.fromkeys(behind, hospital.catch_up), OWNER: send})
-        revealed = self._revealed(number)
         due = tuple(purpose for purpose in DUE if purpose not in revealed)
         trainers = tuple(name for name in taking_part if name not in self._stopped)
         if UPDATE in due:
@@ -296,18 +296,27 @@ class Federation:
         self._behind = missed.intersection(self.present)
         return reports, trace
 
-    def _revealed(self, number: int) -> Mapping[str, tuple[str, ...]]:
-        """The sums of round `number` that the model owner has already, and the hospitals in them.
+    def _revealed(self, number: int) -> tuple[Mapping[str, tuple[str, ...]], tuple[str, ...]]:
+        """The sums of round `number` that the model owner has already, and the hospitals in them;
+        and the hospitals of one that it may have seen without keeping it.
 
         Where sums are in the clear they are made again: there is nothing to hide.
         """
         if not safety.is_secure(self.config):
-            return {}
+            return {}, ()
         reports, _ = self._run(
             {OWNER: Locally(functools.partial(model_owner.revealed, number=number))}
         )
         sums = {UPDATE: reports[OWNER].update, VALIDATION: reports[OWNER].validation}
-        return {purpose: names for purpose, names in sums.items() if names is not None}
+        kept = {purpose: names for purpose, names in sums.items() if names is not None}
+        return kept, reports[OWNER].uncertain
+
+    def _drawn_again(self, uncertain: tuple[str, ...], drawn: tuple[str, ...]) -> tuple[str, ...]:
+        """Those drawn before a crash, if a sum can only be over them and they are there."""
+        trainers = tuple(name for name in drawn if name not in self._stopped)
+        if not uncertain or uncertain in (drawn, trainers) or set(uncertain) - set(self.present):
+            return drawn
+        return uncertain
 
     def _check_not_alone(self, trainers: tuple[str, ...]) -> None:
         """Refuses a sum of updates over too few hospitals, before they do; or over none."""

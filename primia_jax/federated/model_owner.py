@@ -119,9 +119,11 @@ def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, records.Pooled]:
 
 
 def revealed(state: ModelOwner, number: int) -> tuple[ModelOwner, records.Revealed]:
-    """The sums of round `number` that were revealed."""
+    """The sums of round `number` that were revealed, or may have been."""
     totals = [_revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION)]
-    return state, records.Revealed(*(total.took_part if total else None for total in totals))
+    kept = (total.took_part if total else None for total in totals)
+    uncertain = state.journal.uncertain(number) if state.journal else ()
+    return state, records.Revealed(*kept, uncertain)
 
 
 def _revealed(state: ModelOwner, purpose: str, number: int | None) -> Total | None:

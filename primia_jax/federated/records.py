@@ -89,10 +89,14 @@ class OwnerRestored(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Revealed(Record):
-    """The hospitals in the sums of a round that were revealed; None: not revealed."""
+    """The hospitals in the sums of a round that were revealed; None: not revealed.
+
+    `uncertain` are those of one that may have been revealed just before a crash.
+    """
 
     update: tuple[Name, ...] | None
     validation: tuple[Name, ...] | None
+    uncertain: tuple[Name, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,6 +164,17 @@ class OwnerJournal:
         self._record.add([{"kind": "revealing", "sum": number, "hospitals": list(hospitals)}])
         self._revealing[number] = tuple(hospitals)
 
+    def uncertain(self, number: int) -> tuple[str, ...]:
+        """Hospitals of the sum of round `number` that may have been revealed but is not kept.
+
+        Empty if there is none. A sum of that quantity can only be made over them again.
+        """
+        for key, (quantity, _) in self._begun.items():
+            noted = key in self._revealing and key not in self._void
+            if noted and quantity.round == number and not self.has(quantity):
+                return self._revealing[key]
+        return ()
+
     def last_with(self, hospital: str) -> tuple[str, ...]:
         """Number of the last revealed sum that `hospital` was in; empty if there is none."""
         numbers = [key for key, hospitals in self._revealing.items() if hospital in hospitals]

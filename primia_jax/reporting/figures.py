@@ -152,21 +152,14 @@ def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
 
 @contextlib.contextmanager
 def picture(
-    path: pathlib.Path,
-    size: tuple[float, float],
-    panels: int = 1,
-    *,
-    rows: int = 1,
-    dpi: int = 160,
-    **subplots: Any,
+    path: pathlib.Path, size: tuple[float, float], panels: int = 1, dpi: int = 160, **subplots: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A picture on its own, of panels side by side, which is saved where the block ends.
 
     Args:
       path: where to; its ending names the format.
       size: in inches.
-      panels: how many in a row.
-      rows: of panels; given one after the other.
+      panels: how many.
       dpi: pixels an inch.
       **subplots: further arguments of `Figure.subplots`.
 
@@ -175,7 +168,7 @@ def picture(
     """
     with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        yield figure, list(figure.subplots(rows, panels, squeeze=False, **subplots).ravel())
+        yield figure, list(figure.subplots(1, panels, squeeze=False, **subplots)[0])
         save_picture(figure, path, dpi)
 
 

@@ -6,12 +6,14 @@ between and after the sums of each round. From each copy the run goes on.
 """
 
 import collections
+import itertools
 import shutil
 
 import pytest
 import tiny
 
 from primia_jax.data import make_plan
+from primia_jax.errors import CheckpointError
 from primia_jax.federated import checkpoints, hospital_state, privacy
 from primia_jax.federated.checkpoints import Progress
 from primia_jax.federated.federation import Federation, party_makers
@@ -35,8 +37,8 @@ DELTA = 1e-5
 class Runs:
     """Runs that share the parties' images, and a note of all that left a hospital."""
 
-    def __init__(self, monkeypatch, mode):
-        self.config = tiny.config_with(PRIVATE, privacy={"mode": mode})
+    def __init__(self, monkeypatch, mode, **changes):
+        self.config = tiny.config_with(tiny.merged(PRIVATE, {"privacy": {"mode": mode}}), **changes)
         plan = make_plan(self.config)
         self.names = tuple(site.site for site in plan.sites)
         driver = LocalDriver(party_makers(self.config, plan))
@@ -67,10 +69,12 @@ class Runs:
 
         return and_copied
 
-    def train(self, folder):
+    def train(self, folder, absent=()):
         """Trains to the end from what is in `folder`, as `rounds.train_rounds` does."""
         driver = LocalDriver({})
         driver.states, driver._makers = dict(self._states), self._makers
+        driver.missing = dict.fromkeys(absent, "its machine is not there")
+        driver.revive = lambda name, timeout_s=0.0: False
         federation = Federation(driver, self.config, self.names, folder)
         done = Progress()
         if (federation.owner_folder / checkpoints.LATEST).exists():
@@ -136,3 +140,33 @@ def test_no_crash_leaves_a_release_uncharged(monkeypatch, tmp_path, mode):
         repeated += any(len(own) > sums for own in runs.released.values())
         shutil.rmtree(folder)
     assert repeated  # sums that were begun and not revealed were made again, and charged again
+
+
+@pytest.mark.fault(
+    "a private run with drawn hospitals is killed, and a hospital is gone afterwards",
+    "--resume goes on; a hospital's ledger holds the rounds that it was drawn for",
+)
+def test_hospitals_are_charged_for_the_rounds_that_they_are_in(monkeypatch, tmp_path):
+    runs = Runs(
+        monkeypatch,
+        "record",
+        federated={"hospitals": 4, "participation": 0.5, "quorum": 0.5},
+        privacy={"missing_hospitals": 1},
+    )
+    whole, points = runs.copies(tmp_path)
+    runs.check(tmp_path / "whole", whole)
+    rounds_in = {name: {number for _, number, _ in own} for name, own in runs.released.items()}
+    assert any(len(own) < runs.config.federated.rounds for own in rounds_in.values())
+    for name in runs.names:
+        entries = Ledger(tmp_path / "whole" / "sites" / name / FILE, 1e9, DELTA, name).entries()
+        assert {entry.about.get("round") for entry in entries} - {None} <= rounds_in.get(
+            name, set()
+        )
+    for (folder, before), absent in zip(points[1::3], itertools.cycle(runs.names)):
+        runs.released.clear()
+        runs.released.update({name: set(own) for name, own in before.items()})
+        try:
+            runs.train(folder, (absent,))
+        except CheckpointError as error:  # a sum with this hospital may have been revealed
+            assert absent in str(error) and "may have been revealed" in str(error)
+        runs.check(folder, whole)

@@ -5,6 +5,6 @@
 `check_inversion` refuses before any training what it could not do after it.
 """
 
-from primia_jax.campaigns.audit.campaign import audit, check_inversion, inversion_table
+from primia_jax.campaigns.audit.study import audit, check_inversion, inversion_table
 
 __all__ = ["audit", "check_inversion", "inversion_table"]

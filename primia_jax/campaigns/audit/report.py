@@ -1,25 +1,31 @@
-"""The page of an audit: its numbers in tables, pictures and plain sentences."""
+"""The page of an audit: what its numbers say, in tables, pictures and plain sentences."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from primia_jax.campaigns.audit import plots
-from primia_jax.campaigns.audit.attacks import RECOVERED_DB
+from primia_jax.campaigns.audit import pictures
+from primia_jax.campaigns.audit.control import RECOVERED_DB
+from primia_jax.core.storage import write_text
 from primia_jax.reporting import page
-from primia_jax.reporting.formats import ABSENT, p_equals
-from primia_jax.reporting.tables import Table, build
 
 _NAMES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
-_FAILS_BELOW_DB = 16.0  # of a mean PSNR: reconstructions then show little beyond the outline
-_SIGNIFICANT = 0.05
+_FAILS_BELOW_DB = 16.0  # of a mean PSNR: what is found then shows little beyond the outline
+_LEVELS = ((0.001, "clearly worse"), (0.05, "worse"))  # of corrected p-values
+
+
+class Table(NamedTuple):
+    """Heads and rows of text."""
+
+    heads: list[str]
+    rows: list[list[str]]
 
 
 def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.Path) -> None:
     """Writes the page with its pictures within it, and leakage.png beside audit.json's.
 
     Args:
-      result: the content of audit.json.
+      result: what audit.json holds.
       folder: of the audit; the pictures that `result` names are below it.
       path: of the page.
 
@@ -28,81 +34,135 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
     """
     rows, control = result["settings"], result["control"]
     plot = folder / "audit" / "leakage.png"
-    drawn = plots.draw_leakage(plot, rows)
-    page.write(
-        path,
-        "audit.html.jinja",
-        result=result,
-        rows=rows,
-        works=control is None or control["recovered"],
-        tiles=_tiles(rows) if control is None or control["recovered"] else [],
-        attacked=_attacked_table(rows),
-        similarity=_similarity_table(rows),
-        distances=_distance_table(rows),
-        anova=_anova_table(result),
-        tests=[(_NAMES[m], _test_table(t)) for m, t in result["tests"].items() if t],
-        defences=_defence_table(result),
-        panels=[(row["setting"], page.embedded(folder / row["panel"])) for row in rows],
-        control=control,
-        control_picture=page.embedded(folder / control["panel"]) if control else "",
-        plot=page.embedded(plot) if drawn else "",
+    drawn = pictures.draw_leakage(plot, rows)
+    html = (
+        page.environment()
+        .get_template("audit.html.jinja")
+        .render(
+            result=result,
+            rows=rows,
+            works=control is None or control["recovered"],
+            tiles=_tiles(rows),
+            verdicts=result["verdicts"],
+            attacked=attacked_table(rows),
+            similarity=similarity_table(rows),
+            distances=distance_table(rows),
+            anova=anova_table(result),
+            tests=[(_NAMES[m], test_table(t)) for m, t in result["tests"].items() if t],
+            defences=defence_table(result),
+            panels=[(row["setting"], page.embedded(folder / row["panel"])) for row in rows],
+            control=control,
+            control_picture=page.embedded(folder / control["panel"]) if control else "",
+            plot=page.embedded(plot) if drawn else "",
+            notes=[(row["setting"], note) for row in rows for note in row["notes"]],
+        )
     )
+    write_text(path, html)
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """Conclusions from the numbers, in plain sentences; none after a failed control."""
+    """What the numbers do and do not say, in plain sentences; nothing after a failed control."""
+    found, control = [], result["control"]
+    if control is None:
+        found.append(
+            "No control was run: that an attack finds nothing may mean that the attack is broken."
+        )
+    elif control["recovered"]:
+        found.append(
+            f"The attack works: behind the gradient of one image at an untrained network it "
+            f"recovered the image ({control['psnr']:.1f} dB, at least {control['needed']:g} dB)."
+        )
+    else:
+        return [
+            f"The control failed: behind the gradient of one image at an untrained network the "
+            f"attack reached {control['psnr']:.1f} dB only, where {control['needed']:g} dB can be "
+            "had. The attack is broken as it is set here, and nothing is concluded from what it "
+            "found. More config.audit.control_steps, or other settings of the attack, may mend it."
+        ]
+    for test in result["tests"]["psnr"] if result["tests"] else []:
+        found.append(_of_test(test))
     dark = [row for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
-    return page.sentences(
-        "audit.txt.jinja",
-        control=result["control"],
-        tests=result["tests"]["psnr"] if result["tests"] else (),
-        leaking=[row for row in dark if _leaks(row)],
-        weak=[row["setting"] for row in dark if not _leaks(row)],
-        significant=_SIGNIFICANT,
-        fails_below=_FAILS_BELOW_DB,
-        recovered=RECOVERED_DB,
-    )
+    leaking = [row for row in dark if _leaks(row)]
+    weak = [row["setting"] for row in dark if not _leaks(row)]
+    found += [_of_leak(row) for row in leaking]
+    if weak:
+        found.append(
+            f"Under {', '.join(weak)} this attack recovers little: the mean PSNR is below "
+            f"{_FAILS_BELOW_DB:g} dB, no image reaches {RECOVERED_DB:g} dB, and re-identification "
+            "above chance is not shown. This is a failure of one attack with a given effort, not "
+            "privacy: a better attack, more steps or other knowledge may succeed. Only "
+            "differential privacy bounds what any attack can learn."
+        )
+    return found
 
 
 def _leaks(row: Mapping[str, Any]) -> bool:
     """True if images were re-identified more often than by chance, or one was recovered."""
     identified = row["identified"]
     p = 1.0 if identified["p"] is None else identified["p"]
-    above_chance = identified["share"] > identified["chance"] and p < _SIGNIFICANT
+    above_chance = identified["share"] > identified["chance"] and p < _LEVELS[-1][0]
     return bool(above_chance or row["psnr"]["worst"] >= RECOVERED_DB)
 
 
+def _of_leak(row: Mapping[str, Any]) -> str:
+    """A verdict on a scenario whose mean PSNR is low and whose images leak nevertheless."""
+    identified = row["identified"]
+    return (
+        f"Under {row['setting']} the reconstructions are poor on average (mean PSNR "
+        f"{row['psnr']['mean']:.1f} dB, highest {row['psnr']['worst']:.1f} dB), but the update "
+        f"leaks: {identified['share']:.0%} of the images were re-identified among "
+        f"{identified['gallery']} (chance {identified['chance']:.0%}, {_p(identified['p'])})."
+    )
+
+
+def _of_test(test: Mapping[str, Any]) -> str:
+    first, second, difference = test["first"], test["second"], test["difference"]
+    if test["p_holm"] is None:
+        return f"Between {first} and {second} no test is defined."
+    told = (
+        f"{abs(difference):.1f} dB, {_test(test)} test, {_p(test['p_holm'])} corrected, "
+        f"d = {test['cohens_d']:.2f}"
+    )
+    worse, better = (second, first) if difference > 0 else (first, second)
+    for level, word in _LEVELS:
+        if test["p_holm"] < level:
+            return f"Reconstructions under {worse} are {word} than under {better} ({told})."
+    return f"{first} and {second} do not differ significantly in PSNR ({told})."
+
+
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    return [
-        {
-            "label": f"PSNR, {row['setting']}",
-            "number": f"{row['psnr']['mean']:.1f} dB",
-            "note": f"{row['n']} images; the one leaked most: {row['psnr']['worst']:.1f} dB",
-        }
-        for row in rows
-        if not row["is_defence"]
-    ]
+    tiles = []
+    for row in rows:
+        if not row["is_defence"]:
+            psnr = row["psnr"]
+            tiles.append(
+                {
+                    "label": f"PSNR, {row['setting']}",
+                    "number": f"{psnr['mean']:.1f} dB",
+                    "note": f"{row['n']} images; the one given away most: {psnr['worst']:.1f} dB",
+                }
+            )
+    return tiles
 
 
-def _setting(row: Mapping[str, Any]) -> str:
-    return str(row["setting"])
-
-
-def _attacked_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The runs and updates that were attacked."""
-    return build(
-        rows,
+def attacked_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What was attacked in each setting."""
+    heads = ["Setting", "Otherwise", "Mode", "Updates", "Images in one", "Local steps", "Rounds"]
+    table = [
         [
-            ("Setting", _setting),
-            ("Otherwise", lambda row: " ".join(row["overrides"]) or ABSENT),
-            ("Mode", lambda row: row["mode"]),
-            ("Updates", lambda row: str(row["updates"])),
-            ("Images in one", _behind),
-            ("Local steps", lambda row: str(row["local_steps"])),
-            ("Rounds", lambda row: "–".join(map(str, sorted({min(row["rounds"]),
-                                                             max(row["rounds"])})))),
-        ],
-    )  # fmt: skip
+            row["setting"],
+            " ".join(row["overrides"]) or "–",
+            row["mode"],
+            str(row["updates"]),
+            _behind(row),
+            str(row["local_steps"]),
+            f"{row['rounds'][0]}–{row['rounds'][-1]}"
+            if len(row["rounds"]) > 1
+            else str(row["rounds"][0]),
+        ]
+        for row in rows
+    ]
+    return Table(heads, table)
 
 
 def _behind(row: Mapping[str, Any]) -> str:
@@ -110,123 +170,136 @@ def _behind(row: Mapping[str, Any]) -> str:
     return f"{n} of {hospitals} hospitals, summed" if hospitals > 1 and n > 1 else str(n)
 
 
-def _similarity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean similarity with its spread, and the worst image beside it."""
-    metrics = (("PSNR, dB", "psnr", 1), ("SSIM", "ssim", 2), ("MSE", "mse", 4))
-    columns: list[Any] = [("Setting", _setting), ("Images", lambda row: str(row["n"]))]
-    for head, key, digits in metrics:
-        columns.append((head, lambda row, k=key, d=digits: _mean(row[k], d)))
-        columns.append(("Worst", lambda row, k=key, d=digits: _worst(row[k], d)))
-    columns += [
-        ("Identified (by chance)", lambda row: "{share:.2f} ({chance:.2f})".format_map(
-            row["identified"])),
-        ("Labels right", lambda row: f"{row['labels_right']:.2f}"),
-    ]  # fmt: skip
-    return build(rows, columns)
+def similarity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How close reconstructions are: the mean, its interval, and the worst image beside it."""
+    heads = ["Setting", "Images", "PSNR, dB", "Worst", "SSIM", "Worst", "MSE", "Worst"]
+    heads += ["Identified (by chance)", "Labels right"]
+    table = []
+    for row in rows:
+        who = row["identified"]
+        table.append(
+            [
+                row["setting"],
+                str(row["n"]),
+                *_mean_and_worst(row["psnr"], 1),
+                *_mean_and_worst(row["ssim"], 2),
+                *_mean_and_worst(row["mse"], 4),
+                f"{who['share']:.2f} ({who['chance']:.2f})",
+                f"{row['labels_right']:.2f}",
+            ]
+        )
+    return Table(heads, table)
 
 
-def _mean(one: Mapping[str, Any] | None, digits: int) -> str:
+def _mean_and_worst(one: Mapping[str, Any] | None, digits: int) -> list[str]:
     if one is None:
-        return ABSENT
+        return ["–", "–"]
     spread = "" if one["std"] is None else f" ± {one['std']:.{digits}f}"
-    return f"{one['mean']:.{digits}f}{spread}"
+    return [f"{one['mean']:.{digits}f}{spread}", f"{one['worst']:.{digits}f}"]
 
 
-def _worst(one: Mapping[str, Any] | None, digits: int) -> str:
-    return ABSENT if one is None else f"{one['worst']:.{digits}f}"
+def distance_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """FID and KID with what they are to be held to."""
+    heads = ["Setting", "FID", "Of halves", "Floor", "Ceiling", "KID", "Of halves", "Floor"]
+    heads += ["Ceiling", "Sets"]
+    table = []
+    for row in rows:
+        cells = []
+        for key in ("fid", "kid"):
+            one = row[key]
+            if one is None:
+                cells += ["–"] * 4
+                continue
+            low, high = one["interval"]
+            cells.append(f"{one['value']:.3g} ({low:.3g} to {high:.3g})")
+            cells += [f"{one[part]:.3g}" for part in ("found", "floor", "ceiling")]
+        table.append([row["setting"], *cells, row["distances"]])
+    return Table(heads, table)
 
 
-def _distance_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """FID and KID with the values that they are to be held to."""
-    columns: list[Any] = [("Setting", _setting)]
-    for key in ("fid", "kid"):
-        columns.append((key.upper(), lambda row, k=key: _with_interval(row[k])))
-        for head, part in (("Of halves", "found"), ("Floor", "floor"), ("Ceiling", "ceiling")):
-            columns.append((head, lambda row, k=key, p=part: _part(row[k], p)))
-    return build(rows, [*columns, ("Sets", lambda row: row["distances"])])
+def anova_table(result: Mapping[str, Any]) -> Table:
+    """The analysis of variance over all settings."""
+    heads = ["Metric", "F", "Degrees of freedom", "p", "Share of variance (η²)"]
+    table = []
+    for metric, one in result["anova"].items():
+        if one is not None:
+            table.append(
+                [
+                    _NAMES[metric],
+                    _number(one["f"], 2),
+                    f"{one['between']}, {one['within']}",
+                    _p(one["p"]),
+                    _number(one["eta_squared"], 2),
+                ]
+            )
+    return Table(heads, table)
 
 
-def _with_interval(one: Mapping[str, Any] | None) -> str:
-    if one is None:
-        return ABSENT
-    low, high = one["interval"]
-    return f"{one['value']:.3g} ({low:.3g} to {high:.3g})"
+def test_table(tests: Sequence[Mapping[str, Any]]) -> Table:
+    """t-tests of every two settings."""
+    heads = ["First", "Second", "Test", "Difference", "95 % interval", "t", "p", "p corrected"]
+    heads.append("Cohen’s d")
+    table = []
+    for one in tests:
+        interval = "–"
+        if one["interval"] is not None:
+            interval = f"{one['interval'][0]:.4g} to {one['interval'][1]:.4g}"
+        table.append(
+            [
+                one["first"],
+                one["second"],
+                _test(one),
+                f"{one['difference']:.4g}",
+                interval,
+                _number(one["t"], 2),
+                _p(one["p"]),
+                _p(one["p_holm"]),
+                _number(one["cohens_d"], 2),
+            ]
+        )
+    return Table(heads, table)
 
 
-def _part(one: Mapping[str, Any] | None, part: str) -> str:
-    return ABSENT if one is None else f"{one[part]:.3g}"
+def defence_table(result: Mapping[str, Any]) -> Table:
+    """Every setting: what it gives away, and what its model is worth."""
+    heads = ["Setting", "MCC (95 % interval)", "PSNR, dB", "Most", "SSIM", "Identified"]
+    compared = result["defences"] is not None
+    if compared:
+        heads += ["PSNR against the reference", "Test", "p corrected"]
+    tests = {one["second"]: one for one in result["defences"]["psnr"]} if compared else {}
+    table = []
+    for row in result["settings"]:
+        utility, test = row["utility"], tests.get(row["setting"])
+        worth = "–"
+        if utility:
+            low, high = utility["interval"]
+            worth = f"{utility['mcc']:.2f} ({low:.2f} to {high:.2f})"
+        cells = [
+            row["setting"],
+            worth,
+            *_mean_and_worst(row["psnr"], 1),
+            _mean_and_worst(row["ssim"], 2)[0],
+            f"{row['identified']['share']:.2f}",
+        ]
+        if compared:
+            cells += (
+                [f"{-test['difference']:+.1f}", _test(test), _p(test["p_holm"])]
+                if test
+                else ["–"] * 3
+            )
+        table.append(cells)
+    return Table(heads, table)
 
 
-def _anova_table(result: Mapping[str, Any]) -> Table:
-    """The analysis of variance over all scenarios."""
-    return build(
-        [(metric, one) for metric, one in result["anova"].items() if one is not None],
-        [
-            ("Metric", lambda at: _NAMES[at[0]]),
-            ("F", lambda at: _number(at[1]["f"])),
-            ("Degrees of freedom", lambda at: f"{at[1]['between']}, {at[1]['within']}"),
-            ("p", lambda at: p_equals(at[1]["p"])),
-            ("Share of variance (η²)", lambda at: _number(at[1]["eta_squared"])),
-        ],
-    )
+def _test(one: Mapping[str, Any]) -> str:
+    return "paired" if one["paired"] else "Welch’s"
 
 
-def _test_table(tests: Sequence[Mapping[str, Any]]) -> Table:
-    """t-tests of every two scenarios."""
-    return build(
-        tests,
-        [
-            ("First", lambda one: one["first"]),
-            ("Second", lambda one: one["second"]),
-            ("Test", _kind),
-            ("Difference", lambda one: f"{one['difference']:.4g}"),
-            ("95 % interval", lambda one: ABSENT if one["interval"] is None else
-             "{:.4g} to {:.4g}".format(*one["interval"])),
-            ("t", lambda one: _number(one["t"])),
-            ("p", lambda one: p_equals(one["p"])),
-            ("p corrected", lambda one: p_equals(one["p_holm"])),
-            ("Cohen’s d", lambda one: _number(one["cohens_d"])),
-        ],
-    )  # fmt: skip
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _defence_table(result: Mapping[str, Any]) -> Table:
-    """Every scenario: its leakage, and the utility of its model."""
-    compared = result["defences"]
-    tests = {one["second"]: one for one in compared["psnr"]} if compared else {}
-
-    def tested(show: Any) -> Any:
-        return lambda row: show(tests[row["setting"]]) if row["setting"] in tests else ABSENT
-
-    against = [
-        ("PSNR against the reference", tested(lambda test: f"{-test['difference']:+.1f}")),
-        ("Test", tested(_kind)),
-        ("p corrected", tested(lambda test: p_equals(test["p_holm"]))),
-    ]
-    return build(
-        result["settings"],
-        [
-            ("Setting", _setting),
-            ("MCC (95 % interval)", lambda row: _utility(row["utility"])),
-            ("PSNR, dB", lambda row: _mean(row["psnr"], 1)),
-            ("Most", lambda row: _worst(row["psnr"], 1)),
-            ("SSIM", lambda row: _mean(row["ssim"], 2)),
-            ("Identified", lambda row: f"{row['identified']['share']:.2f}"),
-            *(against if compared else ()),
-        ],
-    )
-
-
-def _utility(utility: Mapping[str, Any] | None) -> str:
-    if not utility:
-        return ABSENT
-    low, high = utility["interval"]
-    return f"{utility['mcc']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _kind(test: Mapping[str, Any]) -> str:
-    return "paired" if test["paired"] else "Welch’s"
-
-
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.2f}"
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -9,8 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from primia_jax.campaigns import engine
-from primia_jax.config import AuditConfig, ExperimentConfig
+from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, settled, to_plain
 from primia_jax.errors import ConfigError
 
 _WORDS = {"true": True, "false": False}
@@ -33,11 +32,6 @@ class Run(NamedTuple):
     config: ExperimentConfig
     is_own: bool = False  # to be trained by the audit
 
-    @property
-    def name(self) -> str:
-        """Name of its setting."""
-        return self.setting.name
-
 
 def parse(audit: AuditConfig) -> tuple[Setting, ...]:
     """All settings of the configuration, those of `settings` first.
@@ -45,9 +39,9 @@ def parse(audit: AuditConfig) -> tuple[Setting, ...]:
     Raises:
       ConfigError: for one that cannot be read, a name given twice, or a reference that is none.
     """
-    settings = [_parse(text, "settings", audit.images, False) for text in audit.settings]
-    settings += [_parse(text, "defences", audit.defence_images, True) for text in audit.defences]
-    names = [setting.name for setting in settings]
+    found = [_parse(text, "settings", audit.images, False) for text in audit.settings]
+    found += [_parse(text, "defences", audit.defence_images, True) for text in audit.defences]
+    names = [setting.name for setting in found]
     if not names:
         raise ConfigError("config.audit.settings is empty: name at least one run to attack")
     for name in names:
@@ -57,7 +51,7 @@ def parse(audit: AuditConfig) -> tuple[Setting, ...]:
         raise ConfigError(
             f"config.audit.reference = {audit.reference!r} is none of {', '.join(names)}"
         )
-    return tuple(settings)
+    return tuple(found)
 
 
 def _parse(text: str, where: str, images: int, is_defence: bool) -> Setting:
@@ -83,7 +77,18 @@ def overridden(config: ExperimentConfig, overrides: Sequence[str], where: str) -
     Raises:
       ConfigError: for a key that there is not, or a value that it does not take.
     """
-    return engine.overridden(config, dict(_split(word, where) for word in overrides), where)
+    plain = to_plain(config)
+    for word in overrides:
+        key, value = _split(word, where)
+        *path, last = key.split(".")
+        section = plain
+        for part in path:
+            section = section.get(part)
+            if not isinstance(section, dict):
+                raise ConfigError(f"{where}: there is no config.{key}")
+        section[last] = value
+    # Threads were chosen for the parties of `config`; runs of other modes have others.
+    return settled(from_config_dict(ExperimentConfig, plain))
 
 
 def _split(word: str, where: str) -> tuple[str, Any]:
@@ -104,16 +109,16 @@ def run_config(config: ExperimentConfig, setting: Setting) -> ExperimentConfig:
     In mode `local` a step takes the batches of all hospitals together, unless the setting names
     `training.batch_size`: so it is of as many images as a round of one step elsewhere.
     """
-    requested = overridden(config, setting.overrides, f"config.audit, {setting.name}")
-    training = requested.training
+    asked = overridden(config, setting.overrides, f"config.audit, {setting.name}")
+    training = asked.training
     named = any(word.partition("=")[0] == "training.batch_size" for word in setting.overrides)
-    if requested.federated.mode == "local" and not named:
-        pooled = training.batch_size * requested.federated.hospitals
+    if asked.federated.mode == "local" and not named:
+        pooled = training.batch_size * asked.federated.hospitals
         training = dataclasses.replace(training, batch_size=pooled)
     return dataclasses.replace(
-        requested,
+        asked,
         name=f"{config.name}: {setting.name}",
         training=training,
-        federated=dataclasses.replace(requested.federated, record_updates=True),
+        federated=dataclasses.replace(asked.federated, record_updates=True),
         audit=AuditConfig(),  # how a run is attacked is not of the run
     )

@@ -1,4 +1,4 @@
-"""The knowledge and means of the attacker, read from the runs themselves."""
+"""What the attacker is taken to know and to do, told to readers from the runs themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from primia_jax.config import AuditConfig
 def rows(
     given: AuditConfig, runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]
 ) -> list[list[str]]:
-    """Knowledge and means of the attacker: names and values.
+    """What the attacker is taken to know and to do: names and values.
 
     Args:
       given: the threat model.
@@ -39,15 +39,15 @@ def rows(
 
 
 def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
-    """Describes the attacked updates of a table of inversions in a sentence or two; see `rows`."""
+    """What was attacked for a table of inversions, in a sentence or two; see `rows`."""
     rounds = sorted({number for row in attacked for number in row["rounds"]})
     which = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     total = sorted({run.config.federated.rounds for run in runs})
-    text = f"Attacked were updates of {which} (of {' or '.join(map(str, total))})"
+    told = f"Attacked were updates of {which} (of {' or '.join(map(str, total))})"
     if not all(run.is_own for run in runs):
-        return f"{text} of the runs themselves."
+        return f"{told} of the runs themselves."
     steps = _each(runs, lambda run: f"{_steps(attacked, run)} local step(s) a round")
-    text += f" of runs trained for this table alone: {_each(runs, _network)}; {steps}"
+    told += f" of runs trained for this table alone: {_each(runs, _network)}; {steps}"
     easy = rounds[0] == 1 and all(
         _steps(attacked, run) == 1
         and run.config.training.optimizer == "sgd"
@@ -58,17 +58,17 @@ def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
         and not run.config.federated.update_clip
         for run in runs
     )
-    return f"{text}. That is the attacker's best case." if easy else f"{text}."
+    return f"{told}. That is the attacker's best case." if easy else f"{told}."
 
 
-def _each(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
-    """The description of all runs, or of each where they differ."""
-    groups: dict[str, list[str]] = {}
+def _each(runs: Sequence[Run], tell: Callable[[Run], str]) -> str:
+    """What is told of all runs, or of each where they differ."""
+    told: dict[str, list[str]] = {}
     for run in runs:
-        groups.setdefault(describe(run), []).append(run.setting.name)
-    if len(groups) == 1:
-        return next(iter(groups))
-    return "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
+        told.setdefault(tell(run), []).append(run.setting.name)
+    if len(told) == 1:
+        return next(iter(told))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in told.items())
 
 
 def _optimizer(run: Run) -> str:

@@ -51,7 +51,7 @@ class Views(NamedTuple):
 
 
 def check(config: ExperimentConfig, audit: AuditConfig, name: str) -> None:
-    """Checks that a run of `config` allows the threat model.
+    """That the threat model can be, in a run of `config`.
 
     Raises:
       ConfigError: one line that says what the run does not allow.
@@ -127,10 +127,10 @@ def views(folder: pathlib.Path, config: ExperimentConfig, audit: AuditConfig, wa
         )
     cases: list[Case] = []
     for number in _chosen(recorded, config, audit, folder):
-        received = recording.read_seen(owner, number)
-        for arrival in received.arrivals:
+        seen = recording.read_seen(owner, number)
+        for arrival in seen.arrivals:
             if arrival.weight and sum(len(case.images) for case in cases) < wanted:
-                case = _case(folder, config, audit, number, received, arrival)
+                case = _case(folder, config, audit, number, seen, arrival)
                 cases += [case] if case is not None else []
     if not cases:
         raise DataError(f"no image stands behind the rounds recorded in {folder}")
@@ -166,7 +166,7 @@ def _case(
     config: ExperimentConfig,
     audit: AuditConfig,
     number: int,
-    received: Seen,
+    seen: Seen,
     arrival: Arrival,
 ) -> Case | None:
     """One update with its truth; None where its steps happened to draw no image."""
@@ -185,10 +185,10 @@ def _case(
         return None
     rates = _rates(config, number, t)
     weights = tuple(part.weight for part in parts)
-    training, template = _training(config, audit, received, rates, b, weights)
+    training, template = _training(config, audit, seen, rates, b, weights)
     labels = np.concatenate([part.targets for part in parts]).argmax(-1)
     return Case(
-        observed=_observed(config, audit, received, arrival, training, template, labels, rates[0]),
+        observed=_observed(config, audit, seen, arrival, training, template, labels, rates[0]),
         round=number,
         sender=arrival.sender,
         images=np.concatenate([part.images for part in parts]),
@@ -199,8 +199,8 @@ def _case(
 
 
 def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Truth]:
-    """Input of the local steps behind an arrival, by hospital, in the run's order."""
-    truths = {}
+    """What the local steps behind an arrival were given, by hospital, in the run's order."""
+    found = {}
     for name in arrival.hospitals:
         site = checkpoints.site_folder(folder, name)
         if number not in recording.rounds(site):
@@ -208,8 +208,8 @@ def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Tr
                 f"round {number}: what the steps of {name} were given is not in {site}, so that no "
                 "attack can be judged; copy sites/NAME/recorded from every hospital"
             )
-        truths[name] = recording.read_truth(site, number)
-    return truths
+        found[name] = recording.read_truth(site, number)
+    return found
 
 
 def _rates(config: ExperimentConfig, number: int, t: int) -> tuple[float, ...]:
@@ -222,14 +222,14 @@ def _rates(config: ExperimentConfig, number: int, t: int) -> tuple[float, ...]:
 def _training(
     config: ExperimentConfig,
     audit: AuditConfig,
-    received: Seen,
+    seen: Seen,
     rates: tuple[float, ...],
     b: int,
     weights: tuple[int, ...],
 ) -> tuple[LocalTraining, Any]:
-    """The attacker's model of the local training; and the network's shapes."""
+    """How the update came about, as far as the attacker knows; and the network's shapes."""
     settings, t = config.training, len(rates)
-    learner = local_training.make_learner(config, tasks.make(config, received.class_names))
+    learner = local_training.make_learner(config, tasks.make(config, seen.class_names))
     template = local_training.template(
         learner.module, config.data.image_size, config.model.channels
     )
@@ -247,10 +247,10 @@ def _training(
         proximal_mu=rules.make(config.federated).proximal_mu,
         hospitals=len(weights),
         weights=tuple(map(float, weights)) if weighted and len(weights) > 1 else (),
-        mean=float(received.statistics.mean),
-        std=float(received.statistics.std),
+        mean=float(seen.statistics.mean),
+        std=float(seen.statistics.std),
         channels=config.model.channels,
-        class_weights=tuple(float(w) for w in received.statistics.class_weights),
+        class_weights=tuple(float(w) for w in seen.statistics.class_weights),
         task=learner.task,
     )
     return training, template
@@ -265,23 +265,23 @@ def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 def _observed(
     config: ExperimentConfig,
     audit: AuditConfig,
-    received: Seen,
+    seen: Seen,
     arrival: Arrival,
     training: LocalTraining,
     template: Any,
     labels: np.ndarray,
     rate: float,
 ) -> Observed:
-    before = variables.from_vectors(template, received.before)
+    before = variables.from_vectors(template, seen.before)
     change = [
         np.asarray(after, np.float64) - np.asarray(old, np.float64)
-        for old, after in zip(received.before.params, arrival.vectors.params, strict=True)
+        for old, after in zip(seen.before.params, arrival.vectors.params, strict=True)
     ]
     if training.content == "gradient":
         decay = config.training.weight_decay
         change = [
             -part / rate - decay * np.asarray(old, np.float64)
-            for old, part in zip(received.before.params, change)
+            for old, part in zip(seen.before.params, change)
         ]
     moments = None
     if audit.moments_known:
@@ -298,39 +298,46 @@ def _observed(
 def _notes(
     config: ExperimentConfig, audit: AuditConfig, cases: Sequence[Case], wanted: int
 ) -> list[str]:
-    """Limits of the attack that a reader must know beside the numbers."""
-    fed, training, privacy = config.federated, config.training, config.privacy
+    """What a reader must know beside the numbers."""
+    fed, training, notes = config.federated, config.training, []
     images = sum(len(case.images) for case in cases)
+    if images < wanted:
+        notes.append(f"only {images} images stand behind the recorded updates, not {wanted}")
     later = any(case.round > 1 for case in cases)
     has_state = training.optimizer != "sgd" or training.beta1 > 0
-    several = any(len(set(case.hospitals)) > 1 for case in cases)
-    notes = {
-        f"only {images} images stand behind the recorded updates, not {wanted}": images < wanted,
-        "the hospitals' optimisers keep a state from round to round that the attacker does not "
-        "see; the attack takes it to be fresh": (
-            later and has_state and fed.optimizer_state != "reset"
-        ),
-        "hospitals train with batch norms of their own (FedBN); the attack takes the global ones": (
-            later and fed.batch_norm == "fedbn"
-        ),
-        "a step of Adam keeps little of the gradient but its signs, through which an attack that "
-        "differentiates finds little; that does not make it safe": training.optimizer != "sgd",
-        "mixed-up images are sought as they were mixed, with the larger label": (
-            config.augmentation.mixup_p > 0
-        ),
-        "updates are clipped, or noised: no privacy is proven by it": fed.update_clip > 0,
-        f"differential privacy ({privacy.mode}, ε = {privacy.epsilon:g}); the attack takes the "
-        "update for one without clipping and noise": privacy.mode != "none",
-        "how many images a step drew is given to the attacker, who could only guess": (
-            privacy.mode == "record"
-        ),
-        "the attacker takes all hospitals for equally large": not audit.sizes_known and several,
-    }
-    return [note for note, applies in notes.items() if applies]
+    if later and has_state and fed.optimizer_state != "reset":
+        notes.append(
+            "the hospitals' optimisers keep a state from round to round that the attacker does not "
+            "see; the attack takes it to be fresh"
+        )
+    if later and fed.batch_norm == "fedbn":
+        notes.append(
+            "hospitals train with batch norms of their own (FedBN); the attack takes the global "
+            "ones"
+        )
+    if training.optimizer != "sgd":
+        notes.append(
+            "a step of Adam keeps little of the gradient but its signs, through which an attack "
+            "that differentiates finds little; that does not make it safe"
+        )
+    if config.augmentation.mixup_p:
+        notes.append("mixed-up images are sought as they were mixed, with the larger label")
+    if fed.update_clip:
+        notes.append("updates are clipped, or noised: no privacy is proven by it")
+    if config.privacy.mode != "none":
+        notes.append(
+            f"differential privacy ({config.privacy.mode}, ε = {config.privacy.epsilon:g}); the "
+            "attack takes the update for one without clipping and noise"
+        )
+    if config.privacy.mode == "record":
+        notes.append("how many images a step drew is given to the attacker, who could only guess")
+    if not audit.sizes_known and any(len(set(case.hospitals)) > 1 for case in cases):
+        notes.append("the attacker takes all hospitals for equally large")
+    return notes
 
 
 def decoys(
-    observed: Views,
+    seen: Views,
     config: ExperimentConfig,
     case: Case,
     hospital: str,
@@ -340,14 +347,14 @@ def decoys(
     """[n s s 1] images of a hospital that are not behind an update, augmented as those that are.
 
     Args:
-      observed: of the run.
+      seen: of the run.
       config: of the run.
       case: the update.
       hospital: one of those behind it.
       n: at most as many as it has.
       rng: consumed.
     """
-    chosen = observed.images[hospital][rng.permutation(_others(observed, case, hospital))[:n]]
+    chosen = seen.images[hospital][rng.permutation(_others(seen, case, hospital))[:n]]
     key = jax.random.key(int(rng.integers(2**31)))
     if not n:
         return chosen
@@ -357,20 +364,16 @@ def decoys(
     return np.asarray(changed).reshape(-1, *chosen.shape[1:])[:n]
 
 
-def gallery_size(observed: Views, most: int) -> int:
+def gallery_size(seen: Views, most: int) -> int:
     """Images in each gallery, the true one and decoys: `most`, or what every hospital has."""
-    rest = [
-        len(_others(observed, case, name))
-        for case in observed.cases
-        for name in set(case.hospitals)
-    ]
+    rest = [len(_others(seen, case, name)) for case in seen.cases for name in set(case.hospitals)]
     return min(most, min(rest) + 1)
 
 
-def _others(observed: Views, case: Case, hospital: str) -> np.ndarray:
+def _others(seen: Views, case: Case, hospital: str) -> np.ndarray:
     """Which of a hospital's images are not behind an update."""
     behind = case.records[np.asarray(case.hospitals) == hospital]
-    return np.setdiff1d(np.arange(len(observed.images[hospital])), behind)
+    return np.setdiff1d(np.arange(len(seen.images[hospital])), behind)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -380,15 +383,15 @@ def _augmented(keys: jax.Array, batches: jax.Array, config: AugmentationConfig) 
     return jax.vmap(lambda key, images: augment(key, images, labels, config)[0])(keys, batches)
 
 
-def digest(observed: Views) -> str:
+def digest(seen: Views) -> str:
     """A hash of all recorded arrays that attacks and their judgement depend on."""
-    hashed, arrays = hashlib.sha256(), list(observed.images.values())
-    for case in observed.cases:
-        update = case.observed
-        hashed.update(repr((case.round, case.hospitals)).encode())
-        arrays += jax.tree.leaves((update.variables, update.update, update.moments, case.images))
+    found, arrays = hashlib.sha256(), list(seen.images.values())
+    for case in seen.cases:
+        own = case.observed
+        found.update(repr((case.round, case.hospitals)).encode())
+        arrays += jax.tree.leaves((own.variables, own.update, own.moments, case.images))
         arrays += [case.labels, case.records]
     for array in map(np.asarray, arrays):
-        hashed.update(f"{array.dtype} {array.shape}".encode())
-        hashed.update(np.ascontiguousarray(array).tobytes())
-    return hashed.hexdigest()
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -289,7 +289,7 @@ class Study:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Study":
-        """The study that `write` wrote.
+        """What `write` wrote.
 
         Raises:
           DataError: if it cannot be read as that.

@@ -50,42 +50,47 @@ def read_readings(
     classes = {name.lower(): c for c, name in enumerate(class_names)}
     ratings: dict[str, np.ndarray] = {}
     spelt: dict[str, str] = {}  # each reader's name in small letters -> as first written
-    faults: dict[str, list[str]] = {
-        kind: [] for kind in ("empty", "spelling", "image", "label", "twice")
-    }
+    other_spelling: list[str] = []
+    images_unknown: list[str] = []
+    labels_unknown: list[str] = []
+    empty: list[str] = []
+    twice: list[str] = []
     for line, (image, reader, label) in _rows(path):
         if not reader:
-            faults["empty"].append(f"line {line}")
+            empty.append(f"line {line}")
             continue
         first = spelt.setdefault(reader.casefold(), reader)
         if reader != first:
-            faults["spelling"].append(f"{reader!r} and {first!r} (line {line})")
-        rated = ratings.setdefault(first, np.full(len(place), UNREAD))
+            other_spelling.append(f"{reader!r} and {first!r} (line {line})")
+        mine = ratings.setdefault(first, np.full(len(place), UNREAD))
         if image not in place:
-            faults["image"].append(f"{image!r} (line {line})")
+            images_unknown.append(f"{image!r} (line {line})")
         elif label.lower() not in classes:
-            faults["label"].append(f"{label!r} (line {line})")
-        elif rated[place[image]] != UNREAD:
-            faults["twice"].append(f"{image!r} by {reader} (line {line})")
+            labels_unknown.append(f"{label!r} (line {line})")
+        elif mine[place[image]] != UNREAD:
+            twice.append(f"{image!r} by {reader} (line {line})")
         else:
-            rated[place[image]] = classes[label.lower()]
-    around = {  # text before and after what is listed
-        "empty": ("no reader is named in ", ""),
-        "spelling": ("one reader spelt in two ways: ", ""),
-        "image": (
-            f"{_number(faults['image'], 'image')} not in Test Set 1: ",
-            f" (its images are named like {images[0]!r})",
-        ),
-        "label": (
-            f"{_number(faults['label'], 'label')} unknown: ",
-            f" (allowed are {', '.join(class_names)})",
-        ),
-        "twice": (
-            f"{_number(faults['twice'], 'reading')} given before: ",
-            " (keep one for each image and reader)",
-        ),
-    }
-    wrong = [_listed(lines).join(around[kind]) for kind, lines in faults.items() if lines]
+            mine[place[image]] = classes[label.lower()]
+    wrong = []
+    if empty:
+        wrong.append(f"no reader is named in {_listed(empty)}")
+    if other_spelling:
+        wrong.append(f"one reader spelt in two ways: {_listed(other_spelling)}")
+    if images_unknown:
+        wrong.append(
+            f"{_number(images_unknown, 'image')} not in Test Set 1: {_listed(images_unknown)} "
+            f"(its images are named like {images[0]!r})"
+        )
+    if labels_unknown:
+        wrong.append(
+            f"{_number(labels_unknown, 'label')} unknown: {_listed(labels_unknown)} (allowed are "
+            f"{', '.join(class_names)})"
+        )
+    if twice:
+        wrong.append(
+            f"{_number(twice, 'reading')} given before: {_listed(twice)} (keep one for each image "
+            "and reader)"
+        )
     if wrong:
         raise DataError(f"readings {path}: {'; '.join(wrong)}")
     if len(ratings) < least:
@@ -98,7 +103,7 @@ def read_readings(
             f"readings {path}: {_number(list(ratings), 'reader')} found, and agreement between "
             f"readers (Cohen's kappa) needs at least {least}{alone}"
         )
-    return tuple(Reader(name, rated) for name, rated in ratings.items())
+    return tuple(Reader(name, mine) for name, mine in ratings.items())
 
 
 def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
@@ -122,9 +127,9 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
         heads = [head.strip().lower() for head in next(lines, [])]
         missing = [name for name in COLUMNS if name not in heads]
         if missing:
-            names = ", ".join(head for head in heads if head) or "none"
+            found = ", ".join(head for head in heads if head) or "none"
             raise DataError(
-                f"readings {path}: no column {' and '.join(missing)} (found: {names}); the first "
+                f"readings {path}: no column {' and '.join(missing)} (found: {found}); the first "
                 f"line must name {','.join(COLUMNS)}"
             )
         double = [name for name in COLUMNS if heads.count(name) > 1]
@@ -141,12 +146,12 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
     return rows
 
 
-def _number(items: Sequence[str], noun: str) -> str:
-    many = "" if len(items) == 1 else "s"
-    verb = "" if noun == "reader" else " is" if len(items) == 1 else " are"
-    return f"{len(items)} {noun}{many}{verb}"
+def _number(found: Sequence[str], noun: str) -> str:
+    many = "" if len(found) == 1 else "s"
+    verb = "" if noun == "reader" else " is" if len(found) == 1 else " are"
+    return f"{len(found)} {noun}{many}{verb}"
 
 
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - _LISTED
-    return ", ".join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def _listed(found: Sequence[str]) -> str:
+    more = len(found) - _LISTED
+    return ", ".join(found[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,10 +1,15 @@
 """The verb of the command line's mode `study`."""
 
+import contextlib
+import csv
 import dataclasses
+import io
 import os
 import pathlib
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -12,54 +17,48 @@ from ml_collections import ConfigDict
 
 from primia_jax import experiment, tasks
 from primia_jax.campaigns import audit as leakage
-from primia_jax.campaigns import engine
-from primia_jax.campaigns.engine import Progress, Run
-from primia_jax.campaigns.study import judging, report
+from primia_jax.campaigns.study import inverting, judging, report
+from primia_jax.campaigns.study.inverting import Progress
 from primia_jax.campaigns.study.judging import LOCAL, MODES, SECURE, Choice, Rater
-from primia_jax.campaigns.study.readers import read_readings
-from primia_jax.campaigns.study.sets import TEST_1, Material, gather
+from primia_jax.campaigns.study.readers import Reader, read_readings
+from primia_jax.campaigns.study.sets import TEST_1, ImageSet, Material, gather
 from primia_jax.config import ExperimentConfig, to_plain
-from primia_jax.core.names import user_path
-from primia_jax.core.storage import read_json, write_json, write_text
+from primia_jax.core.names import csv_cell, user_path
+from primia_jax.core.storage import move_aside, read_json, write_json, write_text
 from primia_jax.errors import ConfigError
 from primia_jax.federated.trained_model import load_trained
-from primia_jax.reporting.tables import as_csv
+from primia_jax.watch.heartbeat import only_writer
+from primia_jax.workdir import CONFIG, Workdir, check_begun
 
 TABLES = "tables.json"
 PREDICTIONS = "predictions.csv"
-_LEAVES = (TABLES, "tables.md", "tables", "report.html", PREDICTIONS, "inversion", "study_*.png",
-           *(f"{mode}_[0-9]*" for mode in MODES))  # fmt: skip
-_PACKAGES = ("flax", "numpy", "scikit-learn", "statsmodels")
-
-
-def attack(
-    config: ExperimentConfig, folder: pathlib.Path, resume: bool, progress: Progress
-) -> dict[str, Any]:
-    """The table of inversions, made by the audit: see `leakage.inversion_table`.
-
-    The audit trains short runs of its own for this, as `config.audit` says; it says so in "note".
-    Paths of "panels" are relative to `folder`.
-    """
-    return leakage.inversion_table(config, folder, resume=resume, progress=progress)
+_OWN = (TABLES, "tables.md", "tables", "report.html", PREDICTIONS, "inversion")
+_ALSO_OWN = ("study_*.png", *(f"{mode}_[0-9]*" for mode in MODES))
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The results of a study."""
+    """What a study found."""
 
-    results: dict[str, Any]  # what tables.json holds
+    found: dict[str, Any]  # what tables.json holds
     workdir: pathlib.Path
 
 
 def check(config: ExperimentConfig) -> None:
-    """Checks the section `study`.
+    """That the section `study` makes sense.
 
     Raises:
       ConfigError: naming the setting that does not.
     """
     study = config.study
-    engine.check_names("study.seeds", study.seeds)
-    engine.check_names("study.modes", study.modes, MODES)
+    for name, given in (("seeds", study.seeds), ("modes", study.modes)):
+        if not given or len(set(given)) < len(given):
+            raise ConfigError(
+                f"config.study.{name} = {given!r}: name at least one, and each of them once"
+            )
+    unknown = [mode for mode in study.modes if mode not in MODES]
+    if unknown:
+        raise ConfigError(f"config.study.modes: {unknown[0]!r} is none of {' | '.join(MODES)}")
     missing = [mode for mode in (SECURE, LOCAL) if mode not in study.modes]
     if missing:
         raise ConfigError(
@@ -80,8 +79,8 @@ def run(
     resume: bool = False,
     ray_address: str | None = None,
     command: str = "",
-    progress: Progress = engine.silent,
-    attack: Callable[..., dict[str, Any]] = attack,
+    progress: Progress = lambda what, done, total: None,
+    attack: Callable[..., dict[str, Any]] = inverting.attack,
 ) -> Study:
     """Trains every mode of `config.study` from every seed, judges the models, writes the tables.
 
@@ -98,7 +97,7 @@ def run(
       ray_address: a running Ray cluster; else one is started for all trainings, if they need one.
       command: the command line, for the report.
       progress: called with what begins now, how many steps of the study are done, and of how many.
-      attack: makes the table of inversions (see `attack`).
+      attack: makes the table of inversions (see `inverting.attack`).
 
     Raises:
       UserError: one line that says what is wrong, where and how to mend it; what was trained stays.
@@ -108,49 +107,67 @@ def run(
     check(config)
     if config.study.inversion:
         leakage.check_inversion(config)
-    folder = user_path(workdir)
-    runs = _runs(config, folder)
-    data = runs[0].config.data  # with the seed that all runs share
+    runs = list(_runs(config))
+    data = runs[0][2].data  # with its seed settled
     material = gather(dataclasses.replace(config, data=data))
-    humans = _humans(config, material)
-    total = len(runs) + 1 + config.study.inversion
-    with engine.writing(folder, "a study", _LEAVES, resume):
-        with engine.cluster(config, ray_address):
-            for done, each in enumerate(runs):
-                mode, seed = each.config.federated.mode, each.config.seed
-                progress(f"training: {MODES[mode].lower()}, seed {seed}", done, total)
-                engine.train(each, resume=resume, ray_address=ray_address, plan=material.plan)
-        progress("judging", len(runs), total)
-        raters = (*_models(config, folder, runs, material), *humans)
-        choice = Choice(config.evaluation.bootstrap, data.seed, config.study.margin)
-        seeds, names = config.study.seeds, material.class_names
-        results = {
-            **_about(config, runs, material, command),
-            **judging.judge(material.sets, names, raters, seeds, choice),
-            "inversion": None,
-        }
-        drawn = report.Drawn(material.sets, raters, names)
-
-        def write() -> None:
-            report.write(folder, results, drawn)
-            write_json(folder / TABLES, results)
-
-        write()  # before the attack too: a mistake in its options must not cost the tables
-        if config.study.inversion:
-            progress("attacking", len(runs) + 1, total)
-
-            def attacking(setting: str, done: int, of: int) -> None:
-                progress(f"attacking: {setting}, {done} of {of}", len(runs) + 1, total)
-
-            results["inversion"] = attack(config, folder / "inversion", resume, attacking)
-            write()
-        progress("done", total, total)
-        return Study(results, folder)
+    readers = _readers(config, material)
+    folder = user_path(workdir)
+    if resume:
+        check_begun(folder, _own(folder))
+    with only_writer(folder, "a study"):
+        if not resume:
+            move_aside(folder, _own(folder))
+        return _run(
+            config, folder, runs, material, readers, resume, ray_address, command, progress, attack
+        )
 
 
-def _runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:
-    """The trainings of every mode from every seed, on the same images."""
-    runs = []
+def _run(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    runs: list[tuple[str, int, ExperimentConfig]],
+    material: Material,
+    readers: tuple[Reader, ...],
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    progress: Progress,
+    attack: Callable[..., dict[str, Any]],
+) -> Study:
+    """See `run`."""
+    data, total = runs[0][2].data, len(runs) + 1 + config.study.inversion
+    with _cluster(config, ray_address):
+        for done, (mode, seed, settings) in enumerate(runs):
+            progress(f"training: {MODES[mode].lower()}, seed {seed}", done, total)
+            _train(settings, folder / f"{mode}_{seed}", material, resume, ray_address)
+    progress("judging", len(runs), total)
+    models = _models(config, folder, runs, material)
+    raters = [*models, *(judging.human(r, len(material.class_names)) for r in readers)]
+    choice = Choice(config.evaluation.bootstrap, data.seed, config.study.margin)
+    found = {
+        **_about(config, folder, runs, material, command),
+        **judging.judge(material.sets, material.class_names, raters, config.study.seeds, choice),
+        "inversion": None,
+    }
+    drawn = report.Drawn(material.sets, tuple(raters), material.class_names)
+    # Written before the attack too: a mistake in its settings must not cost the tables.
+    report.write(folder, found, drawn)
+    write_json(folder / TABLES, found)
+    if config.study.inversion:
+        progress("attacking", len(runs) + 1, total)
+
+        def attacking(setting: str, done: int, of: int) -> None:
+            progress(f"attacking: {setting}, {done} of {of}", len(runs) + 1, total)
+
+        found["inversion"] = attack(config, folder / "inversion", resume, attacking)
+        report.write(folder, found, drawn)
+        write_json(folder / TABLES, found)
+    progress("done", total, total)
+    return Study(found, folder)
+
+
+def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig]]:
+    """What is trained: mode, seed and settings; all on the same images, from the same start."""
     data = config.data
     if data.seed < 0:
         data = dataclasses.replace(data, seed=config.seed)
@@ -171,63 +188,101 @@ def _runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:
                 training=training,
                 federated=federated,
             )
-            name = f"{mode}_{seed}"
-            runs.append(Run(name, folder / name, experiment.checked(settings)))
-    return runs
+            yield mode, seed, experiment.checked(settings)
 
 
-def _humans(config: ExperimentConfig, material: Material) -> list[Rater]:
+def _readers(config: ExperimentConfig, material: Material) -> tuple[Reader, ...]:
     if not config.study.readers:
-        return []
-    images = next(each for each in material.sets if each.key == TEST_1).names
-    names = material.class_names
-    readers = read_readings(config.study.readers, images, names, config.study.min_readers)
-    return [judging.human(reader, len(names)) for reader in readers]
+        return ()
+    first = next(found for found in material.sets if found.key == TEST_1)
+    return read_readings(
+        config.study.readers, first.names, material.class_names, config.study.min_readers
+    )
+
+
+def _own(folder: pathlib.Path) -> list[str]:
+    """Names of what a study leaves in `folder`, those of its runs included."""
+    return [*_OWN, *(path.name for pattern in _ALSO_OWN for path in folder.glob(pattern))]
+
+
+def _cluster(
+    config: ExperimentConfig, ray_address: str | None
+) -> contextlib.AbstractContextManager[None]:
+    """One cluster for all trainings: none is to be started once JAX runs in this process."""
+    if config.runtime.driver == "local":
+        return contextlib.nullcontext()
+    from primia_jax.runtime import ray_driver  # Ray is slow to import
+
+    return ray_driver.cluster(ray_address, config.runtime.ray_auth)
+
+
+def _train(
+    settings: ExperimentConfig,
+    folder: pathlib.Path,
+    material: Material,
+    resume: bool,
+    ray_address: str | None,
+) -> None:
+    """One run, unless it came to its end before."""
+    resume = resume and (folder / CONFIG).exists()
+    if resume and (folder / "report.html").exists():  # the last thing that a run writes
+        progress = Workdir(folder).resume(settings, material.plan)
+        if progress.finished or progress.round == settings.federated.rounds:
+            return
+    experiment.train(settings, folder, resume=resume, ray_address=ray_address)
 
 
 def _models(
-    config: ExperimentConfig, folder: pathlib.Path, runs: Sequence[Run], material: Material
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    runs: list[tuple[str, int, ExperimentConfig]],
+    material: Material,
 ) -> list[Rater]:
-    """The predictions of every model on every set, written to predictions.csv too."""
-    images = {s.key: s.load(config.data.image_size).images for s in material.sets}
-    predictions = {}
-    for run in runs:
-        trained = load_trained(run.folder, run.config)
-        for key in images:
-            predictions[run.name, key] = trained.predictions(
-                images[key], config.evaluation.batch_size
-            )
-    classes, study = material.class_names, config.study
-    lines = [
-        {"set": each.key, "image": image, "true": classes[label], "mode": mode, "seed": seed,
-         "class": classes[int(row.argmax())],
-         **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, row)}}
-        for each in material.sets
-        for mode in study.modes
-        for seed in study.seeds
-        for image, label, row in zip(
-            each.names, each.labels, predictions[f"{mode}_{seed}", each.key]
-        )
-    ]  # fmt: skip
-    write_text(folder / PREDICTIONS, as_csv(lines))
+    """What every model says of every set; predictions.csv has it all."""
+    images = {s.key: s.load(config.data.image_size) for s in material.sets}
+    told: dict[str, dict[str, list[np.ndarray]]] = {}
+    for mode, seed, settings in runs:
+        trained = load_trained(folder / f"{mode}_{seed}", settings)
+        for key, dataset in images.items():
+            probabilities = trained.predictions(dataset.images, config.evaluation.batch_size)
+            told.setdefault(mode, {}).setdefault(key, []).append(probabilities)
+    _write_predictions(folder / PREDICTIONS, material, config.study.seeds, told)
     return [
-        judging.model(
-            mode,
-            {
-                key: np.stack([predictions[f"{mode}_{seed}", key] for seed in study.seeds]).astype(
-                    np.float64
-                )
-                for key in images
-            },
-        )
-        for mode in study.modes
+        judging.model(mode, {key: np.stack(rows).astype(np.float64) for key, rows in sets.items()})
+        for mode, sets in told.items()
     ]
 
 
+def _write_predictions(
+    path: pathlib.Path,
+    material: Material,
+    seeds: tuple[int, ...],
+    told: dict[str, dict[str, list[np.ndarray]]],
+) -> None:
+    names = [csv_cell(name) for name in material.class_names]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["set", "image", "true", "mode", "seed", "class", *(f"p_{n}" for n in names)])
+    for found in material.sets:
+        for mode, sets in told.items():
+            for seed, rows in zip(seeds, sets[found.key]):
+                for image, label, row in zip(found.names, found.labels, rows):
+                    writer.writerow(
+                        [found.key, csv_cell(image), names[label], mode, seed,
+                         names[int(row.argmax())], *(f"{p:.6f}" for p in row)]
+                    )  # fmt: skip
+    write_text(path, file.getvalue())
+
+
 def _about(
-    config: ExperimentConfig, runs: Sequence[Run], material: Material, command: str
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    runs: list[tuple[str, int, ExperimentConfig]],
+    material: Material,
+    command: str,
 ) -> dict[str, Any]:
-    """The origin of the tables, for their readers."""
+    """What was done, for whoever reads the tables."""
+    packages = ("primia_jax", "jax", "flax", "numpy", "scikit-learn", "statsmodels")
     return {
         "name": config.name,
         "finished": time.strftime("%Y-%m-%d %H:%M"),
@@ -235,27 +290,37 @@ def _about(
         "seeds": list(config.study.seeds),
         "modes": list(config.study.modes),
         "classes": list(material.class_names),
-        "sets": {
-            s.key: {"n": len(s.records), "patients": s.patients, "counts": s.counts, "what": s.what}
-            for s in material.sets
-        },
+        "sets": {s.key: _about_set(s) for s in material.sets},
         "training": [
             {"site": part["site"], "split": part["split"], "counts": part["counts"]}
             for part in material.plan.summary
         ],
-        "runs": [_about_run(run) for run in runs],
+        "runs": [_about_run(folder, mode, seed) for mode, seed, _ in runs],
         "settings": to_plain(config),
-        "versions": engine.versions(*_PACKAGES),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages},
+        },
     }
 
 
-def _about_run(run: Run) -> dict[str, Any]:
-    metrics = read_json(run.folder / "metrics.json", ["rounds", "best_round"])
-    timing = read_json(run.folder / "timing.json")
+def _about_set(found: ImageSet) -> dict[str, Any]:
     return {
-        "folder": run.name,
-        "mode": run.config.federated.mode,
-        "seed": run.config.seed,
+        "n": len(found.records),
+        "patients": found.patients,
+        "counts": found.counts,
+        "what": found.what,
+    }
+
+
+def _about_run(folder: pathlib.Path, mode: str, seed: int) -> dict[str, Any]:
+    name = f"{mode}_{seed}"
+    metrics = read_json(folder / name / "metrics.json", ["rounds", "best_round"])
+    timing = read_json(folder / name / "timing.json")
+    return {
+        "folder": name,
+        "mode": mode,
+        "seed": seed,
         "rounds": metrics["rounds"],
         "best_round": metrics["best_round"],
         "seconds": sum(phase["seconds"] for phase in timing.values()),

@@ -1,163 +1,272 @@
-"""The conclusions in plain language, made from the numbers, whichever way they came out.
+"""The conclusion in plain language, made from the numbers, whichever way they came out."""
 
-The sentences stand in the template study.txt.jinja; this module chooses what they speak of.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from primia_jax.campaigns.study.judging import LOCAL, MODES, SECURE
 from primia_jax.campaigns.study.sets import TEST_1, TEST_2, TITLES, VALIDATION
-from primia_jax.campaigns.study.tables import SIGNIFICANT, t_test
-from primia_jax.reporting import page
-from primia_jax.reporting.formats import figure, number
+from primia_jax.campaigns.study.tables import (
+    SIGNIFICANT,
+    figure,
+    interval,
+    number,
+    p_text,
+    signed,
+    t_test,
+)
+from primia_jax.evaluation.agreement import DIFFERENT, EQUIVALENT
 
 # J. R. Landis and G. G. Koch, "The measurement of observer agreement for categorical data" (1977).
 _AGREEMENT = (
     (0.0, "poor"), (0.2, "slight"), (0.4, "fair"), (0.6, "moderate"), (0.8, "substantial"),
 )  # fmt: skip
-_TOPICS = {
-    "performance": "How well the models do",
-    "equivalence": "Whether secure aggregation costs accuracy",
-    "tests": "Whether the models are right equally often",
-    "kappa": "How far the models agree",
-    "readers": "Models and readers",
-    "inversion": "What can be stolen from an update",
-}
 
 
-def conclusions(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Topics and sentences that conclude a study, of the numbers in tables.json."""
-    raters = {rater["key"]: rater for rater in results["table_1a"]["raters"]}
-    models = {mode: raters[mode] for mode in MODES if mode in raters}
-    tests = [key for key in (TEST_1, TEST_2) if key in results["sets"]]
-    scores = {key: {mode: one["sets"][key]["mcc"] for mode, one in models.items()} for key in tests}
-    known = [mcc["mean"] for mcc in scores[TEST_1].values() if mcc["mean"] is not None]
-    context = {
-        "titles": TITLES,
-        "sets": results["sets"],
-        "tests": tests,
-        "mcc": {
-            key: [
-                f"{number(mcc['mean'])} ({MODES[mode].lower()})"
-                for mode, mcc in each.items()
-                if mcc
-            ]
-            for key, each in scores.items()
-        },
-        "lowest": min(known),
-        "equivalence": results["equivalence"],
-        "differences": list(_differences(results)),
-        "kappas": [
-            (key, pair)
-            for key, part in results["table_1c"].items()
-            for pair in part["pairs"]
-            if {pair["first"], pair["second"]} == {SECURE, LOCAL} and pair["mean"] is not None
-        ],
-        "word": agreement_word,
-        "readers": list(_readers(results)),
-        "inversion": {"note": "", **(results["inversion"] or {})},
-        "errors": _errors(results["inversion"] or {"rows": ()}),
-        "comparisons": list(_comparisons(results["inversion"] or {})),
-    }
-    absent = {"readers": not context["readers"], "inversion": not results["inversion"]}
-    return [
-        (title, " ".join(page.sentences("study.txt.jinja", topic=topic, **context)))
-        for topic, title in _TOPICS.items()
-        if not absent.get(topic)
+def conclusions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the study says: (topic, sentences), of what tables.json holds."""
+    parts = [
+        ("How well the models do", _performance(found)),
+        ("Whether secure aggregation costs accuracy", _equivalence(found)),
+        ("Whether the models are right equally often", _tests(found)),
+        ("How far the models agree", _kappa(found)),
     ]
+    if any(rater["kind"] == "reader" for rater in found["table_1a"]["raters"]):
+        parts.append(("Models and readers", _readers(found)))
+    if found["inversion"]:
+        parts.append(("What can be stolen from an update", _inversion(found["inversion"])))
+    return parts
+
+
+def _performance(found: Mapping[str, Any]) -> str:
+    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+    sentences = []
+    for key in (TEST_1, TEST_2):
+        if key not in found["sets"]:
+            continue
+        told = [
+            f"{number(mcc['mean'])} ({MODES[mode].lower()})"
+            for mode in MODES
+            if mode in raters and (mcc := raters[mode]["sets"][key]["mcc"])
+        ]
+        size, what = found["sets"][key]["n"], found["sets"][key]["what"]
+        sentences.append(f"On {TITLES[key]} ({size} images, {what}) the MCC is {_and(told)}.")
+    values = [
+        mcc["mean"]
+        for mode, rater in raters.items()
+        if mode in MODES and (mcc := rater["sets"][TEST_1]["mcc"])["mean"] is not None
+    ]
+    if min(values) < 0.5:
+        sentences.append(
+            "An MCC below 0.5 is that of a model which has not learnt its task: what follows then "
+            "compares poor models and says little."
+        )
+    return " ".join(sentences)
+
+
+def _equivalence(found: Mapping[str, Any]) -> str:
+    sentences = []
+    for key in (TEST_1, TEST_2):
+        if key not in found["equivalence"]:
+            continue
+        judged = found["equivalence"][key]
+        difference, margin = judged["difference"], judged["margin"]
+        if difference["low"] is None:
+            sentences.append(f"On {TITLES[key]} the difference in MCC is undefined.")
+            continue
+        span = interval(difference, signed=True)
+        start = (
+            f"On {TITLES[key]} the MCC with secure aggregation is {signed(difference['mean'])} "
+            f"against that of pooled data (95 % interval {span})"
+        )
+        if judged["verdict"] == EQUIVALENT:
+            end = f", within the margin of ±{margin:g}: the two are equivalent."
+        elif judged["verdict"] == DIFFERENT:
+            better = "better" if difference["mean"] > 0 else "worse"
+            end = f", beyond the margin of ±{margin:g}: secure aggregation is {better}."
+        else:
+            end = f"; the margin is ±{margin:g}. {_undecided(difference, margin)}"
+        sentences.append(start + end)
+    return " ".join(sentences)
+
+
+def _undecided(difference: Mapping[str, Any], margin: float) -> str:
+    """What can be said where the interval reaches over an edge of the margin."""
+    if difference["low"] > 0 or difference["high"] < 0:
+        better = "better" if difference["mean"] > 0 else "worse"
+        return (
+            f"Secure aggregation is {better}, since the interval leaves out 0; whether by more "
+            "than the margin is open. The two are not shown to be equivalent."
+        )
+    if abs(difference["mean"]) <= margin:
+        return (
+            "The difference found lies within it, the interval reaches beyond: equivalence is not "
+            "shown, nor is a difference. More images or trainings would tell."
+        )
+    return (
+        "The difference found lies outside it, but the interval includes 0: neither equivalence "
+        "nor a difference is shown. More images or trainings would tell."
+    )
+
+
+def _tests(found: Mapping[str, Any]) -> str:
+    sentences = []
+    for key, part in found["table_1b"].items():
+        pairs = [p for p in part["pairs"] if {p["first"], p["second"]} <= set(MODES)]
+        told = [said for pair in pairs if (said := _told_apart(pair))]
+        if told:
+            sentences.append(
+                f"On {TITLES[key]} McNemar’s test, with Holm’s correction, finds a difference: "
+                f"{'; '.join(told)}."
+            )
+        else:
+            least = min(test["p_holm"] for pair in pairs for test in pair["by_seed"])
+            sentences.append(
+                f"On {TITLES[key]} McNemar’s test finds no difference between the modes (smallest "
+                f"p {_equals(least)}, with Holm’s correction). That alone would not show that "
+                "there is none; the interval above speaks to that."
+            )
+    return " ".join(sentences)
+
+
+def _told_apart(pair: Mapping[str, Any]) -> str:
+    """Who of two modes is right more often, in how many trainings; empty if in none."""
+    ahead = {side: _times_ahead(pair, side) for side in ("first", "second")}
+    told = []
+    for side, other in (("first", "second"), ("second", "first")):
+        if ahead[side]:
+            winner, loser = (MODES[pair[name]].lower() for name in (side, other))
+            times = _times(ahead[side], pair)
+            told.append(f"{winner} is right more often than {loser}{times}")
+    return ", ".join(told)
+
+
+def _times_ahead(pair: Mapping[str, Any], side: str) -> int:
+    """In how many trainings one of two is right more often, beyond chance."""
+    other = {"first": "second", "second": "first"}[side]
+    return sum(
+        test["p_holm"] < SIGNIFICANT and test[f"{side}_only"] > test[f"{other}_only"]
+        for test in pair["by_seed"]
+    )
+
+
+def _times(count: int, pair: Mapping[str, Any]) -> str:
+    of = len(pair["by_seed"])
+    return "" if of == 1 else f" in {count} of {of} trainings"
+
+
+def _kappa(found: Mapping[str, Any]) -> str:
+    sentences = []
+    for key, part in found["table_1c"].items():
+        for pair in part["pairs"]:
+            if {pair["first"], pair["second"]} == {SECURE, LOCAL} and pair["mean"] is not None:
+                span = f" (95 % interval {interval(pair)})" if pair["low"] is not None else ""
+                sentences.append(
+                    f"On {TITLES[key]} the models from secure aggregation and from pooled data "
+                    f"agree with κ = {number(pair['mean'], 3)}{span}, "
+                    f"“{agreement_word(pair['mean'])}” by Landis and Koch."
+                )
+    return " ".join(sentences) or "κ is undefined: the models name one class alone."
 
 
 def agreement_word(kappa: float) -> str:
-    """The word for a kappa."""
+    """How a kappa is called."""
     return next((word for bound, word in _AGREEMENT if kappa <= bound), "almost perfect")
 
 
-def _differences(results: Mapping[str, Any]) -> Iterator[tuple[str, list[str], float]]:
-    """By set: the modes that are right more often than others, and the smallest p-value."""
-    for key, part in results["table_1b"].items():
-        pairs = [p for p in part["pairs"] if {p["first"], p["second"]} <= set(MODES)]
-        ahead = []
-        for pair in pairs:
-            names = {side: MODES[pair[side]].lower() for side in ("first", "second")}
-            winners = [
-                f"{names[side]} is right more often than {names[other]}{times}"
-                for side, other in (("first", "second"), ("second", "first"))
-                if (times := _times_ahead(pair, side, other)) is not None
-            ]
-            ahead += [", ".join(winners)] if winners else []
-        yield key, ahead, min(test["p_holm"] for pair in pairs for test in pair["by_seed"])
-
-
-def _times_ahead(pair: Mapping[str, Any], side: str, other: str) -> str | None:
-    """In how many trainings one rater is right more often, beyond chance; None if in none."""
-    tests = pair["by_seed"]
-    count = sum(
-        test["p_holm"] < SIGNIFICANT and test[f"{side}_only"] > test[f"{other}_only"]
-        for test in tests
-    )
-    if not count:
-        return None
-    return "" if len(tests) == 1 else f" in {count} of {len(tests)} trainings"
-
-
-def _readers(
-    results: Mapping[str, Any],
-) -> Iterator[tuple[Mapping[str, Any], list[str], list[str]]]:
-    """Each reader, with the modes that are right more often and less often."""
-    for rater in results["table_1a"]["raters"]:
+def _readers(found: Mapping[str, Any]) -> str:
+    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+    pairs = [
+        pair
+        for pair in found["table_1b"][TEST_1]["pairs"]
+        if pair["p"] is not None and len({pair["first"], pair["second"]} & set(MODES)) == 1
+    ]
+    sentences = []
+    for rater in raters.values():
         if rater["kind"] != "reader":
             continue
+        scores = rater["sets"][TEST_1]
+        mine = [p for p in pairs if rater["key"] in (p["first"], p["second"])]
+        mcc = f" and an MCC of {number(scores['mcc']['mean'])}" if scores["mcc"] else ""
+        sentences.append(
+            f"{rater['title']} ({scores['n']} images read) reached an accuracy of "
+            f"{number(scores['accuracy']['mean'])}{mcc}."
+        )
         better: list[str] = []
         worse: list[str] = []
-        for pair in results["table_1b"][TEST_1]["pairs"]:
-            models = {pair["first"], pair["second"]} & set(MODES)
-            if pair["p"] is None or len(models) != 1:
-                continue
-            if rater["key"] not in (pair["first"], pair["second"]):
-                continue
+        for pair in mine:
             mode, reader = ("first", "second") if pair["first"] in MODES else ("second", "first")
-            for sides, names in (((mode, reader), better), ((reader, mode), worse)):
-                if (times := _times_ahead(pair, *sides)) is not None:
-                    names.append(f"{MODES[pair[mode]].lower()}{times}")
-        yield rater, better, worse
+            for side, told in ((mode, better), (reader, worse)):
+                if count := _times_ahead(pair, side):
+                    told.append(f"{MODES[pair[mode]].lower()}{_times(count, pair)}")
+        if better:
+            sentences.append(f"Right more often than this reader: {_and(better)}.")
+        if worse:
+            sentences.append(f"Right less often than this reader: {_and(worse)}.")
+        if not better and not worse:
+            sentences.append("No model is told apart from this reader by McNemar’s test.")
+    return " ".join([*sentences, "(With Holm’s correction over all pairs of raters.)"])
 
 
-def _errors(inversion: Mapping[str, Any]) -> list[str]:
-    """The mean squared error of the reconstructions of each mode."""
-    rows = {row["setting"]: row.get("mse") or {} for row in inversion["rows"]}
-    return [
-        f"{figure(rows[mode]['mean'])} ({MODES[mode].lower()})"
+def _inversion(found: Mapping[str, Any]) -> str:
+    sentences = []
+    control = found.get("control") or {}
+    if control:
+        psnr = control.get("psnr")
+        of = "" if psnr is None else f" (PSNR {figure(psnr)} dB)"
+        if not control.get("recovered"):
+            return f"The attack failed on its control{of}: nothing can be said of it."
+        sentences.append(
+            f"The attack works where nothing protects: it recovers the control image{of}."
+        )
+    rows = {row["setting"]: row for row in found["rows"]}
+    told = [
+        f"{figure(rows[mode]['mse']['mean'])} ({MODES[mode].lower()})"
         for mode in MODES
-        if mode in rows and rows[mode].get("mean") is not None
+        if mode in rows and (rows[mode].get("mse") or {}).get("mean") is not None
     ]
-
-
-def _comparisons(inversion: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float | None]]:
-    """The tests of secure sums against other modes: mode, verdict, kind of test, p-value."""
-    for test in inversion.get("tests", {}).get("mse", []):
+    if told:
+        sentences.append(f"Reconstructions miss the image by an MSE of {_and(told)}.")
+    for test in found.get("tests", {}).get("mse", []):
         names = {test["first"], test["second"]}
         if SECURE not in names:
             continue
-        (other,) = names - {SECURE}
-        difference = test["difference"] * (1 if test["first"] == SECURE else -1)
+        other = next(iter(names - {SECURE}))
+        secure_first = test["first"] == SECURE
+        difference = test["difference"] if secure_first else -test["difference"]
         p = test["p_holm"] if test.get("p_holm") is not None else test["p"]
         if p is None or p >= SIGNIFICANT:
             verdict = "no difference is shown"
+        elif difference > 0:
+            verdict = "secure aggregation gives less away"
         else:
-            verdict = f"secure aggregation gives {'less' if difference > 0 else 'more'} away"
-        yield MODES.get(other, other).lower(), verdict, t_test(test), p
-
-
-def data_sentences(results: Mapping[str, Any]) -> list[str]:
-    """The size and origin of each set."""
-    sentences = []
-    for key, part in results["sets"].items():
-        counts = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], part["counts"]))
+            verdict = "secure aggregation gives more away"
         sentences.append(
+            f"Secure sum against {MODES.get(other, other).lower()}: {verdict} "
+            f"({t_test(test)}, p {_equals(p)} after Holm’s correction)."
+        )
+    return " ".join([*sentences, found.get("note", "")]).strip()
+
+
+def data_sentences(found: Mapping[str, Any]) -> list[str]:
+    """What each set is."""
+    told = []
+    for key, part in found["sets"].items():
+        counts = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], part["counts"]))
+        told.append(
             f"{TITLES[key]}: {part['n']} images of {part['patients']} patients ({counts}), "
             f"{part['what']}"
         )
-    if VALIDATION in results["sets"]:
-        sentences[0] += "; the best round was chosen on it, so its scores are too good"
-    return sentences
+    if VALIDATION in found["sets"]:
+        told[0] += "; the best round was chosen on it, so its scores are too good"
+    return told
+
+
+def _equals(p: float | None) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _and(parts: Sequence[str]) -> str:
+    if len(parts) < 2:
+        return "".join(parts)
+    return ", ".join(parts[:-1]) + " and " + parts[-1]

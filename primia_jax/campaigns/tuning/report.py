@@ -62,35 +62,38 @@ def render(
     complete = [trial for trial in shown if learned(trial)]
     changed, _ = settings_table(to_plain(config))
     searched = {dimension.name for dimension in space}
-    return page.render(
-        "tune.html.jinja",
-        title=config.name,
-        hospitals=config.federated.hospitals,
-        mode=config.federated.mode,
-        source=config.data.source,
-        rounds=config.federated.rounds,
-        counts=counts,
-        total=sum(counts.values()),
-        best=best,
-        best_settings=[(d.name, _text(best.params[d.name])) for d in space] if best else [],
-        history=pictures.history(shown),
-        by_round=pictures.by_round(shown),
-        importances=pictures.importances(shares) if shares else None,
-        shares=[(name, f"{share:.2f}") for name, share in shares.items()],
-        fewest=_FEWEST,
-        parallel=pictures.parallel_coordinates(shown, space) if complete else None,
-        names=[dimension.name for dimension in space],
-        rows=[_row(trial, space, followers(trials), best) for trial in trials],
-        space=list(config.tuning.space),
-        changed=[
-            row
-            for row in changed
-            if row.name not in searched and not row.name.startswith("tuning.space")
-        ],
-        private=config.privacy.mode != "none",
-        spent=spent,
-        command=command,
-        finished=time.strftime("%Y-%m-%d %H:%M"),
+    return (
+        page.environment()
+        .get_template("tune.html.jinja")
+        .render(
+            title=config.name,
+            hospitals=config.federated.hospitals,
+            mode=config.federated.mode,
+            source=config.data.source,
+            rounds=config.federated.rounds,
+            counts=counts,
+            total=sum(counts.values()),
+            best=best,
+            best_settings=[(d.name, _text(best.params[d.name])) for d in space] if best else [],
+            history=pictures.history(shown),
+            by_round=pictures.by_round(shown),
+            importances=pictures.importances(shares) if shares else None,
+            shares=[(name, f"{share:.2f}") for name, share in shares.items()],
+            fewest=_FEWEST,
+            parallel=pictures.parallel_coordinates(shown, space) if complete else None,
+            names=[dimension.name for dimension in space],
+            rows=[_row(trial, space, followers(trials), best) for trial in trials],
+            space=list(config.tuning.space),
+            changed=[
+                row
+                for row in changed
+                if row.name not in searched and not row.name.startswith("tuning.space")
+            ],
+            private=config.privacy.mode != "none",
+            spent=spent,
+            command=command,
+            finished=time.strftime("%Y-%m-%d %H:%M"),
+        )
     )
 
 
@@ -109,10 +112,10 @@ def importances(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):  # the forest saw no variance
         return {}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _row(

@@ -25,18 +25,18 @@ from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from primia_jax import experiment, models, tasks
-from primia_jax.campaigns import engine
 from primia_jax.campaigns.tuning import best_config, report
-from primia_jax.campaigns.tuning.space import Dimension, parse
+from primia_jax.campaigns.tuning.space import Dimension, parse, with_settings
 from primia_jax.campaigns.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
-from primia_jax.config import ExperimentConfig, TuningConfig
+from primia_jax.config import ExperimentConfig, TuningConfig, settled
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
 from primia_jax.errors import BudgetError, ConfigError, StorageError, TrainingError
 from primia_jax.evaluation.record import score
+from primia_jax.watch import heartbeat
 from primia_jax.watch.heartbeat import Heartbeat
-from primia_jax.workdir import CONFIG, Workdir
+from primia_jax.workdir import CONFIG, Workdir, check_begun
 
 _MOST_FAILURES = 5  # in a row: then it is not the settings, and all that are left would fail
 TRIALS, BEST_CONFIG, LEDGER = "trials", "best_config.py", "ledger"
@@ -58,7 +58,7 @@ Progress = Callable[[Event], None]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The results of a search."""
+    """What a search found."""
 
     workdir: pathlib.Path
     best: int  # number of the best trial
@@ -108,9 +108,10 @@ def tune(
         models.check_weights(config.model.pretrained)
     directory = Workdir(user_path(workdir))
     config = _with_one_ledger(config, directory.path)
+    if resume:
+        check_begun(directory.path, (STUDY,))
     with contextlib.ExitStack() as stack:
-        # `Workdir.begin` moves an earlier search aside.
-        stack.enter_context(engine.writing(directory.path, "a search", (), resume, (STUDY,)))
+        stack.enter_context(heartbeat.only_writer(directory.path, "a search"))
         _begin(directory, config, resume)
         heart = stack.enter_context(Heartbeat(directory.path, "search"))
         study = Study(directory.path, config.tuning, space, config.seed)
@@ -139,7 +140,7 @@ def _with_one_ledger(config: ExperimentConfig, folder: pathlib.Path) -> Experime
 
 
 def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
-    """Makes the folder ready; refuses before any trial what cannot be trained on."""
+    """Makes the folder ready; what cannot be trained on at all is told before any trial."""
     plan = make_plan(config)
     if not resume:
         directory.begin(config, plan)
@@ -158,16 +159,19 @@ def _begin(directory: Workdir, config: ExperimentConfig, resume: bool) -> None:
 def _cluster(config: ExperimentConfig, ray_address: str | None) -> Iterator[None]:
     """The one cluster that all trials use."""
     run, count = config.runtime, config.tuning.parallel
-    with engine.cluster(config, ray_address):
-        if run.driver == "ray":
-            from primia_jax.runtime import ray_driver  # Ray is slow to import
+    if run.driver == "local":
+        yield
+        return
+    from primia_jax.runtime import ray_driver  # Ray is slow to import
 
-            hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
-            ray_driver.check_resources(
-                [hospital] * (count * (run.hospital_actors or config.federated.hospitals)),
-                f"config.tuning.parallel = {count} trials",
-                " or config.tuning.parallel",
-            )
+    with ray_driver.cluster(ray_address, run.ray_auth):
+        hospital = ray_driver.Placement(run.cpus_per_hospital, run.gpus_per_hospital)
+        actors = run.hospital_actors or config.federated.hospitals
+        ray_driver.check_resources(
+            [hospital] * (count * actors),
+            f"config.tuning.parallel = {count} trials",
+            " or config.tuning.parallel",
+        )
         yield
 
 
@@ -276,8 +280,8 @@ class _Search:
 
     def _train(self, trial: Trial, folder: pathlib.Path) -> tuple[TrialState, float | None, str]:
         """Trains, or goes on with what an interrupted trial had begun."""
-        config = engine.overridden(self._config, trial.params, "config.tuning.space")
-        config = dataclasses.replace(config, tuning=TuningConfig())
+        config = with_settings(self._config, trial.params)
+        config = settled(dataclasses.replace(config, tuning=TuningConfig()))
         begun = trial.user_attrs.get("takes_up")
         if begun is not None:
             earlier = folder.with_name(f"{begun:04d}")
@@ -354,7 +358,7 @@ class _Stopped(Exception):
 
 
 def tally(trials: Sequence[FrozenTrial], running: int) -> dict[str, int]:
-    """Numbers of complete (diverged ones apart), pruned, diverged, failed and running trials."""
+    """How many trials are complete (diverged ones apart), pruned, diverged, failed and running."""
     left_out = interrupted(trials)
     ended = [t for t in trials if t.state.is_finished() and t.number not in left_out]
     return {
@@ -390,7 +394,7 @@ def _conclude(
 
 
 def _cost(folder: pathlib.Path) -> dict[str, Any]:
-    """Cost of a trial, all its processes together, from its files."""
+    """What a trial took, all its processes together, as its files tell."""
     lines = [line for line in Workdir(folder).rounds() if line["site"] == "all"]
     kept = [line["round"] for line in lines if line["best"]]
     return {

@@ -9,7 +9,7 @@ Each dimension is one string, checked against the schema of the configuration:
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import (
@@ -19,7 +19,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from primia_jax.config import ExperimentConfig, from_config_dict
+from primia_jax.config import ExperimentConfig, from_config_dict, to_plain
 from primia_jax.errors import ConfigError
 
 _KINDS = ("log", "uniform", "choice")
@@ -48,7 +48,7 @@ class Dimension:
 
     @property
     def is_log(self) -> bool:
-        """True if it is drawn evenly over its logarithm."""
+        """Whether it is drawn evenly over its logarithm."""
         return bool(getattr(self.distribution, "log", False))
 
 
@@ -149,9 +149,25 @@ def _checked(name: str, value: Any, where: str) -> Any:
     for part in reversed(name.split(".")):
         nested = {part: nested}
     try:
-        checked: Any = from_config_dict(ExperimentConfig, nested)
+        found: Any = from_config_dict(ExperimentConfig, nested)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     for part in name.split("."):
-        checked = getattr(checked, part)
-    return checked
+        found = getattr(found, part)
+    return found
+
+
+def with_settings(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
+    """`config` with the settings of `values` ({dotted name: value}) in place of its own.
+
+    Raises:
+      ConfigError: if there is no such setting, or it does not take the value.
+    """
+    plain = to_plain(config)
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        section = plain
+        for part in sections:
+            section = section[part]
+        section[last] = value
+    return from_config_dict(ExperimentConfig, plain)

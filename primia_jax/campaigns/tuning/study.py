@@ -91,20 +91,20 @@ class Study:
         Returns the numbers of those trials. If the process ends here too, nothing is lost or
         doubled.
         """
-        numbers = []
+        found = []
         with self._guarded():
             trials = self._study.get_trials(deepcopy=False)
             following = followers(trials)
             for trial in trials:
                 if trial.state is not TrialState.RUNNING:
                     continue
-                numbers.append(trial.number)
+                found.append(trial.number)
                 complete = set(trial.params) == {dimension.name for dimension in self._space}
                 if complete and trial.number not in following:
                     attributes = {"takes_up": trial.number}
                     self._study.enqueue_trial(trial.params, user_attrs=attributes)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        return numbers
+        return found
 
     def ask(self) -> Trial:
         """A new trial with its settings drawn, or one that waits to be taken up.
@@ -115,7 +115,10 @@ class Study:
         with self._guarded():
             trials = self._study.get_trials(deepcopy=False)
             self._study.sampler = self._sampler(len(trials) - len(interrupted(trials)))
-            return self._study.ask({each.name: each.distribution for each in self._space})
+            trial = self._study.ask()
+            for dimension in self._space:
+                _suggest(trial, dimension)
+            return trial
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         entropy = np.random.SeedSequence([self._seed, number])
@@ -170,6 +173,16 @@ class Study:
             ) from error
 
 
+def _suggest(trial: Trial, dimension: Dimension) -> None:
+    name, distribution = dimension.name, dimension.distribution
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, optuna.distributions.IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+    elif isinstance(distribution, optuna.distributions.FloatDistribution):
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+
+
 def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """The complete trial with the highest value that did not diverge; None without any."""
     complete = [trial for trial in trials if learned(trial)]
@@ -177,7 +190,7 @@ def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 def learned(trial: FrozenTrial) -> bool:
-    """True if the trial came to its end with a model."""
+    """Whether the trial came to its end with a model."""
     return trial.state is TrialState.COMPLETE and not trial.user_attrs.get("diverged")
 
 

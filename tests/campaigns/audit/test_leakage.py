@@ -193,9 +193,7 @@ def test_an_audit_trains_what_it_compares(tmp_path):
 
 def test_the_table_of_recorded_runs(runs, tmp_path):
     config = tiny()
-    # Resumed, as by a study that was interrupted before its attack: nothing is there yet.
-    recorded = dict(reversed(runs.items()))
-    table = inversion_table(config, tmp_path, runs=recorded, extract=pixels, resume=True)
+    table = inversion_table(config, tmp_path, runs=dict(reversed(runs.items())), extract=pixels)
     assert [row["setting"] for row in table["rows"]] == ["local", "federated", "federated_secure"]
     assert table["images"] == 2  # rounds of one pooled image
     assert table["anova"]["mse"]["p"] is not None and len(table["tests"]["mse"]) == 3

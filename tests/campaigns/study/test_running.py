@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import primia_jax
-from primia_jax.campaigns import engine
 from primia_jax.campaigns.study import check, running
 from primia_jax.config import ExperimentConfig, from_config_dict, to_config_dict
+from primia_jax.core import storage
 from primia_jax.errors import ConfigError, DataError
 from primia_jax.experiment import checked
 from primia_jax.federated.trained_model import load_trained
@@ -79,7 +79,7 @@ def test_a_study_leaves_every_file(finished):
 def test_every_mode_is_judged_on_the_same_images_as_its_own_run(finished):
     """Test Set 1 of the study is that of each run: the scores are the same."""
     study, _ = finished
-    for row in study.results["table_1a"]["raters"]:
+    for row in study.found["table_1a"]["raters"]:
         own = json.loads((study.workdir / f"{row['key']}_2" / "metrics.json").read_text())
         scores = row["sets"]["test_1"]
         for name in ("mcc", "accuracy", "roc_auc"):
@@ -87,7 +87,7 @@ def test_every_mode_is_judged_on_the_same_images_as_its_own_run(finished):
         validated = row["sets"]["validation"]["mcc"]["mean"]
         assert validated == pytest.approx(own["validation"]["mcc"]), row["key"]
     lines = (study.workdir / "predictions.csv").read_text().splitlines()
-    sizes = sum(part["n"] for part in study.results["sets"].values())
+    sizes = sum(part["n"] for part in study.found["sets"].values())
     assert len(lines) == 1 + sizes * len(MODES)
 
 
@@ -115,10 +115,7 @@ def test_all_modes_start_from_the_same_model_and_train_on_the_same_images(tmp_pa
 def test_the_local_batch_is_that_of_all_hospitals():
     for pooled, expected in ((True, 24), (False, 8)):
         config = checked(_config(pooled_batch=pooled, seeds=(0, 7)))
-        runs = {
-            (run.config.federated.mode, run.config.seed): run.config
-            for run in running._runs(config, pathlib.Path())
-        }
+        runs = {(mode, seed): settings for mode, seed, settings in running._runs(config)}
         assert len(runs) == 6
         assert runs["local", 7].training.batch_size == expected
         assert runs["federated", 7].training.batch_size == 8
@@ -134,7 +131,7 @@ def test_resuming_trains_only_what_is_missing(finished, monkeypatch, tmp_path):
     trained = []
     train = primia_jax.train
     monkeypatch.setattr(
-        engine.experiment, "train",
+        running.experiment, "train",
         lambda settings, folder, **kw: trained.append(folder.name) or train(settings, folder, **kw),
     )  # fmt: skip
     (folder / "federated_2" / "report.html").unlink()
@@ -147,8 +144,8 @@ def test_resuming_trains_only_what_is_missing(finished, monkeypatch, tmp_path):
     again = primia_jax.study(_config(readers=str(readings)), folder, resume=True, attack=_attack)
     assert trained == ["federated_2"]
     assert (folder / "local_2" / "rounds.jsonl").stat().st_mtime_ns >= before
-    assert again.results["table_1a"]["raters"][:3] == study.results["table_1a"]["raters"]
-    assert [r["title"] for r in again.results["table_1a"]["raters"]][3:] == ["A", "B"]
+    assert again.found["table_1a"]["raters"][:3] == study.found["table_1a"]["raters"]
+    assert [r["title"] for r in again.found["table_1a"]["raters"]][3:] == ["A", "B"]
     other = _config()
     other.training.learning_rate = 2e-2
     with pytest.raises(ConfigError, match=r"training\.learning_rate"):
@@ -159,8 +156,7 @@ def test_an_earlier_study_is_moved_aside(tmp_path):
     (tmp_path / "local_2").mkdir()
     (tmp_path / "tables.json").write_text("old")
     (tmp_path / "mine.txt").write_text("kept")
-    with engine.writing(tmp_path, "a study", running._LEAVES, resume=False):
-        pass
+    storage.move_aside(tmp_path, running._own(tmp_path))
     assert (tmp_path / "previous" / "1" / "tables.json").read_text() == "old"
     assert (tmp_path / "previous" / "1" / "local_2").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "previous"]

@@ -9,7 +9,6 @@ import re
 import pytest
 
 from primia_jax.campaigns.study import report, tables, text
-from primia_jax.reporting import formats
 from primia_jax.reporting import tables as layout
 from primia_jax.reporting.tables import Cell, Table
 from tests.campaigns.study import made_up
@@ -80,7 +79,7 @@ def test_every_file_is_there_and_holds_the_same_numbers(written):
     assert float(row["mean"]) == mcc["mean"] and float(row["low"]) == mcc["low"]
     markdown = (folder / "tables.md").read_text()
     assert markdown.count("\n| ---") + markdown.count("\n| -") >= 8
-    assert formats.number(mcc["mean"]) in markdown
+    assert tables.number(mcc["mean"]) in markdown
 
 
 def test_markdown_keeps_its_columns():
@@ -210,10 +209,10 @@ def test_landis_and_koch(kappa, word):
     ("value", "shown"), [(0.996, "0.996"), (1.0, "1.00"), (-0.001, "0.00"), (-0.25, "−0.25")]
 )
 def test_scores_are_not_rounded_to_perfection(value, shown):
-    assert formats.number(value) == shown
+    assert tables.number(value) == shown
 
 
 def test_figures_have_three_digits():
     values = (1234.5, 12.345, 0.0123, 0.0000123, 0.0, -2.5)
     shown = ["1234", "12.3", "0.0123", "1.2e−05", "0.00", "−2.50"]
-    assert [formats.figure(v) for v in values] == shown
+    assert [tables.figure(v) for v in values] == shown

@@ -2,7 +2,8 @@
 
 import pytest
 
-from primia_jax.campaigns.tuning.space import parse
+from primia_jax.campaigns.tuning.space import parse, with_settings
+from primia_jax.config import ExperimentConfig
 from primia_jax.errors import ConfigError
 
 
@@ -61,3 +62,14 @@ def test_nothing_and_the_same_twice():
         parse(())
     with pytest.raises(ConfigError, match=r"training\.beta1 more than once"):
         parse(("training.beta1 uniform 0 0.5", "training.beta1 uniform 0.5 0.9"))
+
+
+def test_values_take_the_place_of_the_settings():
+    config = ExperimentConfig()
+    values = {"training.learning_rate": 0.5, "federated.early_stopping.patience": 7}
+    changed = with_settings(config, values)
+    assert changed.training.learning_rate == 0.5
+    assert changed.federated.early_stopping.patience == 7
+    assert changed.data == config.data
+    with pytest.raises(ConfigError, match="must lie in"):
+        with_settings(config, {"training.learning_rate": 11.0})

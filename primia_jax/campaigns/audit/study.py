@@ -1,9 +1,9 @@
-"""The verb `audit`: trains what is missing, attacks, measures, and writes tables and a page.
+"""The verb `audit`: trains what is missing, attacks, judges, and writes what it found.
 
 workdir/audit.json     everything measured
 workdir/report.html    for readers; audit.html where the folder is itself that of a run
-workdir/audit/         pictures (panels/NAME.png), and reconstructions of each attack (NAME.npz),
-                       taken up by --resume
+workdir/audit/         pictures (panels/NAME.png), and what each attack found (NAME.npz), taken up
+                       by --resume
 workdir/runs/NAME/     the runs that the audit trained
 """
 
@@ -17,18 +17,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from primia_jax import experiment, tasks
-from primia_jax.campaigns import engine
-from primia_jax.campaigns.audit import analysis, features, plots, report, threat_model
-from primia_jax.campaigns.audit.attacks import Reconstructions, attack_all, control, fingerprint
-from primia_jax.campaigns.audit.features import Extract
+from primia_jax.campaigns.audit import extractors, judging, pictures, report, threat_model
+from primia_jax.campaigns.audit.attacking import Found, Progress, attack_all, fingerprint
+from primia_jax.campaigns.audit.control import control
+from primia_jax.campaigns.audit.judging import Extract
 from primia_jax.campaigns.audit.settings import Run, Setting, overridden, parse, run_config
 from primia_jax.campaigns.audit.views import HOW_TO_RECORD, Views, check, check_ahead, digest, views
-from primia_jax.campaigns.engine import Progress
 from primia_jax.config import AuditConfig, ExperimentConfig, to_plain
 from primia_jax.core.names import user_path
-from primia_jax.core.storage import read_json, write_json
+from primia_jax.core.storage import move_aside, read_json, write_json
+from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, ConfigError
-from primia_jax.workdir import CONFIG, recorded_config
+from primia_jax.watch.heartbeat import only_writer
+from primia_jax.workdir import CONFIG, check_begun, differences, recorded_config
 
 AUDIT, FOLDER = "audit.json", "audit"
 _TABLE = ("local", "federated", "federated_secure")
@@ -42,9 +43,9 @@ def audit(
     resume: bool = False,
     ray_address: str | None = None,
     command: str = "",
-    progress: Progress = engine.silent,
+    progress: Progress = lambda setting, done, total: None,
 ) -> dict[str, Any]:
-    """Attacks what model owners saw in recorded runs, and says what could be stolen.
+    """Attacks what model owners saw in recorded runs, and tells what could be stolen.
 
     Where `workdir` holds a run, it is that run; else those of `config.audit`, which are trained
     first, each in a folder of its own, if `config.federated.record_updates` is on.
@@ -72,6 +73,8 @@ def audit(
     config = experiment.checked(config)
     tasks.check_classifies(config, "an audit")
     folder = user_path(workdir)
+    if resume:
+        check_begun(folder, (AUDIT, FOLDER, "runs"))
     if (folder / CONFIG).exists():
         runs = [_recorded_run(folder, config.audit, "")]
         page = folder / "audit.html"
@@ -97,7 +100,7 @@ def inversion_table(
     runs: Mapping[str, str | os.PathLike[str]] | None = None,
     extract: Extract | None = None,
     resume: bool = False,
-    progress: Progress = engine.silent,
+    progress: Progress = lambda setting, done, total: None,
 ) -> dict[str, Any]:
     """The table of inversions of local, federated and securely federated training.
 
@@ -127,17 +130,15 @@ def inversion_table(
     plain = dataclasses.replace(config.audit, defences=())
     whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
     if runs is None:
-        attacked = _table_runs(whole, folder)
+        found = _table_runs(whole, folder)
     else:
-        attacked = [_recorded_run(user_path(runs[name]), plain, name) for name in runs]
-    # A study that was interrupted before its attack resumes with nothing here.
-    resume = resume and bool(engine.names(folder, (AUDIT, FOLDER, "runs")))
-    result = _audit(whole, folder, page, attacked, extract, resume, None, "", progress)
+        found = [_recorded_run(user_path(runs[name]), plain, name) for name in runs]
+    result = _audit(whole, folder, page, found, extract, resume, None, "", progress)
     rows = [{k: v for k, v in row.items() if k != "config"} for row in result["settings"]]
     rows.sort(key=lambda row: _TABLE.index(row["setting"]) if row["setting"] in _TABLE else 9)
     return {
         "images": min(row["n"] for row in rows),
-        "note": threat_model.note(attacked, result["settings"]),
+        "note": threat_model.note(found, result["settings"]),
         "threat_model": result["threat_model"],
         "rows": rows,
         "anova": result["anova"],
@@ -148,7 +149,7 @@ def inversion_table(
 
 
 def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
-    """Checks that `inversion_table` can be made under `config`, and trains nothing.
+    """That `inversion_table` can train and attack runs of its own under `config`; trains nothing.
 
     Raises:
       UserError: of settings that cannot be read, that no run goes by or that name no row of the
@@ -158,8 +159,8 @@ def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
     tasks.check_classifies(config, "an audit")
     plain = dataclasses.replace(config.audit, defences=())
     for run in _table_runs(dataclasses.replace(config, audit=plain), pathlib.Path()):
-        check_ahead(run.config, plain, run.name)
-    features.check(config)
+        check_ahead(run.config, plain, run.setting.name)
+    extractors.check(config)
 
 
 def _table_runs(config: ExperimentConfig, folder: pathlib.Path) -> list[Run]:
@@ -191,115 +192,157 @@ def _audit(
     command: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Trains, attacks and writes; what was trained and attacked stays for a later audit."""
     for run in runs:
-        (check_ahead if run.is_own else check)(run.config, config.audit, run.name)
-    extract, about = features.make(config, extract)
-    leaves = (AUDIT, FOLDER, page.name)  # but never the run that is attacked, nor one trained
-    with engine.writing(folder, "an audit", leaves, resume, keeps=("runs",)):
-        observed: dict[str, Views] = {}
-        for run in runs:
-            if run.is_own:
-                _train(run, resume, ray_address, progress)
-            observed[run.name] = views(run.folder, run.config, config.audit, run.setting.images)
-        attacked = {
-            run.name: _attacked(config, folder, run, observed[run.name], resume, progress)
-            for run in runs
-        }
-        rows = [
-            _row(config, folder, run, observed[run.name], attacked[run.name], extract)
-            for run in runs
-        ]
-        defences = [run.name for run in runs if run.setting.is_defence]
-        main = {name: each for name, each in attacked.items() if name not in defences}
-        reference = config.audit.reference
-        result: dict[str, Any] = {
-            "name": config.name,
-            "command": command,
-            "threat_model": threat_model.rows(config.audit, runs, rows),
-            "features": about,
-            "settings": rows,
-            **analysis.tests(main),
-            "defences": analysis.against(reference, attacked, defences) if defences else None,
-            "control": _control(config, folder, observed[runs[0].name], attacked[runs[0].name]),
-            "config": to_plain(config),
-        }
-        result["verdicts"] = report.verdicts(result)
-        result["report"] = str(page)
-        result = json.loads(json.dumps(result))  # as whoever reads the file has it
-        write_json(folder / AUDIT, result)
-        report.write_report(result, folder, page)
-        return result
+        (check_ahead if run.is_own else check)(run.config, config.audit, run.setting.name)
+    features, features_told = extractors.make(config, extract)
+    with only_writer(folder, "an audit"):
+        return _made(
+            config, folder, page, runs, features, features_told, resume, ray_address, command,
+            progress,
+        )  # fmt: skip
+
+
+def _made(
+    config: ExperimentConfig,
+    folder: pathlib.Path,
+    page: pathlib.Path,
+    runs: Sequence[Run],
+    features: Extract,
+    features_told: str,
+    resume: bool,
+    ray_address: str | None,
+    command: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains, attacks and writes, as the only writer of `folder`."""
+    _begin(folder, page, resume)
+    seen: dict[str, Views] = {}
+    for run in runs:
+        if run.is_own:
+            _train(run, resume, ray_address, progress)
+        seen[run.setting.name] = views(run.folder, run.config, config.audit, run.setting.images)
+    findings = {
+        run.setting.name: _attacked(config, folder, run, seen[run.setting.name], resume, progress)
+        for run in runs
+    }
+    others = [run.setting.name for run in runs if run.setting.is_defence]
+    first = runs[0].setting.name
+    main = {name: found for name, found in findings.items() if name not in others}
+    rows = [
+        _row(config, folder, run, seen[run.setting.name], findings[run.setting.name], features)
+        for run in runs
+    ]
+    result: dict[str, Any] = {
+        "name": config.name,
+        "command": command,
+        "threat_model": threat_model.rows(config.audit, runs, rows),
+        "features": features_told,
+        "settings": rows,
+        **judging.tests(main),
+        "defences": judging.against(config.audit.reference, findings, others) if others else None,
+        "control": _control(config, folder, seen[first], findings[first]),
+        "config": to_plain(config),
+    }
+    result["verdicts"] = report.verdicts(result)
+    result["report"] = str(page)
+    result = json.loads(json.dumps(result))  # as whoever reads the file has it
+    write_json(folder / AUDIT, result)
+    report.write_report(result, folder, page)
+    return result
+
+
+def _begin(folder: pathlib.Path, page: pathlib.Path, resume: bool) -> None:
+    """Moves an earlier audit aside, but never the run that is attacked, nor runs trained for it."""
+    if not resume:
+        move_aside(folder, (AUDIT, FOLDER, page.name))
 
 
 def _train(run: Run, resume: bool, ray_address: str | None, progress: Progress) -> None:
     """Trains a run; one that is there is kept or goes on, if settings and images are the same."""
-    rounds = run.config.federated.rounds
-
-    def on_round(line: Mapping[str, Any]) -> bool:
-        progress(f"training {run.name}", line["round"], rounds)
-        return True
-
+    resume = resume and _is_same(run)
+    if resume and (run.folder / "metrics.json").exists():
+        return
+    progress(f"training {run.setting.name}", 0, run.config.federated.rounds)
     with open(os.devnull, "w") as nowhere:
-        engine.train(
-            engine.Run(run.name, run.folder, run.config),
+        experiment.train(
+            run.config,
+            run.folder,
             resume=resume,
             ray_address=ray_address if run.config.runtime.driver == "ray" else None,
-            retrain=True,
-            begins=lambda: progress(f"training {run.name}", 0, rounds),
-            on_round=on_round,
             stream=nowhere,
+            on_round=lambda line: _tell(progress, run, line["round"]),
         )
+
+
+def _is_same(run: Run) -> bool:
+    """Whether what is in the run's folder was begun with its settings, on its images."""
+    paths = [run.folder / name for name in ("config.json", "data.json")]
+    if not all(path.exists() for path in paths):
+        return False
+    stored, data = read_json(paths[0]), read_json(paths[1], ["fingerprint"])
+    if any(differences(stored, to_plain(run.config))):
+        return False
+    return bool(data["fingerprint"] == make_plan(run.config).fingerprint)
+
+
+def _tell(progress: Progress, run: Run, number: int) -> bool:
+    progress(f"training {run.setting.name}", number, run.config.federated.rounds)
+    return True
 
 
 def _attacked(
     config: ExperimentConfig,
     folder: pathlib.Path,
     run: Run,
-    observed: Views,
+    seen: Views,
     resume: bool,
     progress: Progress,
-) -> Reconstructions:
-    """The reconstructions of a run's images, new ones or those of an earlier audit."""
-    kept = folder / FOLDER / f"{run.name}.npz"
-    recorded = [to_plain(run.config), digest(observed)]
-    depends = fingerprint(recorded, config.audit, run.setting.images, config.seed)
-    attacked = Reconstructions.read(kept, depends) if resume else None
-    if attacked is None:
-        attacked = attack_all(run.name, run.config, observed, config.audit, config.seed, progress)
-        attacked.write(kept, depends)
-    return attacked
+) -> Found:
+    """What the attacks on a run find, or found earlier."""
+    name = run.setting.name
+    kept = folder / FOLDER / f"{name}.npz"
+    depends = fingerprint(
+        [to_plain(run.config), digest(seen)],
+        config.audit,
+        run.setting.images,
+        config.seed,
+    )
+    found = Found.read(kept, depends) if resume else None
+    if found is None:
+        found = attack_all(name, run.config, seen, config.audit, config.seed, progress)
+        found.write(kept, depends)
+    return found
 
 
 def _row(
     config: ExperimentConfig,
     folder: pathlib.Path,
     run: Run,
-    observed: Views,
-    attacked: Reconstructions,
+    seen: Views,
+    found: Found,
     extract: Extract,
 ) -> dict[str, Any]:
-    """One setting: the attacked updates, the results, and the utility of its model."""
-    first = observed.cases[0]
+    """One setting: what was attacked, what was found, and what its model is worth."""
+    first = seen.cases[0]
     training = first.observed.training
-    panel = pathlib.Path(FOLDER) / "panels" / f"{run.name}.png"
-    notes = list(observed.notes)
-    if attacked.gallery == 1:
+    panel = pathlib.Path(FOLDER) / "panels" / f"{run.setting.name}.png"
+    notes = list(seen.notes)
+    if found.gallery == 1:
         notes.append("all images of a hospital are behind one update, with none to tell them from")
-    plots.draw_panel(folder / panel, attacked)
+    pictures.draw_panel(folder / panel, found)
     return {
-        "setting": run.name,
+        "setting": run.setting.name,
         "overrides": list(run.setting.overrides),
         "is_defence": run.setting.is_defence,
         "mode": run.config.federated.mode,
-        "n": len(attacked.originals),
-        "updates": len(observed.cases),
+        "n": len(found.originals),
+        "updates": len(seen.cases),
         "images_per_update": len(first.images),
         "hospitals": len(set(first.hospitals)),
         "local_steps": training.local_steps,
         "batch_size": run.config.training.batch_size,
-        "rounds": sorted({case.round for case in observed.cases}),
-        **analysis.measures(attacked, extract, config.audit, config.seed),
+        "rounds": sorted({case.round for case in seen.cases}),
+        **judging.measures(found, extract, config.audit, config.seed),
         "utility": _utility(run.folder),
         "notes": notes,
         "panel": str(panel),
@@ -308,7 +351,7 @@ def _row(
 
 
 def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Utility of the model on its test set; None if it was not tested."""
+    """What the run's model is worth on its test set; None if it was not tested."""
     if not (folder / "metrics.json").exists():
         return None
     metrics = read_json(folder / "metrics.json")
@@ -324,14 +367,13 @@ def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _control(
-    config: ExperimentConfig, folder: pathlib.Path, observed: Views, attacked: Reconstructions
+    config: ExperimentConfig, folder: pathlib.Path, seen: Views, found: Found
 ) -> dict[str, Any] | None:
     if not config.audit.control_steps:
         return None
-    known = observed.cases[0].observed.training
-    result, original, image = control(
-        attacked.originals[0], known.mean, known.std, config.audit, config.seed
-    )
+    known = seen.cases[0].observed.training
+    result = control(found.originals[0], known.mean, known.std, config.audit, config.seed)
     picture = pathlib.Path(FOLDER) / "control.png"
-    plots.draw_pair(folder / picture, original, image, result["psnr"])
+    original, image = result.pop("original"), result.pop("found")
+    pictures.draw_pair(folder / picture, original, image, result["psnr"])
     return {**result, "panel": str(picture)}

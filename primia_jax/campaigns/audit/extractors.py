@@ -6,26 +6,23 @@ function with the features of any other network can be given to `audit` in their
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from primia_jax import models
+from primia_jax.campaigns.audit.judging import Extract
 from primia_jax.config import ExperimentConfig, ModelConfig
 from primia_jax.errors import CheckpointError
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.inversion import penultimate
 from primia_jax.workdir import recorded_config
 
-Extract = Callable[[Any], Any]  # images [n s s 1] in [0, 1] -> features [n d]
-
 _SIDE = 64  # of the images that the random network is made for; it takes others as well
 _MEAN, _STD = 0.5, 0.25  # of grey values, for networks without statistics of their own
 
 
 def check(config: ExperimentConfig) -> None:
-    """Checks that the file or folder of `config.audit.features` is there; computes nothing.
+    """That what `config.audit.features` names is there; computes nothing.
 
     Raises:
       CheckpointError: if it is not.
@@ -38,7 +35,7 @@ def check(config: ExperimentConfig) -> None:
 
 
 def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, str]:
-    """The function that extracts features, and its description for readers.
+    """What extracts the features, and what a reader is told of it.
 
     Args:
       config: its `audit.features` names a run's folder or a file of torchvision weights.
@@ -51,21 +48,23 @@ def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, st
         return extract, "a function given by the caller"
     check(config)
     named = config.audit.features
+    model = ModelConfig(name="resnet18")
     if named and pathlib.Path(named).is_dir():
         return _of_run(pathlib.Path(named).absolute(), config)
-    model = ModelConfig(name="resnet18")
     module = models.build(model, 3)
     variables = models.init(module, jax.random.key(0), _SIDE, 1)
-    about = "the project's ResNet-18 with random weights (config.audit.features names others)"
-    if named:
-        variables = models.load_torch(named, model, 3, variables)
-        about = f"ResNet-18 with the weights in {named}"
-    return penultimate(module, variables, mean=_MEAN, std=_STD), about
+    if not named:
+        told = "the project's ResNet-18 with random weights (config.audit.features names others)"
+        return penultimate(module, variables, mean=_MEAN, std=_STD), told
+    variables = models.load_torch(named, model, 3, variables)
+    return penultimate(
+        module, variables, mean=_MEAN, std=_STD
+    ), f"ResNet-18 with the weights in {named}"
 
 
 def _of_run(folder: pathlib.Path, config: ExperimentConfig) -> tuple[Extract, str]:
-    recorded = recorded_config(folder).model
-    model = load_trained(folder, dataclasses.replace(config, model=recorded))
+    own = recorded_config(folder).model
+    model = load_trained(folder, dataclasses.replace(config, model=own))
     extract = penultimate(
         model.learner.module,
         model.variables,

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from primia_jax.campaigns.audit import analysis, report
-from primia_jax.campaigns.audit.attacks import Reconstructions
+from primia_jax.campaigns.audit import judging, report
+from primia_jax.campaigns.audit.attacking import Found
 
 
 def found(seed=0, n=6, **others):
@@ -13,7 +13,7 @@ def found(seed=0, n=6, **others):
     originals = np.random.default_rng(7).random((n, 4, 4, 1), np.float32)
     rng = np.random.default_rng(seed)
     measures = {name: rng.random(n) for name in ("mse", "psnr", "ssim")}
-    one = Reconstructions(
+    one = Found(
         originals=originals,
         images=originals,
         **measures,
@@ -31,14 +31,14 @@ def found(seed=0, n=6, **others):
 
 def shuffled(one, order):
     alike = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
-    return Reconstructions(**{k: v[order] if v.ndim else v for k, v in alike.items()})
+    return Found(**{k: v[order] if v.ndim else v for k, v in alike.items()})
 
 
 def test_pairs_are_found_in_any_order():
     first, second = found(0), found(1)
     order = np.array([3, 5, 4, 1, 0, 2])
-    (test,) = analysis.tests({"a": first, "b": shuffled(second, order)})["tests"]["psnr"]
-    (plain,) = analysis.tests({"a": first, "b": second})["tests"]["psnr"]
+    (test,) = judging.tests({"a": first, "b": shuffled(second, order)})["tests"]["psnr"]
+    (plain,) = judging.tests({"a": first, "b": second})["tests"]["psnr"]
     assert test["paired"]
     for key in ("difference", "t", "p", "cohens_d"):
         np.testing.assert_allclose(test[key], plain[key])
@@ -56,19 +56,19 @@ def test_other_images_are_not_paired():
         {"originals": found().originals[::-1]},  # other data, or augmented otherwise
     ):
         for test in (
-            *analysis.tests({"a": first, "b": found(1, **others)})["tests"]["mse"],
-            *analysis.against("a", {"a": first, "b": found(1, **others)}, ["b"])["mse"],
+            *judging.tests({"a": first, "b": found(1, **others)})["tests"]["mse"],
+            *judging.against("a", {"a": first, "b": found(1, **others)}, ["b"])["mse"],
         ):
             assert not test["paired"]
     fewer = shuffled(found(1), np.arange(5))
-    assert not analysis.against("a", {"a": first, "b": fewer}, ["b"])["mse"][0]["paired"]
+    assert not judging.against("a", {"a": first, "b": fewer}, ["b"])["mse"][0]["paired"]
 
 
 def test_an_image_twice_behind_an_update_counts_once():
     twice = found(
         records=np.zeros(6, int), updates=np.zeros(6, int), hospitals=np.repeat("hospital_0", 6)
     )
-    once = analysis.identification(twice)
+    once = judging._identified(twice)
     assert len(once.ranks) == 1
     np.testing.assert_allclose(once.p, 1 / 10)
 
