@@ -11,7 +11,7 @@ batch-norm moments, pixel statistics, class counts, confusion matrices. The mode
   neither an update nor a sample count from one sum; nor does any set of hospitals short of all but
   one, nor anybody who reads the messages between hospitals. All parties follow the protocol (honest
   but curious). What totals of several rounds tell together, and what hospitals demand of a sum
-  before they contribute, is in `safety` and `sum_journal`.
+  before they contribute, is in `safety` and `hospital_journal`.
 - `masked`: the same sum under pairwise masks (`secagg`), for many hospitals: each has to do with
   O(log N) others, and whoever drops out is left out of the sum. The owner may lie about who shared
   keys and who dropped out; the hospitals that collude with it must be few

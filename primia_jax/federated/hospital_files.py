@@ -23,9 +23,9 @@ from primia_jax.federated import (
     variables,
 )
 from primia_jax.federated.early_stopping import SiteWatch
+from primia_jax.federated.hospital_journal import HospitalJournal
 from primia_jax.federated.hospital_state import Hospital
 from primia_jax.federated.hospital_training import optimizer_state, steps_per_round
-from primia_jax.federated.sum_journal import HospitalJournal
 
 _BATCH_NORM = "batch_norm"  # a tree of a hospital's checkpoints
 _JOURNAL, _WATCH = "journal", "watch"  # facts of a hospital's checkpoints

@@ -19,9 +19,9 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.aggregation import Making
 from primia_jax.federated.early_stopping import SiteWatch
+from primia_jax.federated.hospital_journal import HospitalJournal
 from primia_jax.federated.local_training import Learner, Statistics
 from primia_jax.federated.quantities import STATISTICS, Quantity
-from primia_jax.federated.sum_journal import HospitalJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Steps
 

@@ -31,8 +31,8 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.aggregation import Total
 from primia_jax.federated.local_training import Statistics
+from primia_jax.federated.owner_journal import OwnerJournal
 from primia_jax.federated.quantities import DUE, STATISTICS, UPDATE, VALIDATION, Quantity
-from primia_jax.federated.sum_journal import OwnerJournal
 from primia_jax.federated.variables import Vectors
 from primia_jax.runtime import Send, Steps
 

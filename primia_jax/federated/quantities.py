@@ -1,4 +1,4 @@
-"""Quantities of secure sums, and their announcement by the model owner (see `sum_journal`)."""
+"""Quantities of secure sums, and their announcement by the model owner (see `owner_journal`)."""
 
 import hashlib
 import json

@@ -21,9 +21,9 @@ Where sets change, a few rounds are a solvable system of linear equations. So th
 - *public sizes*: otherwise the number of training images, the number of validation images by
   class, and when a hospital stops training, are declared public to the model owner. Updates,
   pixel statistics, training class counts and confusion matrices are not: of these only one sum is
-  ever revealed for each starting model (`sum_journal`). Not promised: where the model hardly moves
-  between rounds, least squares over totals of changing sets estimates the confusion matrix and the
-  direction of the update of a single hospital. Take a fixed cohort or `config.privacy` then.
+  ever revealed for each starting model (`owner_journal`). Not promised: where the model hardly
+  moves between rounds, least squares over totals of changing sets estimates the confusion matrix
+  and the direction of the update of a single hospital. Take a fixed cohort or `config.privacy` then.
 
 With `config.privacy` confusion matrices and class counts carry noise, and in mode `client` no
 number of images enters a sum; see docs/privacy.md.

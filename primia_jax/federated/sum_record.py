@@ -3,7 +3,7 @@
 The mark holds the length and digest of the file. It is written after the lines that have to be on
 disk before something leaves the party, and before that leaves. So a file that was lost, cut or set
 back to an older copy is recognised (`core.marks`). What is not: a folder of which all files are
-older ones. The model owner's announcements tell that to hospitals (`sum_journal`).
+older ones. The model owner's announcements tell that to hospitals (`owner_journal`).
 """
 
 import json

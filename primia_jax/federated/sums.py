@@ -1,10 +1,10 @@
 """Sums over hospitals as the parties' programs make them: announced, checked, noted, then summed.
 
 In mode `federated_secure` the model owner first announces the sum. Each hospital checks who takes
-part (`safety`), compares with its own record and writes the sum down (`sum_journal`), and only then
-contributes by one of the schemes of `aggregation`. A total that was revealed before is taken from
-the model owner's folder, and nobody contributes. In other modes there is nothing to hide: the sum
-is made at once.
+part (`safety`), compares with its own record and writes the sum down (`hospital_journal`), and only
+then contributes by one of the schemes of `aggregation`. A total that was revealed before is taken
+from the model owner's folder, and nobody contributes. In other modes there is nothing to hide: the
+sum is made at once.
 """
 
 import functools
@@ -14,9 +14,10 @@ from primia_jax.config import ExperimentConfig
 from primia_jax.errors import ProtocolError
 from primia_jax.federated import aggregation, quantities, safety
 from primia_jax.federated.aggregation import OWNER, Contribution, Making, Total
+from primia_jax.federated.hospital_journal import HospitalJournal
+from primia_jax.federated.owner_journal import OwnerJournal
 from primia_jax.federated.quantities import Announcement, Quantity
 from primia_jax.federated.sealing import KeyRing
-from primia_jax.federated.sum_journal import HospitalJournal, OwnerJournal
 from primia_jax.runtime import Receive, Send, Steps
 
 # collect(sizes, n_counts), as `aggregation.Aggregation` has it

@@ -7,6 +7,8 @@ import pytest
 
 from primia_jax.errors import CheckpointError, ProtocolError, StorageError
 from primia_jax.federated.aggregation import Total
+from primia_jax.federated.hospital_journal import HospitalJournal
+from primia_jax.federated.owner_journal import OwnerJournal
 from primia_jax.federated.quantities import (
     UPDATE,
     VALIDATION,
@@ -15,7 +17,6 @@ from primia_jax.federated.quantities import (
     digest_of_names,
     digest_of_quantity,
 )
-from primia_jax.federated.sum_journal import HospitalJournal, OwnerJournal
 from primia_jax.federated.sum_record import FILE, MARK
 
 NAMES = ("a", "b", "c", "d")
