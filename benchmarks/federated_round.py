@@ -40,9 +40,10 @@ from benchmarks.flags import at_least  # noqa: E402
 from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
 from primia_jax.federated import checkpoints, hospital_state, local_training  # noqa: E402
-from primia_jax.federated.federation import Federation, party_makers  # noqa: E402
+from primia_jax.federated.federation import Federation  # noqa: E402
 from primia_jax.federated.hospital_state import Hospital  # noqa: E402
 from primia_jax.federated.local_training import Statistics, Step  # noqa: E402
+from primia_jax.federated.makers import party_makers  # noqa: E402
 from primia_jax.runtime import Locally, ray_driver  # noqa: E402
 
 HOSPITALS, BATCH = 3, 16

@@ -36,7 +36,8 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
-from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.federation import Federation
+from primia_jax.federated.makers import party_makers
 from primia_jax.federated.trained_model import load_trained
 from primia_jax.reporting.report import write_report
 from primia_jax.rounds import Phases, absences, scored, train_rounds

@@ -120,10 +120,10 @@ def knows_statistics(state: ModelOwner) -> tuple[ModelOwner, records.Pooled]:
 
 def revealed(state: ModelOwner, number: int) -> tuple[ModelOwner, records.Revealed]:
     """The sums of round `number` that were revealed, or may have been."""
-    totals = [_revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION)]
-    kept = (total.took_part if total else None for total in totals)
+    totals = (_revealed(state, purpose, number) for purpose in (UPDATE, VALIDATION))
+    update, validation = (total.took_part if total else None for total in totals)
     uncertain = state.journal.uncertain(number) if state.journal else ()
-    return state, records.Revealed(*kept, uncertain)
+    return state, records.Revealed(update, validation, uncertain)
 
 
 def _revealed(state: ModelOwner, purpose: str, number: int | None) -> Total | None:

@@ -23,7 +23,8 @@ Where sets change, a few rounds are a solvable system of linear equations. So th
   pixel statistics, training class counts and confusion matrices are not: of these only one sum is
   ever revealed for each starting model (`owner_journal`). Not promised: where the model hardly
   moves between rounds, least squares over totals of changing sets estimates the confusion matrix
-  and the direction of the update of a single hospital. Take a fixed cohort or `config.privacy` then.
+  and the direction of the update of a single hospital. Take a fixed cohort or `config.privacy`
+  then.
 
 With `config.privacy` confusion matrices and class counts carry noise, and in mode `client` no
 number of images enters a sum; see docs/privacy.md.

@@ -10,7 +10,7 @@ from PIL import Image
 from primia_jax.config import ExperimentConfig, from_config_dict
 from primia_jax.data import make_plan, make_test_plan, plan
 from primia_jax.errors import DataError
-from primia_jax.federated.federation import party_makers
+from primia_jax.federated.makers import party_makers
 from primia_jax.workdir import Workdir
 
 

@@ -34,8 +34,9 @@ from primia_jax.federated import (
 )
 from primia_jax.federated.aggregation import OWNER
 from primia_jax.federated.checkpoints import Progress
-from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.federation import Federation
 from primia_jax.federated.local_training import Score
+from primia_jax.federated.makers import party_makers
 from primia_jax.federated.owner_journal import OwnerJournal
 from primia_jax.runtime import LocalDriver, Locally, Vanish
 

@@ -16,7 +16,8 @@ from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError
 from primia_jax.federated import checkpoints, hospital_state, privacy
 from primia_jax.federated.checkpoints import Progress
-from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.federation import Federation
+from primia_jax.federated.makers import party_makers
 from primia_jax.federated.owner_journal import OwnerJournal
 from primia_jax.federated.privacy_ledger import FILE, Ledger, largest_epsilon
 from primia_jax.federated.quantities import STATISTICS, UPDATE, VALIDATION

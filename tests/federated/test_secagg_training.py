@@ -11,7 +11,8 @@ from primia_jax.data import make_plan
 from primia_jax.errors import PartyLost
 from primia_jax.federated import secagg, variables
 from primia_jax.federated.aggregation import OWNER, PROVIDER
-from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.federation import Federation
+from primia_jax.federated.makers import party_makers
 from primia_jax.mpc import fixed_point
 from primia_jax.runtime import LocalDriver, Vanish
 

@@ -7,7 +7,8 @@ from primia_jax.config import ExperimentConfig, from_config_dict, settled
 from primia_jax.data import make_plan
 from primia_jax.federated import checkpoints, records
 from primia_jax.federated.aggregation import OWNER
-from primia_jax.federated.federation import Federation, party_makers
+from primia_jax.federated.federation import Federation
+from primia_jax.federated.makers import party_makers
 from primia_jax.runtime import LocalDriver
 
 TINY = {
