@@ -1,4 +1,4 @@
-"""Makers of the parties' states: each runs in its party's own process and reads that party's data."""
+"""Makers of the parties' states: each runs in its party's own process, where its data are."""
 
 import functools
 import pathlib
