@@ -153,14 +153,14 @@ def digits(values: Any, n_limbs: int, limb_bits: int, unit: Arithmetic) -> list[
     """
     if n_limbs == 1:
         return [values.astype(unit.operand)]
-    found = []
+    limbs = []
     width = 8 * values.dtype.itemsize
     for _ in range(n_limbs):
         spare = width - limb_bits
         digit = (values << spare) >> spare
-        found.append(digit.astype(unit.operand))
+        limbs.append(digit.astype(unit.operand))
         values = (values - digit) >> limb_bits
-    return found
+    return limbs
 
 
 def multiply(product: Product, x: Any, w: Any, plan: LimbPlan) -> Any:

@@ -112,12 +112,12 @@ def difference(circuit: Circuit, plan: Plan, params: Any, images: np.ndarray) ->
         batch = chosen[start : start + size]
         pairs.append([_observation(plan)(params, batch, r)[2] for r in (exact, fixed)])
     worst, changed = 0.0, np.zeros(count, bool)
-    for wanted, found in zip(*(map(np.concatenate, zip(*outputs)) for outputs in zip(*pairs))):
+    for wanted, rounded in zip(*(map(np.concatenate, zip(*outputs)) for outputs in zip(*pairs))):
         spread = math.sqrt(np.square(wanted, dtype=np.float64).mean())
-        error = float(np.abs(found - wanted).max(initial=0.0))
+        error = float(np.abs(rounded - wanted).max(initial=0.0))
         worst = max(worst, error / spread if spread else 0.0)
         if wanted.ndim > 1 and wanted.shape[-1] > 1:
-            classes = wanted.argmax(-1) != found.argmax(-1)
+            classes = wanted.argmax(-1) != rounded.argmax(-1)
             changed |= classes.reshape(count, -1).any(1)
     return Difference(worst, int(changed.sum()), count)
 

@@ -97,7 +97,7 @@ class Circuit:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Tells this circuit's keys from all others'."""
-        told = {
+        identity = {
             "version": VERSION,
             "config": to_plain(self.config),
             "scaling": dataclasses.asdict(self.scaling),
@@ -107,7 +107,7 @@ class Circuit:
             "image": self.plan.image.shape,
             "outputs": [node.shape for node in self.plan.outputs],
         }
-        text = json.dumps(told, sort_keys=True, default=list)
+        text = json.dumps(identity, sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -118,7 +118,7 @@ class Circuit:
     def overflows(self, ranges: Ranges) -> list[Overflow]:
         """The layers in which values of these ranges would not fit."""
         scales = self.scaling
-        found = [
+        overflows = [
             Overflow(gate.name, reached, scale.limit)
             for gate, scale, reached in zip(self.plan.gates, scales.gates, ranges.gates)
             if reached >= scale.limit
@@ -126,8 +126,8 @@ class Circuit:
         half = 2.0 ** (self.n_bits - 1)
         for unit, reached in zip(scales.outputs, ranges.outputs):
             if reached * unit >= half:
-                found.append(Overflow("outputs", reached, half / unit))
-        return found
+                overflows.append(Overflow("outputs", reached, half / unit))
+        return overflows
 
     def coarse_products(self, ranges: Ranges, params: Any) -> list[str]:
         """Private products whose weights the ring leaves few bits."""
@@ -222,11 +222,11 @@ class Circuit:
 
     def quantised_weights(self, params: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """The model owner's weights as (w, shift) for each product, see `linear.quantised`."""
-        found = []
+        parts = []
         for product in self.products:
             node, unit = product
             factor = unit / natural_unit(node.operand, self.units)
-            found.append(
+            parts.append(
                 quantised(
                     np.asarray(node.weight.value(params)),
                     factor,
@@ -234,7 +234,7 @@ class Circuit:
                     node.product.channel_axis,
                 )
             )
-        return found
+        return parts
 
     def weight_words(self, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """The same weights as ring words."""
@@ -247,7 +247,7 @@ class Circuit:
 
     def constant_words(self, params: Any) -> list[list[np.ndarray]]:
         """The model owner's addends, of each segment, as words."""
-        found = []
+        constants = []
         for segment in self.segments:
             words = []
             for node, unit in segment.constants:
@@ -257,8 +257,8 @@ class Circuit:
                 words.append(
                     value.astype(np.int64).astype(np.uint64).astype(ring.word_type(self.n_bits))
                 )
-            found.append(words)
-        return found
+            constants.append(words)
+        return constants
 
     # --- the compiled segments
 
@@ -345,13 +345,13 @@ class Circuit:
                 return bilinear.multiply(node.product, x, matrix, plans[node, unit])
 
             evaluator = self._evaluator(segment, masks, multiply, known, None)
-            found = []
+            sums = []
             for (node, unit), weighted in zip(segment.values, segment.weighted):
                 if not (with_public or weighted):
                     continue
                 p, q = evaluator.value(node, unit)
-                found.append(self.sum_of((p, q) if with_public else (q,), node).reshape(-1))
-            return found, [evaluator.products[product] for product in segment.keep]
+                sums.append(self.sum_of((p, q) if with_public else (q,), node).reshape(-1))
+            return sums, [evaluator.products[product] for product in segment.keep]
 
         return jax.jit(values)
 
@@ -440,12 +440,12 @@ def _segments(plan: Plan, scales: Scaling, units: dict[Source, float]) -> tuple[
         computed.update(reads.products)
         drafts.append((gates_, values, reads))
     read_later: set[Product] = set()
-    found: list[Segment] = []
+    segments: list[Segment] = []
     for gates_, values, reads in reversed(drafts):
         keep = tuple(product for product in reads.products if product in read_later)
         read_later.update(reads.known)
         name = " + ".join(dict.fromkeys(gate.name for gate in gates_)) or "outputs"
-        found.append(
+        segments.append(
             Segment(
                 name,
                 gates_,
@@ -457,7 +457,7 @@ def _segments(plan: Plan, scales: Scaling, units: dict[Source, float]) -> tuple[
                 tuple(reads.constants),
             )
         )
-    return tuple(reversed(found))
+    return tuple(reversed(segments))
 
 
 def check_image(circuit: Any, image: Any) -> np.ndarray:

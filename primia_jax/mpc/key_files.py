@@ -91,9 +91,9 @@ class LevelFile:
         if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
             raise damaged(self._path, "it does not begin as a key does")
         _, version, self._header_bytes, size = _PREFIX.unpack(prefix)
-        found = os.fstat(self._file.fileno()).st_size
-        if found != size:
-            raise damaged(self._path, f"{found} bytes instead of {size}")
+        n_bytes = os.fstat(self._file.fileno()).st_size
+        if n_bytes != size:
+            raise damaged(self._path, f"{n_bytes} bytes instead of {size}")
         if version != _VERSION:
             return size, version, {}
         try:

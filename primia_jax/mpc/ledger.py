@@ -128,9 +128,9 @@ class Ledger:
             self._append((completed or b"")[len(torn) :] + b"\n", torn)
             self._highest = highest
 
-    def _number(self, line: bytes | None, found: bytes) -> int:
+    def _number(self, line: bytes | None, raw: bytes) -> int:
         if line is None or _largest_line(line) != line or int(line[1:]) <= self._highest:
-            raise self._damaged(f"it has the line {found[:40]!r}")
+            raise self._damaged(f"it has the line {raw[:40]!r}")
         return int(line[1:])
 
     def _check_header(self, line: bytes) -> None:

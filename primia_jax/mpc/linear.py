@@ -194,10 +194,10 @@ def _negate(words: Any) -> Any:
 
 
 def _total(parts: Sequence[Any]) -> Any:
-    found = [part for part in parts if part is not None]
-    if not found:
+    terms = [part for part in parts if part is not None]
+    if not terms:
         return None
-    total = found[0]
-    for part in found[1:]:
+    total = terms[0]
+    for part in terms[1:]:
         total = total + part
     return total

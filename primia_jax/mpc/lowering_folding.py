@@ -28,8 +28,8 @@ def folded(nodes: Nodes, rescale: Rescale, node: Node, factor: Weight) -> Node |
     if not nodes.is_private[node]:
         return nodes.private_node(node, factor, elementwise(node.shape))
     if isinstance(node, Scale):
-        found = folded(nodes, rescale, node.operand, factor)
-        return None if found is None else nodes.scaled_node(found, node.factor)
+        operand = folded(nodes, rescale, node.operand, factor)
+        return None if operand is None else nodes.scaled_node(operand, node.factor)
     if isinstance(node, Add):
         return _folded_sum(nodes, rescale, node, factor)
     if isinstance(node, Private):
@@ -55,10 +55,10 @@ def _folded_sum(nodes: Nodes, rescale: Rescale, node: Add, factor: Weight) -> No
             # To fold yet another factor into the products of earlier layers would compute them
             # all once more; a gate on their level costs no round trip.
             part = rescale(Affine(part)).node
-        found = folded(nodes, rescale, part, factor)
-        if found is None:
+        folded_part = folded(nodes, rescale, part, factor)
+        if folded_part is None:
             return None
-        parts.append(found)
+        parts.append(folded_part)
     nodes.scaled.add(node)
     return nodes.new(Add(tuple(parts), node.shape))
 
@@ -78,10 +78,10 @@ def _folded_public(nodes: Nodes, rescale: Rescale, node: Public, factor: Weight)
         if not own.axes <= target.keys():
             return None
         own = weights.moved(own, target, len(operand.shape))
-        found = folded(nodes, rescale, operand, own)
-        if found is None:
+        folded_part = folded(nodes, rescale, operand, own)
+        if folded_part is None:
             return None
-        parts.append(found)
+        parts.append(folded_part)
     return nodes.public_node(parts, node.apply, node.shape, moves, node.terms)
 
 
@@ -93,8 +93,8 @@ def terms(nodes: Nodes, node: Node, allowed: frozenset[int]) -> Terms | None:
     if not nodes.is_private[node]:
         return [(node, None)]
     if isinstance(node, Scale):
-        found = terms(nodes, node.operand, allowed)
-        return found and [(nodes.scaled_node(term, node.factor), f) for term, f in found]
+        pairs = terms(nodes, node.operand, allowed)
+        return pairs and [(nodes.scaled_node(term, node.factor), f) for term, f in pairs]
     if isinstance(node, Add):
         parts = [terms(nodes, part, allowed) for part in node.operands]
         known = [part for part in parts if part is not None]
@@ -108,13 +108,13 @@ def terms(nodes: Nodes, node: Node, allowed: frozenset[int]) -> Terms | None:
     moves = nodes.moves[node]
     back = {axis: to for to, axis in moves.axes.items()}
     inner = frozenset(axis for axis, to in back.items() if to in allowed)
-    found = terms(nodes, node.operands[0], inner)
-    return found and [
+    pairs = terms(nodes, node.operands[0], inner)
+    return pairs and [
         (
             nodes.public_node([term], node.apply, node.shape, moves, node.terms),
             f and weights.moved(f, back, len(node.shape)),
         )
-        for term, f in found
+        for term, f in pairs
     ]
 
 

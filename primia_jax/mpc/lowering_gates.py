@@ -108,12 +108,12 @@ class Builder(Nodes):
     def contract(self, a: Affine, known: Known, how: Contraction) -> Affine:
         """The product of a with a weight."""
         w = weights.as_weight(known, len(known.shape))
-        found = terms(self, a.node, frozenset(how.contracted))
-        if found is None:
+        pairs = terms(self, a.node, frozenset(how.contracted))
+        if pairs is None:
             a = self.rescale(a)
-            found = [(a.node, None)]
+            pairs = [(a.node, None)]
         total: Node | None = None
-        for node, factor in found:
+        for node, factor in pairs:
             own = w
             if factor is not None:
                 own = weights.product(w, weights.moved(factor, how.contracted, len(w.shape)))
@@ -193,9 +193,9 @@ class Builder(Nodes):
             return self._rectified_from[a.node]
         if isinstance(a.node, Public) and self.moves[a.node].selects:
             parts = [self.before_relu(Affine(part)) for part in a.node.operands]
-            found = [part for part in parts if part is not None]
-            if len(found) == len(parts):
-                return self.public(found, a.node.apply, a.shape, self.moves[a.node])
+            inputs = [part for part in parts if part is not None]
+            if len(inputs) == len(parts):
+                return self.public(inputs, a.node.apply, a.shape, self.moves[a.node])
         return None
 
     def gates(self, outputs: Sequence[Node]) -> tuple[Gate, ...]:
@@ -215,12 +215,12 @@ class Builder(Nodes):
                 if draft.partner and draft.partner.out in alive:
                     level = max(level, levels[draft.partner.out])
                 levels[out] = level
-        found = [
+        gates = [
             Gate(d.kind, d.operand, out, levels[out], out.name, d.line)
             for out, d in self._drafts.items()
             if out in alive
         ]
-        return tuple(sorted(found, key=lambda gate: gate.level))
+        return tuple(sorted(gates, key=lambda gate: gate.level))
 
 
 def has_few_sizes(known: Known) -> bool:

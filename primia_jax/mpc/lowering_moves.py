@@ -120,8 +120,8 @@ def _dynamic_slice(context: Context, params: Mapping[str, Any], a: Any, *at: Any
     sizes = params["slice_sizes"]
     start = [min(max(int(i), 0), n - size) for i, n, size in zip(at, a.shape, sizes)]
     limit = [i + size for i, size in zip(start, sizes)]
-    found = {"start_indices": start, "limit_indices": limit, "strides": None}
-    return _slice(context, found, a)
+    slice_params = {"start_indices": start, "limit_indices": limit, "strides": None}
+    return _slice(context, slice_params, a)
 
 
 def _gather(context: Context, params: Mapping[str, Any], a: Any, indices: Any) -> Affine:
@@ -179,7 +179,7 @@ def _concatenate(context: Context, params: Mapping[str, Any], *parts: Any) -> Af
         elif not is_zero(part):
             knowns.append((part, sides))
     if len(secrets) == len(parts):
-        found = context.builder.public(
+        joined = context.builder.public(
             parts,
             lambda *xs: lax.concatenate(xs, axis),
             context.shape,
@@ -189,13 +189,13 @@ def _concatenate(context: Context, params: Mapping[str, Any], *parts: Any) -> Af
         padded = [
             _pad(context, {"padding_config": sides}, part, np.zeros(())) for part, sides in secrets
         ]
-        found = padded[0]
+        joined = padded[0]
         for part in padded[1:]:
-            found = context.builder.add(found, part)
+            joined = context.builder.add(joined, part)
     for part, sides in knowns:
         whole = weights.combine_to(context.shape, _padder(sides), part)
-        found = context.builder.add_known(found, whole)
-    return found
+        joined = context.builder.add_known(joined, whole)
+    return joined
 
 
 def _stack(context: Context, params: Mapping[str, Any], *parts: Any) -> Affine:

@@ -152,9 +152,9 @@ class Nodes:
         constant = base.constant
         if constant is not None:
             constant = weights.product(constant, np.asarray(total, np.float32))
-        found = Affine(self.scaled_node(base.node, total), constant)
-        self._multiples[found] = (total, base)
-        return found
+        scaled = Affine(self.scaled_node(base.node, total), constant)
+        self._multiples[scaled] = (total, base)
+        return scaled
 
     def scaled_node(self, node: Node, factor: float) -> Node:
         """factor · node."""

@@ -80,12 +80,12 @@ def maximum(
     separable = separable and not _at_once_is_better(a.shape, windows, with_zero)
     pooled = _tournaments(builder, a, windows, separable, with_zero)
     if not with_zero:
-        found: list[Affine] = []
+        cached: list[Affine] = []
 
         def again() -> Affine:
-            if not found:
-                found.append(_tournaments(builder, a, windows, separable, True))
-            return found[0]
+            if not cached:
+                cached.append(_tournaments(builder, a, windows, separable, True))
+            return cached[0]
 
         builder.with_zero[pooled] = again
     return pooled
@@ -157,7 +157,7 @@ def _elements(builder: Builder, a: Affine, windows: Sequence[Window]) -> list[Af
 
     In the place of an element outside the array stands another one of the same window.
     """
-    found = [a]
+    elements = [a]
     for window in windows:
         at = window.positions(a.shape[window.axis])
         if np.any(np.all(at < 0, axis=1)):
@@ -167,11 +167,11 @@ def _elements(builder: Builder, a: Affine, windows: Sequence[Window]) -> list[Af
             for other in by_distance:
                 at[:, j] = np.where(at[:, j] < 0, at[:, other], at[:, j])
         columns = list(dict.fromkeys(tuple(column) for column in at.T))
-        found = [
+        elements = [
             take(builder, part, window.axis, column)
-            for part, column in itertools.product(found, columns)
+            for part, column in itertools.product(elements, columns)
         ]
-    return found
+    return elements
 
 
 def take(builder: Builder, a: Affine, axis: int, positions: Sequence[int]) -> Affine:

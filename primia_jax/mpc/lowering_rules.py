@@ -247,8 +247,8 @@ def _rectified(context: Context, which: Comparison, otherwise: Any, chosen: Any)
     below, above = factor(otherwise), factor(chosen)
     if above == below:
         return builder.scale(base, below)
-    found = builder.scale(builder.relu(base), above - below)
-    return builder.add(found, builder.scale(base, below)) if below else found
+    rectified = builder.scale(builder.relu(base), above - below)
+    return builder.add(rectified, builder.scale(base, below)) if below else rectified
 
 
 RULES: dict[str, Rule] = MOVES | {

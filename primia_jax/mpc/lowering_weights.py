@@ -25,7 +25,7 @@ class _Evaluation:
     """One call: the leaves of the parameters, and the expressions evaluated so far."""
 
     leaves: Sequence[Any]
-    found: dict[Any, Any]
+    values: dict[Any, Any]
 
 
 def weight(shape: Sequence[int], axes: Iterable[int], compute: Callable[[Any], Any]) -> Weight:
@@ -40,9 +40,9 @@ def weight(shape: Sequence[int], axes: Iterable[int], compute: Callable[[Any], A
     def value(params: Any) -> Any:
         if not isinstance(params, _Evaluation):
             params = _Evaluation(jax.tree.leaves(params), {})
-        if value not in params.found:
-            params.found[value] = compute(params)
-        return params.found[value]
+        if value not in params.values:
+            params.values[value] = compute(params)
+        return params.values[value]
 
     shape = tuple(shape)
     return Weight(shape, value, frozenset(axis for axis in axes if shape[axis] > 1))

@@ -213,18 +213,18 @@ def operands(node: Node) -> tuple[Node, ...]:
 
 def reachable(roots: Sequence[Node]) -> list[Node]:
     """All nodes that `roots` are computed from, operands first, each once."""
-    found: dict[int, Node] = {}
+    nodes: dict[int, Node] = {}
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
     while stack:
         node, expanded = stack.pop()
-        if id(node) in found:
+        if id(node) in nodes:
             continue
         if expanded:
-            found[id(node)] = node
+            nodes[id(node)] = node
         else:
             stack.append((node, True))
             stack.extend((operand, False) for operand in reversed(operands(node)))
-    return list(found.values())
+    return list(nodes.values())
 
 
 @functools.cache

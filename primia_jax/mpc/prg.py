@@ -296,13 +296,13 @@ def in_chunks(function: Callable[..., Any], sizes: Any, *arrays: Any) -> list[An
       sizes: of the pieces.
       *arrays: with the elements last.
     """
-    found, start = [], 0
+    results, start = [], 0
     for i, size in enumerate(sizes):
         result = function(i, *(chunk(array, start, size) for array in arrays))
         whole = jax.tree.map(lambda x, n=size: x if x.shape[-1] == n else x[..., :n], result)
-        found.append(whole)
+        results.append(whole)
         start += size
-    return found
+    return results
 
 
 def narrow(values: Any, m: int, bits: int) -> tuple[Any, int]:

@@ -149,9 +149,9 @@ class Scaling:
 
     def units(self, plan: Plan) -> dict[Source, float]:
         """The unit of every source."""
-        found = {plan.image: self.image}
-        found.update({g.out: s.out_unit for g, s in zip(plan.gates, self.gates)})
-        return found
+        units = {plan.image: self.image}
+        units.update({g.out: s.out_unit for g, s in zip(plan.gates, self.gates)})
+        return units
 
 
 def choose(plan: Plan, ranges: Ranges, config: MpcConfig) -> Scaling:
@@ -214,12 +214,12 @@ def weight_room(plan: Plan, scaling: Scaling, ranges: Ranges, config: MpcConfig)
         for part in private_parts(root):
             lost = spare - math.log2(abs(part.factor))
             lost_bits[part.product] = max(lost_bits[part.product], lost)
-    found = []
+    room = []
     for reached, (node, lost) in zip(ranges.products, lost_bits.items()):
         unit = natural_unit(node.operand, units)
         taken = math.log2(config.margin * (reached or 1.0) * unit)
-        found.append(config.ring_bits - 1 - max(taken, 0.0) - lost)
-    return found
+        room.append(config.ring_bits - 1 - max(taken, 0.0) - lost)
+    return room
 
 
 def _choose(

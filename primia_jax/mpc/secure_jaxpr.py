@@ -87,9 +87,9 @@ def lower(
         source = Source(tuple(image.shape), "image")
         lowering = _Lowering(Builder(source), separable_pooling, _top(jaxpr.jaxpr))
         inputs = [weights.parameter(i, x.shape, x.dtype) for i, x in enumerate(leaves)]
-        found = lowering.inline(jaxpr.jaxpr, jaxpr.consts, [*inputs, Affine(source)], _Place())
+        values = lowering.inline(jaxpr.jaxpr, jaxpr.consts, [*inputs, Affine(source)], _Place())
     leaves, tree = jax.tree.flatten(out_shape)
-    outputs = tuple(lowering.output(value, leaf.shape) for value, leaf in zip(found, leaves))
+    outputs = tuple(lowering.output(value, leaf.shape) for value, leaf in zip(values, leaves))
     gates = lowering.builder.gates(outputs)
     return Plan(source, gates, outputs, tree, tuple(leaf.dtype for leaf in leaves))
 
@@ -195,13 +195,13 @@ class _Lowering:
                 raise UnsupportedError("")
             if name != "select_n" and any(isinstance(x, Comparison) for x in operands):
                 raise UnsupportedError("the sign of a secret")
-            found = RULES[name](context, eqn.params, *operands)
+            returned = RULES[name](context, eqn.params, *operands)
         except UnsupportedError as error:
             what = f"{name} ({error})" if str(error) else name
             layer = self._layer(place)
             where = f"layer {layer}, {place.line}" if layer else place.line
             raise ProtocolError(f"{where}: {what} cannot run encrypted; {SUPPORTED}") from None
-        results = found if isinstance(found, list) else [found]
+        results = returned if isinstance(returned, list) else [returned]
         for i, (result, shape) in enumerate(zip(results, shapes)):
             if isinstance(result, Affine):
                 assert result.shape == shape, (name, result.shape, shape)
@@ -253,8 +253,8 @@ def _evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     for var, value in zip(eqn.invars, values):
         extended = jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.extended)
         typed.append(value if extended else jnp.asarray(value, var.aval.dtype))
-    found = eqn.primitive.bind(*typed, **eqn.primitive.get_bind_params(eqn.params))
-    return list(found) if eqn.primitive.multiple_results else [found]
+    result = eqn.primitive.bind(*typed, **eqn.primitive.get_bind_params(eqn.params))
+    return list(result) if eqn.primitive.multiple_results else [result]
 
 
 def _axes(eqn: Any, operands: Sequence[Any]) -> set[int] | None:

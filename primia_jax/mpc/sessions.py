@@ -160,8 +160,8 @@ def _write(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
 
 def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:
     try:
-        found = read_archive(folder / _FILE)
-        theirs = str(found["fingerprint"])
+        archive = read_archive(folder / _FILE)
+        theirs = str(archive["fingerprint"])
     except (CheckpointError, KeyError) as error:
         raise ProtocolError(
             f"{folder / _FILE}: no session can be read from it ({reason(error)})"
@@ -171,4 +171,4 @@ def _read(folder: pathlib.Path, circuit: Circuit) -> dict[str, Any]:
             f"{folder}: its session is one of another network or version ({theirs[:12]}, this one "
             f"is {circuit.fingerprint[:12]}); begin one in another folder"
         )
-    return found
+    return archive

@@ -123,18 +123,18 @@ class SharedCircuit:
 
     def coarse_products(self, ranges: Ranges, params: Any) -> list[str]:
         """Private products whose operand or weights have few bits at f fractional ones."""
-        found = []
+        warnings = []
         for node, operand in zip(self.plan.products(), ranges.products):
             weight = float(np.abs(node.weight.value(params)).max(initial=0.0))
             for what, reached in (("operand", operand), ("weights", weight)):
                 bits = math.log2(reached) + self.frac_bits if reached else math.inf
                 if bits < _FEWEST_BITS:
-                    found.append(
+                    warnings.append(
                         f"the {what} of {node.name} have {max(bits, 0):.1f} bits with "
                         f"{self.frac_bits} fractional ones: results will be coarse; raise "
                         "config.mpc.frac_bits or scale the layer"
                     )
-        return found
+        return warnings
 
     # --- words
 
@@ -160,12 +160,12 @@ class SharedCircuit:
 
     def constant_words(self, params: Any) -> list[np.ndarray]:
         """The model owner's addends, of the shapes at which they vary."""
-        found = []
+        encoded = []
         for node in self.constants():
             value = np.asarray(node.weight.value(params), np.float64)
             at = tuple(slice(size) for size in varying_shape(node))
-            found.append(self.encoded(value[at]))
-        return found
+            encoded.append(self.encoded(value[at]))
+        return encoded
 
     # --- what is compiled
 
@@ -275,21 +275,21 @@ def truncated(words: Any, bits: int, party: int | None) -> Any:
 
 def _until(roots: Sequence[Node], known: Mapping[Node, Any]) -> list[Node]:
     """The nodes between `known` ones and `roots`, operands first."""
-    found: dict[Node, None] = {}
+    nodes: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
-        if node in known or node in found:
+        if node in known or node in nodes:
             return
         if isinstance(node, (Public, Add)):
             for part in node.operands:
                 visit(part)
         elif isinstance(node, Scale):
             visit(node.operand)
-        found[node] = None
+        nodes[node] = None
 
     for root in roots:
         visit(root)
-    return list(found)
+    return list(nodes)
 
 
 def _steps(plan: Plan) -> tuple[Step, ...]:

@@ -210,10 +210,10 @@ def prepare_model_owner(state: ModelOwner, numbers: tuple[int, ...]) -> Steps:
 
 def receive_kappas(circuit: Circuit) -> Steps:
     """κ_C of each segment."""
-    found = []
+    kappas = []
     for segment in circuit.segments:
-        found.append((yield Receive(DATA_OWNER)) if any(segment.weighted) else ())
-    return found
+        kappas.append((yield Receive(DATA_OWNER)) if any(segment.weighted) else ())
+    return kappas
 
 
 @ring.x64_steps

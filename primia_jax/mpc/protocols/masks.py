@@ -150,9 +150,9 @@ def matrices(circuit: Circuit, root: Any) -> list[Any]:
     """B of each product, words, from the root of the model owner's seeds."""
     kind = ring.word_type(circuit.n_bits)
     seed = prg.derived(root, _MATRICES)
-    found = []
+    expanded = []
     for i, (node, _) in enumerate(circuit.products):
         n_words = int(np.prod(node.weight.shape, dtype=np.int64))
         words = stream(seed, MATRIX, i, 0, n_words, kind)
-        found.append(jnp.asarray(words.reshape(node.weight.shape)))
-    return found
+        expanded.append(jnp.asarray(words.reshape(node.weight.shape)))
+    return expanded

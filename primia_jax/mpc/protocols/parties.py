@@ -59,18 +59,18 @@ class SharedStream:
         count = math.prod(shape)
         if 256 % modulus == 0:
             return (self.words(count, np.uint8) & np.uint8(modulus - 1)).reshape(shape)
-        found = np.empty(-(-count // 4), np.uint32)
+        residues = np.empty(-(-count // 4), np.uint32)
         start = 0
-        for piece in prg.chunks(self._seed, -(-len(found) // 2), self._nonce()):
-            part = found[start : start + 2 * len(piece)]
+        for piece in prg.chunks(self._seed, -(-len(residues) // 2), self._nonce()):
+            part = residues[start : start + 2 * len(piece)]
             part[:] = _residues_of(piece.view(np.uint32)[: len(part)], modulus)
             start += len(part)
-        places = np.flatnonzero(found == _REJECTED)
+        places = np.flatnonzero(residues == _REJECTED)
         while len(places):
             fresh = _residues_of(self.words(len(places), np.uint32), modulus)
-            found[places] = fresh
+            residues[places] = fresh
             places = places[fresh == _REJECTED]
-        return found.view(np.uint8)[:count].reshape(shape)
+        return residues.view(np.uint8)[:count].reshape(shape)
 
     def _nonce(self) -> int:
         if self._calls >= 1 << 32:
@@ -95,13 +95,13 @@ def _four_digits(words: Any, modulus: Any, excess: Any) -> Any:
     modulus^4, are rejected, after which all digits are equally frequent (D. Lemire, "Fast Random
     Integer Generation in an Interval", 2019).
     """
-    found = 0
+    digits = 0
     for place in range(4):
         low = (words & 0xFFFF) * modulus
         digit = ((words >> 16) * modulus + (low >> 16)) >> 16
-        found = found | digit << 8 * place
+        digits = digits | digit << 8 * place
         words = words * modulus
-    return found | (0 - (words < excess).astype(words.dtype))
+    return digits | (0 - (words < excess).astype(words.dtype))
 
 
 _four_digits_compiled = jax.jit(_four_digits)

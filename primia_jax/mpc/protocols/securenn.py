@@ -94,10 +94,10 @@ def _multiply(
 
     def apply(x: Any, w: Any) -> Any:
         parts = zip(nodes, _parts(x, x_shapes), _parts(w, w_shapes))
-        found = [
+        products = [
             circuit.multiply(n)(a, circuit.digits(n)(b), zero).reshape(-1) for n, a, b in parts
         ]
-        return jnp.concatenate(found)
+        return jnp.concatenate(products)
 
     x, w = (_flat(each) if len(each) else None for each in (xs, ws))
     words = yield from securenn_steps.multiply(me, apply, _shapes(step), x, w)

@@ -146,8 +146,8 @@ def _compare_block(
     party: int, n_bits: int, bound: np.ndarray, arrays: tuple[np.ndarray, ...]
 ) -> np.ndarray:
     """What a server sends for one block, uint8 [l, n]."""
-    found = _compare(party, n_bits, _word_bytes(bound), *map(_padded, arrays))
-    return np.ascontiguousarray(np.asarray(found)[:, : len(bound)])
+    message = _compare(party, n_bits, _word_bytes(bound), *map(_padded, arrays))
+    return np.ascontiguousarray(np.asarray(message)[:, : len(bound)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -250,8 +250,8 @@ def _msb(me: Party, a: Any, message: Any, n: int, n_bits: int) -> Steps:
     """Lines 2 to 9."""
     shapes = ((n,), (n,), (n,))
     if me.is_assistant:
-        found = yield from private_compare(me, None, None, None, n, n_bits)
-        for j, share in zip(SERVERS, shares(me.private(), found, n_bits)):
+        comparison = yield from private_compare(me, None, None, None, n, n_bits)
+        for j, share in zip(SERVERS, shares(me.private(), comparison, n_bits)):
             yield Send(me.names[j], share, "comparison's result | masked by the dealer")
         return (yield from multiply(me, np.multiply, shapes, n_bits=n_bits))
     a, stream = checked(a, n, n_bits), me.shared_with(1 - me.index)

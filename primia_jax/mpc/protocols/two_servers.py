@@ -338,13 +338,13 @@ class TwoServers(Protocol):
 
 def _split(step: Step, words: Any) -> dict[Any, Any]:
     """The results of a step's ReLUs, from all of them in one."""
-    found, at = {}, 0
+    results, at = {}, 0
     for i in step.relus:
         out = step.gates[i].out
         size = math.prod(out.shape)
-        found[out] = words[at : at + size].reshape(out.shape)
+        results[out] = words[at : at + size].reshape(out.shape)
         at += size
-    return found
+    return results
 
 
 def _share(stream: SharedStream, shape: Sequence[int], secret: Any) -> Any:
