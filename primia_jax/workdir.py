@@ -113,10 +113,10 @@ class Workdir:
         """
         data = self._data()
         digests = [plan.test_catalogue.digests[i] for i in plan.test]
-        seen = set(data["used"]) & set(digests)
-        if seen:
+        reused = set(data["used"]) & set(digests)
+        if reused:
             names = [plan.test_catalogue.names[i] for i in plan.test]
-            leaked = [name for name, digest in zip(names, digests) if digest in seen]
+            leaked = [name for name, digest in zip(names, digests) if digest in reused]
             lines = [
                 f"{len(leaked)} of {len(digests)} test images were used in training the model in "
                 f"{self.path}; evaluate with the training's config.data, config.seed and files, or "
@@ -249,12 +249,12 @@ def numbers(line: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
             yield key, value
 
 
-def differences(stored: Any, asked: Any, path: str = "") -> Iterable[str]:
+def differences(stored: Any, current: Any, path: str = "") -> Iterable[str]:
     """The settings that a resumed run may not change and that differ, each with both values."""
-    for key in sorted({*stored, *asked}):
+    for key in sorted({*stored, *current}):
         if not path and key in _FREE:
             continue
-        old, new = stored.get(key), asked.get(key)
+        old, new = stored.get(key), current.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{path}{key}.")
         elif isinstance(old, dict) or isinstance(new, dict):

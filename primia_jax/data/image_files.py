@@ -100,17 +100,17 @@ def walk(root: pathlib.Path) -> list[pathlib.Path]:
     Raises:
       DataError: for a folder that may not be looked into.
     """
-    found = []
-    seen = set()  # linked folders are followed, but not in circles
+    paths = []
+    visited = set()  # linked folders are followed, but not in circles
     for folder, folders, files in os.walk(root, onerror=_fail, followlinks=True):
         here = pathlib.Path(folder)
         folders[:] = sorted(name for name in folders if not is_ignored(here / name))
-        if (place := os.path.realpath(folder)) in seen:
+        if (place := os.path.realpath(folder)) in visited:
             folders.clear()
             continue
-        seen.add(place)
-        found += [here / name for name in sorted(files) if not is_ignored(here / name)]
-    return found
+        visited.add(place)
+        paths += [here / name for name in sorted(files) if not is_ignored(here / name)]
+    return paths
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -131,11 +131,11 @@ def open_prepared(path: str, data: DataConfig, class_names: tuple[str, ...] = ()
     """
     where = f"data set {path}"
     own = pathlib.Path(path) / KermanyXrays.name / str(KermanyXrays.VERSION)
-    found = [d for d in (pathlib.Path(path), own) if (d / _INFO_FILE).is_file()]
-    if not found:
+    folders = [d for d in (pathlib.Path(path), own) if (d / _INFO_FILE).is_file()]
+    if not folders:
         raise DataError(f"{where}: not prepared; run: {_COMMAND} {path}")
     try:
-        builder = tfds.builder_from_directory(found[0])
+        builder = tfds.builder_from_directory(folders[0])
         label = builder.info.features["label"]
         decoders = {"image": tfds.decode.SkipDecoding()}
         sources = {

@@ -55,8 +55,8 @@ def mcnemar_from_counts(first_only: int, second_only: int, exact: bool | None = 
     if not differing or (first_only == second_only and not as_printed):
         return McNemar(first_only, second_only, 1.0, exact)
     table = [[0, first_only], [second_only, 0]]  # where both are right or wrong tells nothing
-    found = contingency_tables.mcnemar(table, exact=exact, correction=True)
-    return McNemar(first_only, second_only, float(found.pvalue), exact)
+    test = contingency_tables.mcnemar(table, exact=exact, correction=True)
+    return McNemar(first_only, second_only, float(test.pvalue), exact)
 
 
 class Kappa(NamedTuple):
@@ -87,9 +87,9 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray, n_classes: int) -> Kappa:
     if 1 in (np.count_nonzero(table.sum(0)), np.count_nonzero(table.sum(1))):
         return Kappa(0.0, None, None)
     with np.errstate(invalid="ignore", divide="ignore"):  # in its z-value, which is not used
-        found = inter_rater.cohens_kappa(table)
+        kappa = inter_rater.cohens_kappa(table)
     return Kappa(
-        float(found.kappa), max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp))
+        float(kappa.kappa), max(-1.0, float(kappa.kappa_low)), min(1.0, float(kappa.kappa_upp))
     )
 
 

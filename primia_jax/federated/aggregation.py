@@ -259,8 +259,8 @@ def additive(
             if hospital == hospitals[-1]:
                 before_reveal(hospitals)  # without this share the sum so far is uniform
             total = sharing.include(total, share)
-        found, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
-        return found._replace(took_part=there, present=there)
+        decoded, there = _decoded(total, sizes, n_counts, settings.frac_bits), tuple(hospitals)
+        return decoded._replace(took_part=there, present=there)
 
     return Aggregation(contribute, collect)
 
@@ -327,8 +327,8 @@ def masked(
         sizes: Sequence[int], n_counts: int, before_reveal: BeforeReveal = _note_nothing
     ) -> Steps:
         opened = yield from secagg.collect(plan, sum(sizes) + 1 + n_counts, before_reveal)
-        found = _decoded(opened.words, sizes, n_counts, settings.frac_bits)
-        return found._replace(took_part=opened.took_part, present=opened.present)
+        decoded = _decoded(opened.words, sizes, n_counts, settings.frac_bits)
+        return decoded._replace(took_part=opened.took_part, present=opened.present)
 
     return Aggregation(contribute, collect)
 

@@ -129,9 +129,9 @@ def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
     """The arrays of a tree, laid out as their file is."""
     leaves = jax.tree.leaves_with_path(tree)
-    found = {_path(path): np.asarray(leaf, order="C") for path, leaf in leaves}
-    assert len(found) == len(leaves), "two arrays of the same path"
-    return found
+    arrays = {_path(path): np.asarray(leaf, order="C") for path, leaf in leaves}
+    assert len(arrays) == len(leaves), "two arrays of the same path"
+    return arrays
 
 
 def _path(path: Any) -> str:

@@ -23,7 +23,7 @@ class RoundWatch(NamedTuple):
     best: Any = None  # what was seen with the best loss
     bad_checks: int = 0
 
-    def seen(self, loss: float, candidate: Any) -> "RoundWatch":
+    def after_check(self, loss: float, candidate: Any) -> "RoundWatch":
         """After a check: `candidate` is kept if `loss` is the best so far (NaN never is)."""
         if loss < self.best_loss:
             return RoundWatch(loss, candidate, 0)

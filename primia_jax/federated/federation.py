@@ -63,10 +63,10 @@ class Federation:
         self.absent: dict[str, str] = dict(driver.missing)
         self.present = tuple(name for name in hospitals if name not in self.absent)
         if len(self.present) < self.quorum:
-            told = "; ".join(f"{name} is not there: {why}" for name, why in self.absent.items())
+            reasons = "; ".join(f"{name} is not there: {why}" for name, why in self.absent.items())
             raise ClusterError(
-                f"{told}; {len(self.present)} of {len(hospitals)} hospitals are too few to begin "
-                f"({self._asks} for {self.quorum})"
+                f"{reasons}; {len(self.present)} of {len(hospitals)} hospitals are too few to "
+                f"begin ({self._asks} for {self.quorum})"
             )
         self._awaited = set(self.absent)  # not there yet, ever
         self._refused: collections.Counter[str] = collections.Counter()  # useless updates so far
@@ -379,8 +379,8 @@ class Federation:
 
     def _attend(self, hospitals: tuple[str, ...], servers: Sequence[str]) -> None:
         """Tells these parties which hospitals take part from now on."""
-        told = Locally(functools.partial(_with_hospitals, hospitals=hospitals))
-        self._run(dict.fromkeys((*hospitals, *servers), told))
+        step = Locally(functools.partial(_with_hospitals, hospitals=hospitals))
+        self._run(dict.fromkeys((*hospitals, *servers), step))
         self._attending = hospitals
 
     def _at_sites(

@@ -109,13 +109,13 @@ def with_own_batch_norm(
     Raises:
       CheckpointError: if there are none.
     """
-    found = checkpoints.newest(folder, number)
-    if not found:
+    newest = checkpoints.newest(folder, number)
+    if not newest:
         raise CheckpointError(
             f"{folder} has no batch norms of {state.name} as of round {number}; "
             "--config.federated.batch_norm=pooled judges the hospitals' common model alone"
         )
-    own = checkpoints.restore(folder, found, _BATCH_NORM, dict(state.variables))
+    own = checkpoints.restore(folder, newest, _BATCH_NORM, dict(state.variables))
     return variables.keep_batch_norm(model, own)
 
 

@@ -83,12 +83,12 @@ def train_locally(state: Hospital, number: int) -> tuple[Hospital, Trained]:
         )
         losses.append(loss)
         if stopping.enabled and (step + 1) % stopping.check_every == 0:
-            watch = watch.seen(score(state, current).loss, _copy((current, opt_state)))
+            watch = watch.after_check(score(state, current).loss, _copy((current, opt_state)))
             if watch.exhausted(stopping):
                 break
     if stopping.enabled:
         if watch.best is None:  # fewer steps than a check, or all losses NaN
-            watch = watch.seen(score(state, current).loss, (current, opt_state))
+            watch = watch.after_check(score(state, current).loss, (current, opt_state))
         if watch.best is not None:
             current, opt_state = watch.best
         site = state.watch.after_round(watch.best_loss, stopping)

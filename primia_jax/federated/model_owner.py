@@ -56,7 +56,7 @@ class ModelOwner:
     best_loss: float = float("inf")  # decides where scores are equal, as on small validation sets
     journal: OwnerJournal | None = None  # of secure sums
     digest: str = ""  # of `vectors`, where sums are secure; empty until it is needed
-    seen: recording.Seen | None = None  # of the round not saved yet, where it is recorded
+    view: recording.OwnerView | None = None  # of the round not saved yet, where it is recorded
 
     @property
     def task(self) -> tasks.Task:
@@ -253,10 +253,10 @@ def _present(
 def _recorded(state: ModelOwner, total: Total, *, changes: bool = False) -> ModelOwner:
     """The state with what was seen of the round, for `save` to write."""
     assert state.statistics is not None, "trained before set-up"
-    seen = recording.seen(
+    view = recording.owner_view(
         state.vectors, total, state.statistics, state.class_names, changes=changes
     )
-    return dataclasses.replace(state, seen=seen)
+    return dataclasses.replace(state, view=view)
 
 
 def _client_round(state: ModelOwner, number: int, due: Collection[str]) -> Steps:
@@ -322,9 +322,9 @@ def save(
         "image_size": state.config.data.image_size,
         "model": to_plain(state.config.model),
     }
-    if state.seen is not None:
-        recording.write_seen(folder, number, state.seen)
-        state = dataclasses.replace(state, seen=None)
+    if state.view is not None:
+        recording.write_view(folder, number, state.view)
+        state = dataclasses.replace(state, view=None)
     assert state.statistics is not None, "saved before set-up"
     model = {
         "variables": variables.from_vectors(state.template, state.vectors),

@@ -42,7 +42,7 @@ class Arrival(NamedTuple):
     weight: int  # training images behind it; with config.privacy.mode = client, hospitals
 
 
-class Seen(NamedTuple):
+class OwnerView(NamedTuple):
     """All that the model owner saw of a round."""
 
     before: Vectors  # the model that went out
@@ -66,14 +66,14 @@ def wanted(config: FederatedConfig, number: int) -> bool:
     return config.record_updates and (not config.record_rounds or number in config.record_rounds)
 
 
-def seen(
+def owner_view(
     before: Vectors,
     total: Total,
     statistics: Statistics,
     class_names: Sequence[str],
     *,
     changes: bool = False,
-) -> Seen:
+) -> OwnerView:
     """What the owner saw: each hospital's network where the total has parts, else their mean.
 
     Args:
@@ -102,23 +102,23 @@ def seen(
         )
     else:
         arrivals = (arrival(SUM, total.took_part, total.mean(), total.weight),)
-    return Seen(before, arrivals, statistics, tuple(class_names))
+    return OwnerView(before, arrivals, statistics, tuple(class_names))
 
 
-def write_seen(folder: pathlib.Path, number: int, seen: Seen) -> None:
+def write_view(folder: pathlib.Path, number: int, view: OwnerView) -> None:
     """Keeps what the owner saw in round `number` below its `folder` of checkpoints.
 
     Raises:
       StorageError: if it cannot be written.
     """
     arrays: dict[str, Any] = {
-        "senders": np.asarray([one.sender for one in seen.arrivals]),
-        "weights": np.asarray([one.weight for one in seen.arrivals], np.int64),
-        "class_names": np.asarray(seen.class_names),
-        **{f"statistics/{name}": value for name, value in seen.statistics._asdict().items()},
-        **_named("before", seen.before),
+        "senders": np.asarray([one.sender for one in view.arrivals]),
+        "weights": np.asarray([one.weight for one in view.arrivals], np.int64),
+        "class_names": np.asarray(view.class_names),
+        **{f"statistics/{name}": value for name, value in view.statistics._asdict().items()},
+        **_named("before", view.before),
     }
-    for i, one in enumerate(seen.arrivals):
+    for i, one in enumerate(view.arrivals):
         arrays |= _named(f"arrival_{i}", one.vectors)
         arrays[f"arrival_{i}/hospitals"] = np.asarray(one.hospitals)
     _write(_file(folder, number), arrays)
@@ -140,27 +140,27 @@ def rounds(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.stem.partition("_")[2]) for path in _files(folder))
 
 
-def read_seen(folder: pathlib.Path, number: int) -> Seen:
-    """What `write_seen` kept.
+def read_view(folder: pathlib.Path, number: int) -> OwnerView:
+    """What `write_view` kept.
 
     Raises:
       CheckpointError: if it is missing or damaged.
     """
-    found = read_archive(_file(folder, number))
+    archive = read_archive(_file(folder, number))
     arrivals = tuple(
         Arrival(
             str(sender),
-            tuple(map(str, found[f"arrival_{i}/hospitals"])),
-            _vectors(found, f"arrival_{i}"),
+            tuple(map(str, archive[f"arrival_{i}/hospitals"])),
+            _vectors(archive, f"arrival_{i}"),
             int(weight),
         )
-        for i, (sender, weight) in enumerate(zip(found["senders"], found["weights"]))
+        for i, (sender, weight) in enumerate(zip(archive["senders"], archive["weights"]))
     )
-    return Seen(
-        _vectors(found, "before"),
+    return OwnerView(
+        _vectors(archive, "before"),
         arrivals,
-        Statistics(*(found[f"statistics/{name}"] for name in Statistics._fields)),
-        tuple(map(str, found["class_names"])),
+        Statistics(*(archive[f"statistics/{name}"] for name in Statistics._fields)),
+        tuple(map(str, archive["class_names"])),
     )
 
 
@@ -170,8 +170,8 @@ def read_truth(folder: pathlib.Path, number: int) -> Truth:
     Raises:
       CheckpointError: if it is missing or damaged.
     """
-    found = read_archive(_file(folder, number))
-    return Truth(**{**found, "weight": int(found["weight"])})  # type: ignore[arg-type]
+    archive = read_archive(_file(folder, number))
+    return Truth(**{**archive, "weight": int(archive["weight"])})  # type: ignore[arg-type]
 
 
 def read_images(folder: pathlib.Path) -> np.ndarray:
@@ -202,9 +202,9 @@ def _named(prefix: str, vectors: Vectors) -> dict[str, np.ndarray]:
     }
 
 
-def _vectors(found: Mapping[str, np.ndarray], prefix: str) -> Vectors:
-    ends = np.cumsum(found[f"{prefix}/sizes"])[:-1]
-    return Vectors(tuple(np.split(found[f"{prefix}/params"], ends)), found[f"{prefix}/moments"])
+def _vectors(archive: Mapping[str, np.ndarray], prefix: str) -> Vectors:
+    ends = np.cumsum(archive[f"{prefix}/sizes"])[:-1]
+    return Vectors(tuple(np.split(archive[f"{prefix}/params"], ends)), archive[f"{prefix}/moments"])
 
 
 def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:

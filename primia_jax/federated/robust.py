@@ -121,8 +121,8 @@ def krum(vectors: Sequence[np.ndarray], bad: int) -> np.ndarray:
 def _by_chunks(
     vectors: Sequence[np.ndarray], combine: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    found = np.empty(len(vectors[0]))
-    for start in range(0, len(found), _CHUNK):
+    combined = np.empty(len(vectors[0]))
+    for start in range(0, len(combined), _CHUNK):
         part = np.stack([np.asarray(v[start : start + _CHUNK], np.float64) for v in vectors])
-        found[start : start + _CHUNK] = combine(part)
-    return found
+        combined[start : start + _CHUNK] = combine(part)
+    return combined

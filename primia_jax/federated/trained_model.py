@@ -54,12 +54,12 @@ def load_trained(workdir: pathlib.Path, config: ExperimentConfig) -> TrainedMode
             f"the checkpoint in {folder} has task = {about['task']!r}, the configuration "
             f"{config.task!r}; add --config.task={about['task']}"
         )
-    asked, stored = to_plain(config.model), about["model"]
+    configured, stored = to_plain(config.model), about["model"]
     for key, value in stored.items():
-        if key not in _FREE and asked[key] != value:
+        if key not in _FREE and configured[key] != value:
             raise CheckpointError(
                 f"the checkpoint in {folder} has model.{key} = {value!r}, the configuration "
-                f"{asked[key]!r}; add --config.model.{key}={value}"
+                f"{configured[key]!r}; add --config.model.{key}={value}"
             )
     model_config = dataclasses.replace(
         from_config_dict(ModelConfig, stored), convolution=config.model.convolution

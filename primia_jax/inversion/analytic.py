@@ -38,8 +38,8 @@ def recover_input(observed: Observed, layer: str) -> np.ndarray:
     Raises:
       ConfigError: if the network has no such layer.
     """
-    found = dense_layer(observed.update, layer)
-    return np.asarray(layer_input(found.kernel, found.bias))
+    gradient = dense_layer(observed.update, layer)
+    return np.asarray(layer_input(gradient.kernel, gradient.bias))
 
 
 def recover_image(observed: Observed, layer: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -77,11 +77,11 @@ def compare_two(groups: Mapping[str, Any], *, paired: bool) -> Comparison:
         raise DataError(
             f"{first} has {len(a)} values and {second} {len(b)}: pairs need one of each an image"
         )
-    found = Comparison(
+    comparison = Comparison(
         first, second, float(a.mean() - b.mean()), None, None, None, None, None, None, paired
     )
     if _constant([a - b] if paired else [a, b]):
-        return found
+        return comparison
     if paired:
         spread = (a - b).std(ddof=1)
         test: Any = stats.ttest_rel(a, b)
@@ -89,12 +89,12 @@ def compare_two(groups: Mapping[str, Any], *, paired: bool) -> Comparison:
         spread = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
         test = stats.ttest_ind(a, b, equal_var=False)
     interval = test.confidence_interval(_LEVEL)
-    return found._replace(
+    return comparison._replace(
         interval=(float(interval.low), float(interval.high)),
         t=float(test.statistic),
         degrees=float(test.df),
         p=float(test.pvalue),
-        cohens_d=float(found.difference / spread),
+        cohens_d=float(comparison.difference / spread),
     )
 
 

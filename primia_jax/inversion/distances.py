@@ -37,14 +37,14 @@ class SetDistance:
       interval: 95 % bootstrap interval, by its basic form: twice the value less the percentiles of
         the resamples. Resamples of FID are biased upwards from the value as the value is from the
         truth, so that this takes the bias off once and may lie below the value; it ends at 0.
-      found: half of the originals against reconstructions of the other half.
+      reconstructions: half of the originals against reconstructions of the other half.
       floor: half of the originals against the other half.
       ceiling: half of the originals against noise of their mean and standard deviation.
     """
 
     value: float
     interval: tuple[float, float]
-    found: Halves
+    reconstructions: Halves
     floor: Halves
     ceiling: Halves
 
@@ -95,7 +95,7 @@ def kid(a: Any, b: Any) -> float:
 
 def judge(
     originals: Any,
-    found: Any,
+    reconstructions: Any,
     extract: Callable[[Any], Any],
     key: jax.Array,
     *,
@@ -106,7 +106,7 @@ def judge(
 
     Args:
       originals: [n s s 1] grey values.
-      found: [n s s 1]; found[i] is a reconstruction of originals[i].
+      reconstructions: [n s s 1]; reconstructions[i] is a reconstruction of originals[i].
       extract: features [n d] of images [n s s 1] in [0, 1], as `features.penultimate` makes it.
       key: a key of `jax.random`; consumed.
       n_splits: random splits into halves.
@@ -116,16 +116,18 @@ def judge(
       DataError: if there are fewer than four images, or they do not fit.
     """
     originals = np.clip(np.asarray(originals, np.float32), 0, 1)
-    found = np.clip(np.asarray(found, np.float32), 0, 1)
+    reconstructions = np.clip(np.asarray(reconstructions, np.float32), 0, 1)
     n = len(originals)
-    if originals.shape != found.shape:
-        raise DataError(f"{found.shape} reconstructions cannot be compared with {originals.shape}")
+    if originals.shape != reconstructions.shape:
+        raise DataError(
+            f"{reconstructions.shape} reconstructions cannot be compared with {originals.shape}"
+        )
     if n < SMALLEST_SET:
         raise DataError(f"{n} images are too few for FID and KID: take at least {SMALLEST_SET}")
     words = np.asarray(jax.random.key_data(key)).ravel().tolist()
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
     noise = np.clip(rng.normal(originals.mean(), originals.std(), originals.shape), 0, 1)
-    real, fake = _features(extract(originals), extract(found))
+    real, fake = _features(extract(originals), extract(reconstructions))
     random, _ = _features(extract(noise.astype(np.float32)), real)
     pairs = [_Products.of(real, other) for other in (fake, real, random)]
     splits = [rng.permutation(n) for _ in range(n_splits)]

@@ -41,7 +41,7 @@ def penultimate(
     Raises:
       ConfigError: if the network has no such layer.
     """
-    paths = [found.path for found in dense_layers(variables["params"])]
+    paths = [layer.path for layer in dense_layers(variables["params"])]
     if not paths or (layer and layer not in paths):
         raise ConfigError(f"no dense layer {layer!r} in the network; it has {', '.join(paths)}")
     path = tuple((layer or paths[-1]).split("/"))

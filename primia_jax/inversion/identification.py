@@ -42,11 +42,11 @@ class Identification:
     p: float
 
 
-def identify(found: Any, truths: Any, decoys: Any) -> np.ndarray:
+def identify(reconstructions: Any, truths: Any, decoys: Any) -> np.ndarray:
     """Ranks each true image among decoys by its distance to the nearest reconstruction.
 
     Args:
-      found: [t …] all reconstructions of an update, clamped to [0, 1], in any order.
+      reconstructions: [t …] all reconstructions of an update, clamped to [0, 1], in any order.
       truths: [n …] the images of one hospital behind it.
       decoys: [d …] others of that hospital, drawn at random and treated alike.
 
@@ -56,14 +56,18 @@ def identify(found: Any, truths: Any, decoys: Any) -> np.ndarray:
     Raises:
       DataError: if there is nothing to compare, or a value is not finite.
     """
-    found, truths, decoys = np.asarray(found), np.asarray(truths), np.asarray(decoys)
-    shapes = {images.shape[1:] for images in (found, truths, decoys)}
-    if not len(found) or not len(truths) or len(shapes) > 1:
+    reconstructions, truths, decoys = (
+        np.asarray(reconstructions),
+        np.asarray(truths),
+        np.asarray(decoys),
+    )
+    shapes = {images.shape[1:] for images in (reconstructions, truths, decoys)}
+    if not len(reconstructions) or not len(truths) or len(shapes) > 1:
         raise DataError(
             f"{truths.shape} true images and {decoys.shape} decoys cannot be sought in "
-            f"{found.shape} reconstructions"
+            f"{reconstructions.shape} reconstructions"
         )
-    distances = all_mse(found, np.concatenate([truths, decoys])).min(0)
+    distances = all_mse(reconstructions, np.concatenate([truths, decoys])).min(0)
     if not np.isfinite(distances).all():
         raise DataError("reconstructions or gallery have values that are not finite")
     own, other = np.split(distances, [len(truths)])

@@ -22,12 +22,12 @@ class Dense(NamedTuple):
 def dense_layers(params: Any) -> list[Dense]:
     """The dense layers with a bias in a tree of weights, by name: 'Dense_10' after 'Dense_9'."""
     flat = traverse_util.flatten_dict(dict(params))
-    found = []
+    layers = []
     for path in sorted({path[:-1] for path in flat}, key=_in_natural_order):
         kernel, bias = flat.get((*path, "kernel")), flat.get((*path, "bias"))
         if kernel is not None and bias is not None and kernel.ndim == 2:
-            found.append(Dense("/".join(path), kernel, bias))
-    return found
+            layers.append(Dense("/".join(path), kernel, bias))
+    return layers
 
 
 def dense_layer(params: Any, path: str) -> Dense:

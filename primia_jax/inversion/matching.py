@@ -45,9 +45,9 @@ def moments_distance(update: Update, observed: Observed) -> jax.Array:
         return jnp.zeros(())
     before = observed.variables["batch_stats"]
 
-    def relative(found: jax.Array, seen: jax.Array, old: jax.Array) -> jax.Array:
-        moved = jnp.sum(jnp.square(seen - old))
-        return jnp.sum(jnp.square(found - seen)) / jnp.maximum(moved, _TINY)
+    def relative(computed: jax.Array, returned: jax.Array, old: jax.Array) -> jax.Array:
+        moved = jnp.sum(jnp.square(returned - old))
+        return jnp.sum(jnp.square(computed - returned)) / jnp.maximum(moved, _TINY)
 
     parts = jax.tree.leaves(jax.tree.map(relative, update.batch_stats, observed.moments, before))
     return jnp.stack(parts).mean()

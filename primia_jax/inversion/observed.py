@@ -163,11 +163,11 @@ def observe(
     update = _simulate(training, variables, jnp.asarray(images), targets)
     if moments_known and not jax.tree.leaves(update.batch_stats):
         raise ConfigError("the network has no batch norm whose moments could be known")
-    seen = dict(variables)
+    visible = dict(variables)
     if guessed_moments is not None:
-        seen["batch_stats"] = guessed_moments
+        visible["batch_stats"] = guessed_moments
     return Observed(
-        variables=seen,
+        variables=visible,
         update=update.params,
         moments=update.batch_stats if moments_known else None,
         labels=labels if labels_known else None,

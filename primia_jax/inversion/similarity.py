@@ -49,42 +49,52 @@ class Summary(NamedTuple):
     worst_image: int
 
 
-def compare(originals: Any, found: Any) -> Similarity:
+def compare(originals: Any, reconstructions: Any) -> Similarity:
     """Matches the images of one batch, then compares them pair by pair.
 
     Args:
       originals: [n s s 1] or [n s s], grey values.
-      found: likewise, in any order.
+      reconstructions: likewise, in any order.
 
     Raises:
       DataError: if shapes differ, or a value is not finite.
     """
-    originals, found = _grey(originals, "originals"), _grey(found, "reconstructions")
-    if originals.shape != found.shape:
-        raise DataError(f"{found.shape} reconstructions cannot be compared with {originals.shape}")
-    order = match(originals, found)
-    found = found[order]
-    error = mse(originals, found)
+    originals, reconstructions = (
+        _grey(originals, "originals"),
+        _grey(reconstructions, "reconstructions"),
+    )
+    if originals.shape != reconstructions.shape:
+        raise DataError(
+            f"{reconstructions.shape} reconstructions cannot be compared with {originals.shape}"
+        )
+    order = match(originals, reconstructions)
+    reconstructions = reconstructions[order]
+    error = mse(originals, reconstructions)
     small = min(originals.shape[1:]) < SSIM_SIDE
     return Similarity(
         order=order,
         mse=error,
         psnr=psnr(error),
-        ssim=np.full(len(error), np.nan) if small else ssim(originals, found),
+        ssim=np.full(len(error), np.nan) if small else ssim(originals, reconstructions),
     )
 
 
-def match(originals: Any, found: Any) -> np.ndarray:
+def match(originals: Any, reconstructions: Any) -> np.ndarray:
     """For each original a found image of its own, [n], so that the sum of their MSE is least.
 
     Args:
       originals: [n s s 1] or [n s s].
-      found: [t s s 1] or [t s s] with t >= n.
+      reconstructions: [t s s 1] or [t s s] with t >= n.
     """
-    originals, found = _grey(originals, "originals"), _grey(found, "reconstructions")
-    if len(found) < len(originals):
-        raise DataError(f"{len(found)} reconstructions are too few for {len(originals)} images")
-    return linear_sum_assignment(all_mse(originals, found))[1]
+    originals, reconstructions = (
+        _grey(originals, "originals"),
+        _grey(reconstructions, "reconstructions"),
+    )
+    if len(reconstructions) < len(originals):
+        raise DataError(
+            f"{len(reconstructions)} reconstructions are too few for {len(originals)} images"
+        )
+    return linear_sum_assignment(all_mse(originals, reconstructions))[1]
 
 
 def all_mse(a: np.ndarray, b: np.ndarray) -> np.ndarray:

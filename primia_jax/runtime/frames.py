@@ -280,12 +280,12 @@ def _rebuilt(tree: Any, arrays: Iterator[np.ndarray]) -> Any:
     if "tuple" in tree:
         return tuple([_rebuilt(child, arrays) for child in tree["tuple"]])
     module, name, fields = tree["named"]
-    found: Any = sys.modules.get(module)  # imports nothing
+    kind: Any = sys.modules.get(module)  # imports nothing
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not _is_named_tuple(found) or list(found._fields) != fields:
+        kind = getattr(kind, part, None)
+    if not _is_named_tuple(kind) or list(kind._fields) != fields:
         raise ValueError(f"the receiver knows no NamedTuple {module}.{name}({', '.join(fields)})")
-    return found._make([_rebuilt(child, arrays) for child in tree["of"]])
+    return kind._make([_rebuilt(child, arrays) for child in tree["of"]])
 
 
 def _is_named_tuple(kind: Any) -> bool:

@@ -177,7 +177,7 @@ class RayDriver:
         self, later: Collection[str], patience_s: float, tell: Callable[[str], None]
     ) -> dict[str, str]:
         """Those of `later` whose custom resources no node offers in time, and which these are."""
-        told = False
+        reported = False
         waited_for = [group for group in self._groups if set(group) <= set(later)]
         end_s = time.monotonic() + patience_s
         while True:
@@ -189,8 +189,8 @@ class RayDriver:
                 return {}
             if not missing or time.monotonic() >= end_s:
                 return missing
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 tell(f"waiting for {', '.join(missing)}, {patience_s:g} s at most")
             time.sleep(_AGAIN_S)
 
@@ -327,14 +327,14 @@ class RayDriver:
         others = {peer: other for peer, other in self.actors.items() if peer not in group}
         self.actors |= dict.fromkeys(group, actor)
         self._session -= set(group)  # its keys are lost: the next run agrees on new ones
-        told = [self._call(actor, "replace_peers", self._mail(group, others))]
+        updates = [self._call(actor, "replace_peers", self._mail(group, others))]
         for other in self._groups:
             if other != group and other[0] in self.actors:
                 new = dict.fromkeys(group, actor)
                 mail = self._mail(other, new)
-                told.append(self._call(self.actors[other[0]], "replace_peers", mail))
+                updates.append(self._call(self.actors[other[0]], "replace_peers", mail))
         # The next run must find the new actor everywhere; a peer that is lost too is told later.
-        ray.wait(told, num_returns=len(told), timeout=_ANSWER_S)
+        ray.wait(updates, num_returns=len(updates), timeout=_ANSWER_S)
         return True
 
     def close(self) -> None:
@@ -427,13 +427,13 @@ class RayDriver:
 
     def _computing(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the parties that wait for nobody, or do not answer."""
-        asked = {self._call(self.actors[name], "waits_for", name): name for name in names}
-        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-        late = [asked[task] for task in silent]
+        queries = {self._call(self.actors[name], "waits_for", name): name for name in names}
+        done, silent = ray.wait(list(queries), num_returns=len(queries), timeout=_ANSWER_S)
+        late = [queries[task] for task in silent]
         for task in done:
             with contextlib.suppress(ray.exceptions.RayError):  # it died: that is told elsewhere
                 if not ray.get(task):
-                    late.append(asked[task])
+                    late.append(queries[task])
         return tuple(name for name in names if name in late)
 
 
@@ -462,9 +462,9 @@ def _joined(results: Mapping[str, PartyRun]) -> Trace:
 def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) -> Exception:
     """What failed as this package's errors tell it; with a process all of its `group` is lost."""
     if isinstance(error, ray.exceptions.RayTaskError):
-        found = error.cause if isinstance(error.cause, UserError) else error
-        name_party(found, party)
-        return found
+        cause = error.cause if isinstance(error.cause, UserError) else error
+        name_party(cause, party)
+        return cause
     if isinstance(error, ray.exceptions.RayError):
         return PartyLost(f"{party} was lost: {_first_line(error)}", group or (party,))
     return error
@@ -472,9 +472,9 @@ def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) ->
 
 def _start_error(party: str, error: ray.exceptions.RayTaskError) -> UserError:
     """Why a party's state was not made anew, whatever it was: the others go on without it."""
-    found = _as_user_error(party, error)
-    if isinstance(found, UserError):
-        return found
+    user_error = _as_user_error(party, error)
+    if isinstance(user_error, UserError):
+        return user_error
     return ClusterError(f"{party} cannot start: {type(error.cause).__name__}: {error.cause}")
 
 

@@ -77,8 +77,10 @@ class Tracking:
             self._run_id = stored["run_id"]
             self._client.update_run(self._run_id, "RUNNING")
             return
-        found = self._client.get_experiment_by_name(config.name)
-        experiment = found.experiment_id if found else self._client.create_experiment(config.name)
+        existing = self._client.get_experiment_by_name(config.name)
+        experiment = (
+            existing.experiment_id if existing else self._client.create_experiment(config.name)
+        )
         run = self._client.create_run(experiment, run_name=folder.name)
         self._run_id = run.info.run_id
         write_json(path, {"uri": self._uri, "run_id": self._run_id})
@@ -89,17 +91,17 @@ class Tracking:
     def round(self, lines: Sequence[Mapping[str, Any]]) -> str:
         """Logs every number of a round, by name and site; gives what went wrong, else nothing."""
         now = int(1000 * time.time())
-        found = [
+        metrics = [
             self._entities.Metric(f"{key}/{line['site']}", value, now, line["round"])
             for line in lines
             for key, value in numbers(line)
         ]
-        return self._guarded(lambda: self._client.log_batch(self._run_id, metrics=found))
+        return self._guarded(lambda: self._client.log_batch(self._run_id, metrics=metrics))
 
     def results(self, metrics: Mapping[str, Any], files: Sequence[pathlib.Path]) -> str:
         """Logs the numbers found at the end, and the files; gives what went wrong, else nothing."""
         now = int(1000 * time.time())
-        found = [
+        entries = [
             self._entities.Metric(f"{part}/{key}", float(value), now, 0)
             for part in ("validation", "test")
             for key, value in (metrics.get(part) or {}).items()
@@ -107,7 +109,7 @@ class Tracking:
         ]
 
         def log() -> None:
-            self._client.log_batch(self._run_id, metrics=found)
+            self._client.log_batch(self._run_id, metrics=entries)
             for path in files:
                 if path.exists():
                     self._client.log_artifact(self._run_id, str(path))

@@ -11,20 +11,22 @@ CONFIG = EarlyStoppingConfig(enabled=True, patience=2, stop_after_rounds=3)
 def test_a_round_keeps_its_best_and_ends_after_patience():
     watch = RoundWatch()
     for loss, name in ((3.0, "a"), (1.0, "b"), (2.0, "c")):
-        watch = watch.seen(loss, name)
+        watch = watch.after_check(loss, name)
         assert not watch.exhausted(CONFIG)
-    watch = watch.seen(1.0, "d")  # equal is no improvement
+    watch = watch.after_check(1.0, "d")  # equal is no improvement
     assert watch.exhausted(CONFIG)
     assert (watch.best, watch.best_loss) == ("b", 1.0)
 
 
 def test_improvement_restores_patience():
-    watch = RoundWatch().seen(3.0, 0).seen(4.0, 0).seen(2.0, 1).seen(2.5, 0)
+    watch = (
+        RoundWatch().after_check(3.0, 0).after_check(4.0, 0).after_check(2.0, 1).after_check(2.5, 0)
+    )
     assert not watch.exhausted(CONFIG) and watch.best == 1
 
 
 def test_nan_is_never_best():
-    watch = RoundWatch().seen(math.nan, "bad")
+    watch = RoundWatch().after_check(math.nan, "bad")
     assert watch.best is None and watch.bad_checks == 1
 
 

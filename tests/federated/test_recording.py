@@ -16,7 +16,7 @@ VALUES = (np.arange(3.0), np.arange(2.0), np.arange(4.0))
 
 
 def seen(total):
-    return recording.seen(BEFORE, total, STATISTICS, ("healthy", "ill"))
+    return recording.owner_view(BEFORE, total, STATISTICS, ("healthy", "ill"))
 
 
 def test_which_rounds_are_recorded():
@@ -31,9 +31,9 @@ def test_parts_are_kept_where_the_owner_sees_them(tmp_path):
     total = Total(
         tuple(2 * v + 3 * (v + 1) for v in VALUES), 5, np.zeros(1, np.int64), parts, ("b", "c")
     )
-    recording.write_seen(tmp_path, 12, seen(total))
+    recording.write_view(tmp_path, 12, seen(total))
     assert recording.rounds(tmp_path) == [12]
-    found = recording.read_seen(tmp_path, 12)
+    found = recording.read_view(tmp_path, 12)
     assert [(one.sender, one.weight) for one in found.arrivals] == [("b", 2), ("c", 3)]
     for got, value in zip(found.arrivals[1].vectors.params, VALUES):
         np.testing.assert_array_equal(got, value + 1)
@@ -54,7 +54,7 @@ def test_of_a_sum_only_the_mean_is_known():
 
 def test_what_is_damaged_or_cannot_be_written_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"round_000001\.npz cannot be read"):
-        recording.read_seen(tmp_path, 1)
+        recording.read_view(tmp_path, 1)
     file = tmp_path / "recorded" / "round_000001.npz"
     file.parent.mkdir()
     file.write_bytes(b"PK not really")
@@ -63,12 +63,12 @@ def test_what_is_damaged_or_cannot_be_written_is_said(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "recorded").write_text("a file where a folder should be")
     with pytest.raises(StorageError, match=r"config\.federated\.record_rounds"):
-        recording.write_seen(tmp_path / "taken", 1, seen(Total(VALUES, 1, np.zeros(1))))
+        recording.write_view(tmp_path / "taken", 1, seen(Total(VALUES, 1, np.zeros(1))))
 
 
 def test_changes_are_added_to_the_model_that_went_out():
     total = Total(tuple(2 * v for v in VALUES[:2]), 2, np.zeros(0), (), ("a", "b"))
-    found = recording.seen(BEFORE, total, STATISTICS, ("healthy", "ill"), changes=True)
+    found = recording.owner_view(BEFORE, total, STATISTICS, ("healthy", "ill"), changes=True)
     np.testing.assert_array_equal(found.arrivals[0].vectors.params[1], 1 + VALUES[1])
     np.testing.assert_array_equal(found.arrivals[0].vectors.moments, BEFORE.moments)
 

@@ -95,8 +95,8 @@ def test_real_against_real_is_the_floor_and_noise_the_ceiling():
     assert near.n == 60 and near.n_features == 36 and not near.rank_deficient
     for of_near, of_far in ((near.fid, far.fid), (near.kid, far.kid)):
         assert of_near.floor == of_far.floor and of_near.ceiling == of_far.ceiling
-        assert of_near.found.mean < of_near.floor.mean + 2 * of_near.floor.std + 0.05
-        assert of_near.found.mean < of_far.found.mean
+        assert of_near.reconstructions.mean < of_near.floor.mean + 2 * of_near.floor.std + 0.05
+        assert of_near.reconstructions.mean < of_far.reconstructions.mean
         assert of_near.floor.mean < of_near.ceiling.mean
         assert of_far.interval[0] <= of_far.interval[1]
         assert of_near.interval[1] < of_far.interval[0]
@@ -110,8 +110,8 @@ def test_equal_sets_lie_at_the_floor():
     images, _ = networks.phantoms(10, 16)
     result = judge(images, images, flat, jax.random.key(0), n_splits=10, n_bootstrap=20)
     assert result.fid.value < 1e-9 and result.rank_deficient
-    np.testing.assert_allclose(result.fid.found, result.fid.floor)
-    np.testing.assert_allclose(result.kid.found, result.kid.floor)
+    np.testing.assert_allclose(result.fid.reconstructions, result.fid.floor)
+    np.testing.assert_allclose(result.kid.reconstructions, result.kid.floor)
 
 
 def test_features_of_a_network_in_batches_are_those_of_single_images():

@@ -130,24 +130,24 @@ def attack_all(
             restarts=audit.restarts,
         )
         similar = compare(case.images, result.images)
-        found = result.images[similar.order]
-        ranks, owners = np.zeros(len(found)), np.asarray(case.hospitals)
+        reconstructions = result.images[similar.order]
+        ranks, owners = np.zeros(len(reconstructions)), np.asarray(case.hospitals)
         for hospital in dict.fromkeys(case.hospitals):
             others = decoys(views, config, case, hospital, size - 1, rng)
             own = owners == hospital
-            ranks[own] = identify(found, case.images[own], others)
+            ranks[own] = identify(reconstructions, case.images[own], others)
         parts.append(
             {
                 "originals": case.images,
-                "images": found,
+                "images": reconstructions,
                 "mse": similar.mse,
                 "psnr": similar.psnr,
                 "ssim": similar.ssim,
                 "ranks": ranks,
                 "losses": np.asarray([result.loss]),
                 "labels_right": _right(case, result.targets.argmax(-1)),
-                "rounds": np.full(len(found), case.round),
-                "updates": np.full(len(found), u),
+                "rounds": np.full(len(reconstructions), case.round),
+                "updates": np.full(len(reconstructions), u),
                 "hospitals": owners,
                 "records": case.records,
             }

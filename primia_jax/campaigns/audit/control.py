@@ -40,21 +40,21 @@ def control(
     network_key, attack_key = jax.random.split(jax.random.key(seed))
     variables = models.init(module, network_key, SIDE, 1)
     training = LocalTraining(module, train=False, mean=mean, std=std)
-    seen = observe(training, variables, original, jnp.zeros(1, jnp.int32), labels_known=False)
-    found = invert(
+    observed = observe(training, variables, original, jnp.zeros(1, jnp.int32), labels_known=False)
+    reconstruction = invert(
         make_attack(audit),
-        seen,
+        observed,
         original.shape,
         attack_key,
         steps=audit.control_steps,
         restarts=max(_STARTS, audit.restarts),
     ).images
-    psnr = float(compare(original, found).psnr[0])
+    psnr = float(compare(original, reconstruction).psnr[0])
     return {
         "psnr": psnr,
         "recovered": psnr >= RECOVERED_DB,
         "needed": RECOVERED_DB,
         "steps": audit.control_steps,
         "original": np.asarray(original[0]),
-        "found": found[0],
+        "found": reconstruction[0],
     }

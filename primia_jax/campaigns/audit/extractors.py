@@ -54,8 +54,10 @@ def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, st
     module = models.build(model, 3)
     variables = models.init(module, jax.random.key(0), _SIDE, 1)
     if not named:
-        told = "the project's ResNet-18 with random weights (config.audit.features names others)"
-        return penultimate(module, variables, mean=_MEAN, std=_STD), told
+        description = (
+            "the project's ResNet-18 with random weights (config.audit.features names others)"
+        )
+        return penultimate(module, variables, mean=_MEAN, std=_STD), description
     variables = models.load_torch(named, model, 3, variables)
     return penultimate(
         module, variables, mean=_MEAN, std=_STD

@@ -24,30 +24,36 @@ Extract = Callable[[Any], Any]  # images [n s s 1] in [0, 1] -> features [n d]
 _LEVEL = 0.95
 
 
-def measures(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> dict[str, Any]:
+def measures(
+    reconstructions: Found, extract: Extract, audit: AuditConfig, seed: int
+) -> dict[str, Any]:
     """All metrics of one setting."""
-    identified = _identified(found)
+    identified = _identified(reconstructions)
     measured: dict[str, Any] = {
-        name: _summary(getattr(found, name), low_is_close=name == "mse") for name in METRICS
+        name: _summary(getattr(reconstructions, name), low_is_close=name == "mse")
+        for name in METRICS
     }
     measured["identified"] = {
         "share": identified.top1,
         "interval": list(identified.interval),
         "chance": identified.chance,
-        "gallery": int(found.gallery),
+        "gallery": int(reconstructions.gallery),
         "p": identified.p,
     }
-    measured["labels_right"] = float(found.labels_right.mean())
-    measured |= _distances(found, extract, audit, seed)
+    measured["labels_right"] = float(reconstructions.labels_right.mean())
+    measured |= _distances(reconstructions, extract, audit, seed)
     return measured
 
 
-def _identified(found: Found) -> Identification:
+def _identified(reconstructions: Found) -> Identification:
     """Counts an image that stands behind an update twice but once."""
-    keys = np.stack([found.updates, np.unique(found.hospitals, return_inverse=True)[1]], axis=1)
-    once = np.unique(np.column_stack([keys, found.records]), axis=0, return_index=True)[1]
+    keys = np.stack(
+        [reconstructions.updates, np.unique(reconstructions.hospitals, return_inverse=True)[1]],
+        axis=1,
+    )
+    once = np.unique(np.column_stack([keys, reconstructions.records]), axis=0, return_index=True)[1]
     groups = np.unique(keys[once], axis=0, return_inverse=True)[1].ravel()
-    return of_ranks(found.ranks[once], int(found.gallery), groups)
+    return of_ranks(reconstructions.ranks[once], int(reconstructions.gallery), groups)
 
 
 def _summary(values: np.ndarray, *, low_is_close: bool) -> dict[str, Any] | None:
@@ -70,14 +76,16 @@ def _summary(values: np.ndarray, *, low_is_close: bool) -> dict[str, Any] | None
     }
 
 
-def _distances(found: Found, extract: Extract, audit: AuditConfig, seed: int) -> dict[str, Any]:
-    n = len(found.originals)
+def _distances(
+    reconstructions: Found, extract: Extract, audit: AuditConfig, seed: int
+) -> dict[str, Any]:
+    n = len(reconstructions.originals)
     if n < SMALLEST_SET:
         why = f"{n} images are too few for FID and KID, which need at least {SMALLEST_SET}"
         return {"fid": None, "kid": None, "distances": why}
     judged = judge(
-        found.originals,
-        found.images,
+        reconstructions.originals,
+        reconstructions.images,
         extract,
         jax.random.key(seed),
         n_splits=audit.splits,
@@ -93,7 +101,7 @@ def _distance(one: SetDistance) -> dict[str, Any]:
     return {
         "value": one.value,
         "interval": list(one.interval),
-        "found": one.found.mean,  # of halves, as the two below
+        "found": one.reconstructions.mean,  # of halves, as the two below
         "floor": one.floor.mean,
         "floor_std": one.floor.std,
         "ceiling": one.ceiling.mean,
@@ -122,15 +130,15 @@ def against(
 
     They are of pairs or Welch's, see `tests`.
     """
-    found = {}
+    comparisons = {}
     for metric in METRICS:
         compared = [
             _compared(findings, reference, name, metric)
             for name in others
             if _groups({one: findings[one] for one in (reference, name)}, metric)
         ]
-        found[metric] = [_plain(one) for one in corrected(compared)]
-    return found
+        comparisons[metric] = [_plain(one) for one in corrected(compared)]
+    return comparisons
 
 
 def _compared(findings: Mapping[str, Found], first: str, second: str, metric: str) -> Comparison:
@@ -149,7 +157,7 @@ def _paired(first: Found, second: Found) -> tuple[np.ndarray, np.ndarray] | None
     """
     if first.originals.shape != second.originals.shape:
         return None
-    keys = [(found.records, found.rounds, found.hospitals) for found in (first, second)]
+    keys = [(one.records, one.rounds, one.hospitals) for one in (first, second)]
     one, other = (np.lexsort(key) for key in keys)
     alike = all(np.array_equal(a[one], b[other]) for a, b in zip(*keys))
     if alike and np.allclose(first.originals[one], second.originals[other], atol=1e-6):
@@ -159,7 +167,7 @@ def _paired(first: Found, second: Found) -> tuple[np.ndarray, np.ndarray] | None
 
 def _groups(findings: Mapping[str, Found], metric: str) -> dict[str, np.ndarray]:
     """The metric's values by setting; empty where no test is to be had."""
-    groups = {name: getattr(found, metric) for name, found in findings.items()}
+    groups = {name: getattr(reconstructions, metric) for name, reconstructions in findings.items()}
     fit = len(groups) > 1 and all(len(v) > 1 and np.isfinite(v).all() for v in groups.values())
     return groups if fit else {}
 

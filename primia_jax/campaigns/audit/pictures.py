@@ -20,13 +20,13 @@ _SHOWN = 5  # images given away most, and as many least
 _DPI = 130
 
 
-def draw_panel(path: pathlib.Path, found: Found) -> None:
+def draw_panel(path: pathlib.Path, reconstructions: Found) -> None:
     """Originals over reconstructions: the images given away most, then those given away least.
 
     Raises:
       StorageError: if it cannot be written.
     """
-    order = np.argsort(-found.psnr, kind="stable")
+    order = np.argsort(-reconstructions.psnr, kind="stable")
     n = len(order)
     if n > 2 * _SHOWN:
         best, worst = order[:_SHOWN], order[-_SHOWN:]
@@ -45,9 +45,9 @@ def draw_panel(path: pathlib.Path, found: Found) -> None:
                 top.axis("off")
                 bottom.axis("off")
                 continue
-            _show(top, found.originals[i])
-            _show(bottom, found.images[i])
-            bottom.set_xlabel(f"{found.psnr[i]:.1f} dB", fontsize=9)
+            _show(top, reconstructions.originals[i])
+            _show(bottom, reconstructions.images[i])
+            bottom.set_xlabel(f"{reconstructions.psnr[i]:.1f} dB", fontsize=9)
         axes[0, 0].set_ylabel("original", fontsize=9)
         axes[1, 0].set_ylabel("found", fontsize=9)
         axes[0, 0].set_title("given away most", loc="left", fontsize=9)
@@ -56,7 +56,9 @@ def draw_panel(path: pathlib.Path, found: Found) -> None:
         save_picture(figure, path, _DPI)
 
 
-def draw_pair(path: pathlib.Path, original: np.ndarray, found: np.ndarray, psnr: float) -> None:
+def draw_pair(
+    path: pathlib.Path, original: np.ndarray, reconstruction: np.ndarray, psnr: float
+) -> None:
     """One image [s s 1] beside what was found of it.
 
     Raises:
@@ -66,7 +68,7 @@ def draw_pair(path: pathlib.Path, original: np.ndarray, found: np.ndarray, psnr:
         figure = Figure(figsize=(2.6, 1.5), layout="constrained")
         left, right = figure.subplots(1, 2)
         _show(left, original)
-        _show(right, found)
+        _show(right, reconstruction)
         left.set_xlabel("original", fontsize=9)
         right.set_xlabel(f"found, {psnr:.1f} dB", fontsize=9)
         save_picture(figure, path, _DPI)
@@ -91,14 +93,14 @@ def draw_leakage(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     with matplotlib.rc_context(PICTURE_STYLE):
         height = 3.2 + 0.2 * ((len(rows) + 2) // 3)
         figure = Figure(figsize=(3.6 * len(panels), height), layout="constrained")
-        found = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (key, title) in zip(found, panels):
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (key, title) in zip(all_axes, panels):
             for i, row in enumerate(rows):
                 _point(axes, row, key, i)
             axes.set_xlabel("MCC of the model")
             axes.set_title(title, loc="left", fontsize=10)
-        found[-1].set_ylim(-0.03, 1.03)
-        handles, labels = found[0].get_legend_handles_labels()
+        all_axes[-1].set_ylim(-0.03, 1.03)
+        handles, labels = all_axes[0].get_legend_handles_labels()
         labels = [textwrap.shorten(label, 40) for label in labels]
         columns = min(3, len(rows))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

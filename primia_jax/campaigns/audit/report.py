@@ -62,13 +62,13 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
     """What the numbers do and do not say, in plain sentences; nothing after a failed control."""
-    found, control = [], result["control"]
+    sentences, control = [], result["control"]
     if control is None:
-        found.append(
+        sentences.append(
             "No control was run: that an attack finds nothing may mean that the attack is broken."
         )
     elif control["recovered"]:
-        found.append(
+        sentences.append(
             f"The attack works: behind the gradient of one image at an untrained network it "
             f"recovered the image ({control['psnr']:.1f} dB, at least {control['needed']:g} dB)."
         )
@@ -80,20 +80,20 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
             "found. More config.audit.control_steps, or other settings of the attack, may mend it."
         ]
     for test in result["tests"]["psnr"] if result["tests"] else []:
-        found.append(_of_test(test))
+        sentences.append(_of_test(test))
     dark = [row for row in result["settings"] if row["psnr"]["mean"] < _FAILS_BELOW_DB]
     leaking = [row for row in dark if _leaks(row)]
     weak = [row["setting"] for row in dark if not _leaks(row)]
-    found += [_of_leak(row) for row in leaking]
+    sentences += [_of_leak(row) for row in leaking]
     if weak:
-        found.append(
+        sentences.append(
             f"Under {', '.join(weak)} this attack recovers little: the mean PSNR is below "
             f"{_FAILS_BELOW_DB:g} dB, no image reaches {RECOVERED_DB:g} dB, and re-identification "
             "above chance is not shown. This is a failure of one attack with a given effort, not "
             "privacy: a better attack, more steps or other knowledge may succeed. Only "
             "differential privacy bounds what any attack can learn."
         )
-    return found
+    return sentences
 
 
 def _leaks(row: Mapping[str, Any]) -> bool:
@@ -119,15 +119,15 @@ def _of_test(test: Mapping[str, Any]) -> str:
     first, second, difference = test["first"], test["second"], test["difference"]
     if test["p_holm"] is None:
         return f"Between {first} and {second} no test is defined."
-    told = (
+    details = (
         f"{abs(difference):.1f} dB, {_test(test)} test, {_p(test['p_holm'])} corrected, "
         f"d = {test['cohens_d']:.2f}"
     )
     worse, better = (second, first) if difference > 0 else (first, second)
     for level, word in _LEVELS:
         if test["p_holm"] < level:
-            return f"Reconstructions under {worse} are {word} than under {better} ({told})."
-    return f"{first} and {second} do not differ significantly in PSNR ({told})."
+            return f"Reconstructions under {worse} are {word} than under {better} ({details})."
+    return f"{first} and {second} do not differ significantly in PSNR ({details})."
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

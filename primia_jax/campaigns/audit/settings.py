@@ -39,9 +39,9 @@ def parse(audit: AuditConfig) -> tuple[Setting, ...]:
     Raises:
       ConfigError: for one that cannot be read, a name given twice, or a reference that is none.
     """
-    found = [_parse(text, "settings", audit.images, False) for text in audit.settings]
-    found += [_parse(text, "defences", audit.defence_images, True) for text in audit.defences]
-    names = [setting.name for setting in found]
+    settings = [_parse(text, "settings", audit.images, False) for text in audit.settings]
+    settings += [_parse(text, "defences", audit.defence_images, True) for text in audit.defences]
+    names = [setting.name for setting in settings]
     if not names:
         raise ConfigError("config.audit.settings is empty: name at least one run to attack")
     for name in names:
@@ -51,7 +51,7 @@ def parse(audit: AuditConfig) -> tuple[Setting, ...]:
         raise ConfigError(
             f"config.audit.reference = {audit.reference!r} is none of {', '.join(names)}"
         )
-    return tuple(found)
+    return tuple(settings)
 
 
 def _parse(text: str, where: str, images: int, is_defence: bool) -> Setting:
@@ -109,16 +109,16 @@ def run_config(config: ExperimentConfig, setting: Setting) -> ExperimentConfig:
     In mode `local` a step takes the batches of all hospitals together, unless the setting names
     `training.batch_size`: so it is of as many images as a round of one step elsewhere.
     """
-    asked = overridden(config, setting.overrides, f"config.audit, {setting.name}")
-    training = asked.training
+    requested = overridden(config, setting.overrides, f"config.audit, {setting.name}")
+    training = requested.training
     named = any(word.partition("=")[0] == "training.batch_size" for word in setting.overrides)
-    if asked.federated.mode == "local" and not named:
-        pooled = training.batch_size * asked.federated.hospitals
+    if requested.federated.mode == "local" and not named:
+        pooled = training.batch_size * requested.federated.hospitals
         training = dataclasses.replace(training, batch_size=pooled)
     return dataclasses.replace(
-        asked,
+        requested,
         name=f"{config.name}: {setting.name}",
         training=training,
-        federated=dataclasses.replace(asked.federated, record_updates=True),
+        federated=dataclasses.replace(requested.federated, record_updates=True),
         audit=AuditConfig(),  # how a run is attacked is not of the run
     )

@@ -130,15 +130,15 @@ def inversion_table(
     plain = dataclasses.replace(config.audit, defences=())
     whole, page = dataclasses.replace(config, audit=plain), folder / "report.html"
     if runs is None:
-        found = _table_runs(whole, folder)
+        table_runs = _table_runs(whole, folder)
     else:
-        found = [_recorded_run(user_path(runs[name]), plain, name) for name in runs]
-    result = _audit(whole, folder, page, found, extract, resume, None, "", progress)
+        table_runs = [_recorded_run(user_path(runs[name]), plain, name) for name in runs]
+    result = _audit(whole, folder, page, table_runs, extract, resume, None, "", progress)
     rows = [{k: v for k, v in row.items() if k != "config"} for row in result["settings"]]
     rows.sort(key=lambda row: _TABLE.index(row["setting"]) if row["setting"] in _TABLE else 9)
     return {
         "images": min(row["n"] for row in rows),
-        "note": threat_model.note(found, result["settings"]),
+        "note": threat_model.note(table_runs, result["settings"]),
         "threat_model": result["threat_model"],
         "rows": rows,
         "anova": result["anova"],
@@ -216,20 +216,24 @@ def _made(
 ) -> dict[str, Any]:
     """Trains, attacks and writes, as the only writer of `folder`."""
     _begin(folder, page, resume)
-    seen: dict[str, Views] = {}
+    targets: dict[str, Views] = {}
     for run in runs:
         if run.is_own:
             _train(run, resume, ray_address, progress)
-        seen[run.setting.name] = views(run.folder, run.config, config.audit, run.setting.images)
+        targets[run.setting.name] = views(run.folder, run.config, config.audit, run.setting.images)
     findings = {
-        run.setting.name: _attacked(config, folder, run, seen[run.setting.name], resume, progress)
+        run.setting.name: _attacked(
+            config, folder, run, targets[run.setting.name], resume, progress
+        )
         for run in runs
     }
     others = [run.setting.name for run in runs if run.setting.is_defence]
     first = runs[0].setting.name
-    main = {name: found for name, found in findings.items() if name not in others}
+    main = {
+        name: reconstructions for name, reconstructions in findings.items() if name not in others
+    }
     rows = [
-        _row(config, folder, run, seen[run.setting.name], findings[run.setting.name], features)
+        _row(config, folder, run, targets[run.setting.name], findings[run.setting.name], features)
         for run in runs
     ]
     result: dict[str, Any] = {
@@ -240,7 +244,7 @@ def _made(
         "settings": rows,
         **judging.tests(main),
         "defences": judging.against(config.audit.reference, findings, others) if others else None,
-        "control": _control(config, folder, seen[first], findings[first]),
+        "control": _control(config, folder, targets[first], findings[first]),
         "config": to_plain(config),
     }
     result["verdicts"] = report.verdicts(result)
@@ -294,7 +298,7 @@ def _attacked(
     config: ExperimentConfig,
     folder: pathlib.Path,
     run: Run,
-    seen: Views,
+    targets: Views,
     resume: bool,
     progress: Progress,
 ) -> Found:
@@ -302,47 +306,47 @@ def _attacked(
     name = run.setting.name
     kept = folder / FOLDER / f"{name}.npz"
     depends = fingerprint(
-        [to_plain(run.config), digest(seen)],
+        [to_plain(run.config), digest(targets)],
         config.audit,
         run.setting.images,
         config.seed,
     )
-    found = Found.read(kept, depends) if resume else None
-    if found is None:
-        found = attack_all(name, run.config, seen, config.audit, config.seed, progress)
-        found.write(kept, depends)
-    return found
+    reconstructions = Found.read(kept, depends) if resume else None
+    if reconstructions is None:
+        reconstructions = attack_all(name, run.config, targets, config.audit, config.seed, progress)
+        reconstructions.write(kept, depends)
+    return reconstructions
 
 
 def _row(
     config: ExperimentConfig,
     folder: pathlib.Path,
     run: Run,
-    seen: Views,
-    found: Found,
+    targets: Views,
+    reconstructions: Found,
     extract: Extract,
 ) -> dict[str, Any]:
     """One setting: what was attacked, what was found, and what its model is worth."""
-    first = seen.cases[0]
+    first = targets.cases[0]
     training = first.observed.training
     panel = pathlib.Path(FOLDER) / "panels" / f"{run.setting.name}.png"
-    notes = list(seen.notes)
-    if found.gallery == 1:
+    notes = list(targets.notes)
+    if reconstructions.gallery == 1:
         notes.append("all images of a hospital are behind one update, with none to tell them from")
-    pictures.draw_panel(folder / panel, found)
+    pictures.draw_panel(folder / panel, reconstructions)
     return {
         "setting": run.setting.name,
         "overrides": list(run.setting.overrides),
         "is_defence": run.setting.is_defence,
         "mode": run.config.federated.mode,
-        "n": len(found.originals),
-        "updates": len(seen.cases),
+        "n": len(reconstructions.originals),
+        "updates": len(targets.cases),
         "images_per_update": len(first.images),
         "hospitals": len(set(first.hospitals)),
         "local_steps": training.local_steps,
         "batch_size": run.config.training.batch_size,
-        "rounds": sorted({case.round for case in seen.cases}),
-        **judging.measures(found, extract, config.audit, config.seed),
+        "rounds": sorted({case.round for case in targets.cases}),
+        **judging.measures(reconstructions, extract, config.audit, config.seed),
         "utility": _utility(run.folder),
         "notes": notes,
         "panel": str(panel),
@@ -367,12 +371,12 @@ def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _control(
-    config: ExperimentConfig, folder: pathlib.Path, seen: Views, found: Found
+    config: ExperimentConfig, folder: pathlib.Path, targets: Views, reconstructions: Found
 ) -> dict[str, Any] | None:
     if not config.audit.control_steps:
         return None
-    known = seen.cases[0].observed.training
-    result = control(found.originals[0], known.mean, known.std, config.audit, config.seed)
+    known = targets.cases[0].observed.training
+    result = control(reconstructions.originals[0], known.mean, known.std, config.audit, config.seed)
     picture = pathlib.Path(FOLDER) / "control.png"
     original, image = result.pop("original"), result.pop("found")
     pictures.draw_pair(folder / picture, original, image, result["psnr"])

@@ -43,11 +43,11 @@ def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
     rounds = sorted({number for row in attacked for number in row["rounds"]})
     which = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     total = sorted({run.config.federated.rounds for run in runs})
-    told = f"Attacked were updates of {which} (of {' or '.join(map(str, total))})"
+    sentence = f"Attacked were updates of {which} (of {' or '.join(map(str, total))})"
     if not all(run.is_own for run in runs):
-        return f"{told} of the runs themselves."
+        return f"{sentence} of the runs themselves."
     steps = _each(runs, lambda run: f"{_steps(attacked, run)} local step(s) a round")
-    told += f" of runs trained for this table alone: {_each(runs, _network)}; {steps}"
+    sentence += f" of runs trained for this table alone: {_each(runs, _network)}; {steps}"
     easy = rounds[0] == 1 and all(
         _steps(attacked, run) == 1
         and run.config.training.optimizer == "sgd"
@@ -58,17 +58,17 @@ def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
         and not run.config.federated.update_clip
         for run in runs
     )
-    return f"{told}. That is the attacker's best case." if easy else f"{told}."
+    return f"{sentence}. That is the attacker's best case." if easy else f"{sentence}."
 
 
 def _each(runs: Sequence[Run], tell: Callable[[Run], str]) -> str:
     """What is told of all runs, or of each where they differ."""
-    told: dict[str, list[str]] = {}
+    names_by_text: dict[str, list[str]] = {}
     for run in runs:
-        told.setdefault(tell(run), []).append(run.setting.name)
-    if len(told) == 1:
-        return next(iter(told))
-    return "; ".join(f"{text} ({', '.join(names)})" for text, names in told.items())
+        names_by_text.setdefault(tell(run), []).append(run.setting.name)
+    if len(names_by_text) == 1:
+        return next(iter(names_by_text))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in names_by_text.items())
 
 
 def _optimizer(run: Run) -> str:

@@ -21,7 +21,7 @@ from primia_jax.config import AuditConfig, AugmentationConfig, ExperimentConfig,
 from primia_jax.data.augmentation import augment
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.federated import checkpoints, local_training, recording, rules, variables
-from primia_jax.federated.recording import Arrival, Seen, Truth
+from primia_jax.federated.recording import Arrival, OwnerView, Truth
 from primia_jax.inversion import LocalTraining, Observed
 from primia_jax.inversion.observed import PLAIN_SGD
 
@@ -127,10 +127,10 @@ def views(folder: pathlib.Path, config: ExperimentConfig, audit: AuditConfig, wa
         )
     cases: list[Case] = []
     for number in _chosen(recorded, config, audit, folder):
-        seen = recording.read_seen(owner, number)
-        for arrival in seen.arrivals:
+        view = recording.read_view(owner, number)
+        for arrival in view.arrivals:
             if arrival.weight and sum(len(case.images) for case in cases) < wanted:
-                case = _case(folder, config, audit, number, seen, arrival)
+                case = _case(folder, config, audit, number, view, arrival)
                 cases += [case] if case is not None else []
     if not cases:
         raise DataError(f"no image stands behind the rounds recorded in {folder}")
@@ -166,7 +166,7 @@ def _case(
     config: ExperimentConfig,
     audit: AuditConfig,
     number: int,
-    seen: Seen,
+    view: OwnerView,
     arrival: Arrival,
 ) -> Case | None:
     """One update with its truth; None where its steps happened to draw no image."""
@@ -185,10 +185,10 @@ def _case(
         return None
     rates = _rates(config, number, t)
     weights = tuple(part.weight for part in parts)
-    training, template = _training(config, audit, seen, rates, b, weights)
+    training, template = _training(config, audit, view, rates, b, weights)
     labels = np.concatenate([part.targets for part in parts]).argmax(-1)
     return Case(
-        observed=_observed(config, audit, seen, arrival, training, template, labels, rates[0]),
+        observed=_observed(config, audit, view, arrival, training, template, labels, rates[0]),
         round=number,
         sender=arrival.sender,
         images=np.concatenate([part.images for part in parts]),
@@ -200,7 +200,7 @@ def _case(
 
 def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Truth]:
     """What the local steps behind an arrival were given, by hospital, in the run's order."""
-    found = {}
+    truths = {}
     for name in arrival.hospitals:
         site = checkpoints.site_folder(folder, name)
         if number not in recording.rounds(site):
@@ -208,8 +208,8 @@ def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Tr
                 f"round {number}: what the steps of {name} were given is not in {site}, so that no "
                 "attack can be judged; copy sites/NAME/recorded from every hospital"
             )
-        found[name] = recording.read_truth(site, number)
-    return found
+        truths[name] = recording.read_truth(site, number)
+    return truths
 
 
 def _rates(config: ExperimentConfig, number: int, t: int) -> tuple[float, ...]:
@@ -222,14 +222,14 @@ def _rates(config: ExperimentConfig, number: int, t: int) -> tuple[float, ...]:
 def _training(
     config: ExperimentConfig,
     audit: AuditConfig,
-    seen: Seen,
+    view: OwnerView,
     rates: tuple[float, ...],
     b: int,
     weights: tuple[int, ...],
 ) -> tuple[LocalTraining, Any]:
     """How the update came about, as far as the attacker knows; and the network's shapes."""
     settings, t = config.training, len(rates)
-    learner = local_training.make_learner(config, tasks.make(config, seen.class_names))
+    learner = local_training.make_learner(config, tasks.make(config, view.class_names))
     template = local_training.template(
         learner.module, config.data.image_size, config.model.channels
     )
@@ -247,10 +247,10 @@ def _training(
         proximal_mu=rules.make(config.federated).proximal_mu,
         hospitals=len(weights),
         weights=tuple(map(float, weights)) if weighted and len(weights) > 1 else (),
-        mean=float(seen.statistics.mean),
-        std=float(seen.statistics.std),
+        mean=float(view.statistics.mean),
+        std=float(view.statistics.std),
         channels=config.model.channels,
-        class_weights=tuple(float(w) for w in seen.statistics.class_weights),
+        class_weights=tuple(float(w) for w in view.statistics.class_weights),
         task=learner.task,
     )
     return training, template
@@ -265,23 +265,23 @@ def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 def _observed(
     config: ExperimentConfig,
     audit: AuditConfig,
-    seen: Seen,
+    view: OwnerView,
     arrival: Arrival,
     training: LocalTraining,
     template: Any,
     labels: np.ndarray,
     rate: float,
 ) -> Observed:
-    before = variables.from_vectors(template, seen.before)
+    before = variables.from_vectors(template, view.before)
     change = [
         np.asarray(after, np.float64) - np.asarray(old, np.float64)
-        for old, after in zip(seen.before.params, arrival.vectors.params, strict=True)
+        for old, after in zip(view.before.params, arrival.vectors.params, strict=True)
     ]
     if training.content == "gradient":
         decay = config.training.weight_decay
         change = [
             -part / rate - decay * np.asarray(old, np.float64)
-            for old, part in zip(seen.before.params, change)
+            for old, part in zip(view.before.params, change)
         ]
     moments = None
     if audit.moments_known:
@@ -337,7 +337,7 @@ def _notes(
 
 
 def decoys(
-    seen: Views,
+    targets: Views,
     config: ExperimentConfig,
     case: Case,
     hospital: str,
@@ -347,14 +347,14 @@ def decoys(
     """[n s s 1] images of a hospital that are not behind an update, augmented as those that are.
 
     Args:
-      seen: of the run.
+      targets: of the run.
       config: of the run.
       case: the update.
       hospital: one of those behind it.
       n: at most as many as it has.
       rng: consumed.
     """
-    chosen = seen.images[hospital][rng.permutation(_others(seen, case, hospital))[:n]]
+    chosen = targets.images[hospital][rng.permutation(_others(targets, case, hospital))[:n]]
     key = jax.random.key(int(rng.integers(2**31)))
     if not n:
         return chosen
@@ -364,16 +364,18 @@ def decoys(
     return np.asarray(changed).reshape(-1, *chosen.shape[1:])[:n]
 
 
-def gallery_size(seen: Views, most: int) -> int:
+def gallery_size(targets: Views, most: int) -> int:
     """Images in each gallery, the true one and decoys: `most`, or what every hospital has."""
-    rest = [len(_others(seen, case, name)) for case in seen.cases for name in set(case.hospitals)]
+    rest = [
+        len(_others(targets, case, name)) for case in targets.cases for name in set(case.hospitals)
+    ]
     return min(most, min(rest) + 1)
 
 
-def _others(seen: Views, case: Case, hospital: str) -> np.ndarray:
+def _others(targets: Views, case: Case, hospital: str) -> np.ndarray:
     """Which of a hospital's images are not behind an update."""
     behind = case.records[np.asarray(case.hospitals) == hospital]
-    return np.setdiff1d(np.arange(len(seen.images[hospital])), behind)
+    return np.setdiff1d(np.arange(len(targets.images[hospital])), behind)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -383,15 +385,15 @@ def _augmented(keys: jax.Array, batches: jax.Array, config: AugmentationConfig) 
     return jax.vmap(lambda key, images: augment(key, images, labels, config)[0])(keys, batches)
 
 
-def digest(seen: Views) -> str:
+def digest(targets: Views) -> str:
     """A hash of all recorded arrays that attacks and their judgement depend on."""
-    found, arrays = hashlib.sha256(), list(seen.images.values())
-    for case in seen.cases:
+    hasher, arrays = hashlib.sha256(), list(targets.images.values())
+    for case in targets.cases:
         own = case.observed
-        found.update(repr((case.round, case.hospitals)).encode())
+        hasher.update(repr((case.round, case.hospitals)).encode())
         arrays += jax.tree.leaves((own.variables, own.update, own.moments, case.images))
         arrays += [case.labels, case.records]
     for array in map(np.asarray, arrays):
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        hasher.update(f"{array.dtype} {array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()

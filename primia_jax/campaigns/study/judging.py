@@ -81,12 +81,12 @@ def judge(
       `equivalence`: {set: ...}, the difference in MCC, secure less local, with its verdict.
     """
     table_1b, table_1c, differences = {}, {}, {}
-    for found in sets:
-        if found.key != VALIDATION:
-            mcnemar, kappa = _pairs(found, len(class_names), raters, seeds, choice)
-            table_1b[found.key] = {"pairs": mcnemar}
-            table_1c[found.key] = {"pairs": kappa}
-        differences[found.key] = _equivalence(found, class_names, raters, choice)
+    for image_set in sets:
+        if image_set.key != VALIDATION:
+            mcnemar, kappa = _pairs(image_set, len(class_names), raters, seeds, choice)
+            table_1b[image_set.key] = {"pairs": mcnemar}
+            table_1c[image_set.key] = {"pairs": kappa}
+        differences[image_set.key] = _equivalence(image_set, class_names, raters, choice)
     return {
         "table_1a": {"raters": [_rater_scores(r, sets, class_names, choice) for r in raters]},
         "table_1b": table_1b,
@@ -99,21 +99,21 @@ def _rater_scores(
     rater: Rater, sets: Sequence[ImageSet], class_names: Sequence[str], choice: Choice
 ) -> dict[str, Any]:
     scored = {
-        found.key: _scores(rater, found, class_names, choice)
-        for found in sets
-        if found.key in rater.probabilities
+        image_set.key: _scores(rater, image_set, class_names, choice)
+        for image_set in sets
+        if image_set.key in rater.probabilities
     }
     return {"key": rater.key, "title": rater.title, "kind": rater.kind, "sets": scored}
 
 
 def _scores(
-    rater: Rater, found: ImageSet, class_names: Sequence[str], choice: Choice
+    rater: Rater, image_set: ImageSet, class_names: Sequence[str], choice: Choice
 ) -> dict[str, Any]:
     """Estimates of every score of a rater on a set, on the images that it rated."""
-    read = rater.read(found.key)
-    labels = found.labels[read]
+    read = rater.read(image_set.key)
+    labels = image_set.labels[read]
     points, samples = [], []
-    for probabilities in rater.probabilities[found.key][:, read]:
+    for probabilities in rater.probabilities[image_set.key][:, read]:
         points.append(metrics.evaluate_predictions(labels, probabilities, class_names,
                                                    n_bootstrap=1))  # fmt: skip
         samples.append(metrics.bootstrap_scores(labels, probabilities, class_names,
@@ -150,23 +150,23 @@ def _estimate(
 
 
 def _pairs(
-    found: ImageSet, k: int, raters: Sequence[Rater], seeds: Sequence[int], choice: Choice
+    image_set: ImageSet, k: int, raters: Sequence[Rater], seeds: Sequence[int], choice: Choice
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """McNemar's test and Cohen's kappa of each pair, on the images that both rated."""
-    here = [rater for rater in raters if found.key in rater.probabilities]
+    here = [rater for rater in raters if image_set.key in rater.probabilities]
     mcnemar, kappa = [], []
     for first, second in itertools.combinations(here, 2):
-        both = first.read(found.key) & second.read(found.key)
+        both = first.read(image_set.key) & second.read(image_set.key)
         names = {"first": first.key, "second": second.key, "n": int(both.sum())}
         if not both.any():
             mcnemar.append({**names, "p": None, "by_seed": []})
             kappa.append({**names, **plain(_nothing()), "seeds": []})
             continue
-        labels = found.labels[both]
-        count = max(first.seeds(found.key), second.seeds(found.key))
+        labels = image_set.labels[both]
+        count = max(first.seeds(image_set.key), second.seeds(image_set.key))
         tests, kappas, samples = [], [], []
         for i in range(count):
-            a, b = (_classes(rater, found.key, i)[both] for rater in (first, second))
+            a, b = (_classes(rater, image_set.key, i)[both] for rater in (first, second))
             tests.append(agreement.mcnemar(labels, a, b))
             kappas.append(agreement.cohen_kappa(a, b, k))
             samples.append(
@@ -213,7 +213,7 @@ def _nothing() -> Estimate:
 
 
 def _equivalence(
-    found: ImageSet, class_names: Sequence[str], raters: Sequence[Rater], choice: Choice
+    image_set: ImageSet, class_names: Sequence[str], raters: Sequence[Rater], choice: Choice
 ) -> dict[str, Any]:
     """The difference in MCC, secure less local, by a paired bootstrap.
 
@@ -223,21 +223,23 @@ def _equivalence(
     by_key = {rater.key: rater for rater in raters}
     points: list[float | None] = []
     samples = []
-    pair = (by_key[SECURE].probabilities[found.key], by_key[LOCAL].probabilities[found.key])
+    pair = (by_key[SECURE].probabilities[image_set.key], by_key[LOCAL].probabilities[image_set.key])
     for secure, local in zip(*pair):
         both = [
-            metrics.bootstrap_scores(found.labels, p, class_names, choice.bootstrap, choice.seed)
+            metrics.bootstrap_scores(
+                image_set.labels, p, class_names, choice.bootstrap, choice.seed
+            )
             for p in (secure, local)
         ]
         mcc = [
-            metrics.evaluate_predictions(found.labels, p, class_names, n_bootstrap=1)["mcc"]
+            metrics.evaluate_predictions(image_set.labels, p, class_names, n_bootstrap=1)["mcc"]
             for p in (secure, local)
         ]
         constant = any(len(np.unique(p.argmax(1))) == 1 for p in (secure, local))
         points.append(None if constant else mcc[0] - mcc[1])
         samples.append(both[0]["mcc"] - both[1]["mcc"])
     # Classes of equal size: an image that only one of two gets right is worth k / (k - 1) / n.
-    k, n = len(class_names), len(found.labels)
+    k, n = len(class_names), len(image_set.labels)
     least = agreement.unseen_share(n) * k / (k - 1)
     difference = _estimate(points, samples, _DIFFERENCE, least)
     judged = agreement.equivalence(difference, choice.margin)

@@ -23,7 +23,7 @@ _MARKS = "D^vPXs*"  # of readers
 
 def draw_all(
     folder: pathlib.Path,
-    found: Mapping[str, Any],
+    results: Mapping[str, Any],
     sets: Sequence[ImageSet],
     raters: Sequence[Rater],
     class_names: Sequence[str],
@@ -36,16 +36,16 @@ def draw_all(
     paths = {name: folder / f"study_{name}.png" for name in ("mcc", "roc", "equivalence")}
     first = next(each for each in sets if each.key == TEST_1)
     with matplotlib.rc_context(PICTURE_STYLE):
-        save_picture(_scores(found), paths["mcc"])
+        save_picture(_scores(results), paths["mcc"])
         save_picture(_roc(first, raters, class_names), paths["roc"])
-        save_picture(_equivalence(found), paths["equivalence"])
+        save_picture(_equivalence(results), paths["equivalence"])
     return paths
 
 
-def _scores(found: Mapping[str, Any]) -> Figure:
+def _scores(results: Mapping[str, Any]) -> Figure:
     """MCC with interval of every rater, a panel a set; small dots are single trainings."""
-    raters = found["table_1a"]["raters"]
-    panels_of = list(found["sets"])
+    raters = results["table_1a"]["raters"]
+    panels_of = list(results["sets"])
     figure = Figure(figsize=(3.1 * len(panels_of) + 1.6, 0.9 + 0.38 * len(raters)),
                     layout="constrained")  # fmt: skip
     panels = figure.subplots(1, len(panels_of), squeeze=False, sharex=True, sharey=True)[0]
@@ -60,7 +60,7 @@ def _scores(found: Mapping[str, Any]) -> Figure:
             if len(mcc["by_seed"]) > 1:
                 dots = mcc["by_seed"]
                 axes.plot(dots, [row + 0.24] * len(dots), ".", color=shade, markersize=4)
-        axes.set_title(f"{TITLES[key]} (n = {found['sets'][key]['n']})", loc="left")
+        axes.set_title(f"{TITLES[key]} (n = {results['sets'][key]['n']})", loc="left")
         axes.set_xlabel("MCC")
         axes.xaxis.set_major_locator(MaxNLocator(5))
     panels[0].set_yticks(range(len(raters)), [rater["title"] for rater in raters])
@@ -68,12 +68,12 @@ def _scores(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _roc(found: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]) -> Figure:
+def _roc(image_set: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]) -> Figure:
     """A panel a class: thin lines are single trainings; a reader is a point."""
     k = len(class_names)
     figure = Figure(figsize=(max(4.2, 2.9 * k), 3.6), layout="constrained")
     panels = figure.subplots(1, k, squeeze=False, sharex=True, sharey=True)[0]
-    here = [rater for rater in raters if found.key in rater.probabilities]
+    here = [rater for rater in raters if image_set.key in rater.probabilities]
     marks = iter(_MARKS * len(here))
     handles = []
     drawn = {rater.key: next(marks) for rater in here if rater.kind == "reader"}
@@ -84,12 +84,12 @@ def _roc(found: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]) -
             Line2D([], [], color=shade, marker=mark, linestyle="" if mark else "-",
                    label=rater.title)
         )  # fmt: skip
-        read = rater.read(found.key)
+        read = rater.read(image_set.key)
         for axes, c in zip(panels, range(k)):
-            truth = found.labels[read] == c
+            truth = image_set.labels[read] == c
             if truth.all() or not truth.any():
                 continue
-            for rows in rater.probabilities[found.key][:, read]:
+            for rows in rater.probabilities[image_set.key][:, read]:
                 if mark:
                     named = rows.argmax(1) == c
                     axes.plot(named[~truth].mean(), named[truth].mean(), mark, color=shade)
@@ -106,9 +106,9 @@ def _roc(found: ImageSet, raters: Sequence[Rater], class_names: Sequence[str]) -
     return figure
 
 
-def _equivalence(found: Mapping[str, Any]) -> Figure:
+def _equivalence(results: Mapping[str, Any]) -> Figure:
     """The interval of the difference on every set, over the band of the margin."""
-    judged = found["equivalence"]
+    judged = results["equivalence"]
     figure = Figure(figsize=(7.2, 1.2 + 0.42 * len(judged)), layout="constrained")
     axes = figure.subplots()
     margin = next(iter(judged.values()))["margin"]

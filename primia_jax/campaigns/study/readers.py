@@ -127,9 +127,9 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
         heads = [head.strip().lower() for head in next(lines, [])]
         missing = [name for name in COLUMNS if name not in heads]
         if missing:
-            found = ", ".join(head for head in heads if head) or "none"
+            columns = ", ".join(head for head in heads if head) or "none"
             raise DataError(
-                f"readings {path}: no column {' and '.join(missing)} (found: {found}); the first "
+                f"readings {path}: no column {' and '.join(missing)} (found: {columns}); the first "
                 f"line must name {','.join(COLUMNS)}"
             )
         double = [name for name in COLUMNS if heads.count(name) > 1]
@@ -146,12 +146,12 @@ def _rows(path: str) -> list[tuple[int, tuple[str, ...]]]:
     return rows
 
 
-def _number(found: Sequence[str], noun: str) -> str:
-    many = "" if len(found) == 1 else "s"
-    verb = "" if noun == "reader" else " is" if len(found) == 1 else " are"
-    return f"{len(found)} {noun}{many}{verb}"
+def _number(names: Sequence[str], noun: str) -> str:
+    many = "" if len(names) == 1 else "s"
+    verb = "" if noun == "reader" else " is" if len(names) == 1 else " are"
+    return f"{len(names)} {noun}{many}{verb}"
 
 
-def _listed(found: Sequence[str]) -> str:
-    more = len(found) - _LISTED
-    return ", ".join(found[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -22,65 +22,65 @@ class Drawn(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def write(folder: pathlib.Path, found: Mapping[str, Any], drawn: Drawn) -> None:
+def write(folder: pathlib.Path, results: Mapping[str, Any], drawn: Drawn) -> None:
     """Writes tables.md, tables/*.tex and *.csv, study_*.png, and report.html with all within it.
 
     Args:
       folder: where to.
-      found: what tables.json holds; nothing is computed.
+      results: what tables.json holds; nothing is computed.
       drawn: what pictures are drawn of.
 
     Raises:
       StorageError: if they cannot be written.
     """
-    every = tables.all_tables(found)
-    _write_tables(folder, found, every)
-    pictured = pictures.draw_all(folder, found, drawn.sets, drawn.raters, drawn.class_names)
-    html = _render(folder, found, {table.name: table for table in every}, pictured)
+    every = tables.all_tables(results)
+    _write_tables(folder, results, every)
+    pictured = pictures.draw_all(folder, results, drawn.sets, drawn.raters, drawn.class_names)
+    html = _render(folder, results, {table.name: table for table in every}, pictured)
     write_text(folder / "report.html", html)
 
 
-def _write_tables(folder: pathlib.Path, found: Mapping[str, Any], every: list[Table]) -> None:
+def _write_tables(folder: pathlib.Path, results: Mapping[str, Any], every: list[Table]) -> None:
     below = folder / "tables"
-    write_text(folder / "tables.md", as_markdown(found))
+    write_text(folder / "tables.md", as_markdown(results))
     for table in every:
         write_text(below / f"{table.name}.tex", layout.latex(table))
     numbers = {
-        "table_1a": tables.long_rows(found),
-        "table_1b": tables.pair_rows(found, "table_1b"),
-        "table_1c": tables.pair_rows(found, "table_1c"),
-        "equivalence": tables.equivalence_rows(found),
+        "table_1a": tables.long_rows(results),
+        "table_1b": tables.pair_rows(results, "table_1b"),
+        "table_1c": tables.pair_rows(results, "table_1c"),
+        "equivalence": tables.equivalence_rows(results),
     }
-    if found["inversion"]:
-        numbers["inversion"] = tables.inversion_rows(found)
-        numbers["inversion_tests"] = tables.test_rows(found)
+    if results["inversion"]:
+        numbers["inversion"] = tables.inversion_rows(results)
+        numbers["inversion_tests"] = tables.test_rows(results)
     for name, (heads, rows) in numbers.items():
         records = [dict(zip(heads, row)) for row in rows]
         write_text(below / f"{name}.csv", layout.as_csv(records))
 
 
-def as_text(found: Mapping[str, Any], width: int = 80) -> str:
+def as_text(results: Mapping[str, Any], width: int = 80) -> str:
     """All tables and the conclusion as plain text that fits into `width` columns."""
-    parts = [layout.plain(table, width) for table in tables.all_tables(found)]
-    for topic, sentences in text.conclusions(found):
+    parts = [layout.plain(table, width) for table in tables.all_tables(results)]
+    for topic, sentences in text.conclusions(results):
         parts.append(textwrap.fill(f"{topic}. {sentences}", width) + "\n")
     return "\n".join(parts)
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(results: Mapping[str, Any]) -> str:
     """All tables and the conclusion in Markdown."""
-    parts = [layout.markdown(table) for table in tables.all_tables(found)]
-    parts += [f"**{topic}.** {sentences}\n" for topic, sentences in text.conclusions(found)]
+    parts = [layout.markdown(table) for table in tables.all_tables(results)]
+    parts += [f"**{topic}.** {sentences}\n" for topic, sentences in text.conclusions(results)]
     return "\n".join(parts)
 
 
 def _render(
     folder: pathlib.Path,
-    found: Mapping[str, Any],
+    results: Mapping[str, Any],
     by_name: Mapping[str, Table],
     pictured: Mapping[str, pathlib.Path],
 ) -> str:
-    inversion = found["inversion"] or {}
+    inversion = results["inversion"] or {}
     panels = [
         (MODES.get(name, name), page.embedded(folder / "inversion" / path))
         for name, path in (inversion.get("panels") or {}).items()
@@ -89,16 +89,16 @@ def _render(
         page.environment()
         .get_template("study.html.jinja")
         .render(
-            found=found,
+            results=results,
             tables=by_name,
-            conclusions=text.conclusions(found),
-            sets=text.data_sentences(found),
+            conclusions=text.conclusions(results),
+            sets=text.data_sentences(results),
             titles=TITLES,
             modes=MODES,
-            tiles=_tiles(found),
-            other_sets=[key for key in found["table_1b"] if key != TEST_1],
-            readers=[r["title"] for r in found["table_1a"]["raters"] if r["kind"] == "reader"],
-            phantoms=found["settings"]["data"]["source"] == "phantom",
+            tiles=_tiles(results),
+            other_sets=[key for key in results["table_1b"] if key != TEST_1],
+            readers=[r["title"] for r in results["table_1a"]["raters"] if r["kind"] == "reader"],
+            phantoms=results["settings"]["data"]["source"] == "phantom",
             pictures={name: page.embedded(path) for name, path in pictured.items()},
             inversion=inversion,
             panels=panels,
@@ -106,14 +106,14 @@ def _render(
     )
 
 
-def _tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def _tiles(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """The three figures that the study is about."""
-    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+    raters = {rater["key"]: rater for rater in results["table_1a"]["raters"]}
     mcc = raters["federated_secure"]["sets"][TEST_1]["mcc"]
-    judged = found["equivalence"][TEST_1]
+    judged = results["equivalence"][TEST_1]
     kappa = next(
         pair
-        for pair in found["table_1c"][TEST_1]["pairs"]
+        for pair in results["table_1c"][TEST_1]["pairs"]
         if {pair["first"], pair["second"]} == {"federated_secure", "local"}
     )
     return [

@@ -144,26 +144,26 @@ def _run(
     models = _models(config, folder, runs, material)
     raters = [*models, *(judging.human(r, len(material.class_names)) for r in readers)]
     choice = Choice(config.evaluation.bootstrap, data.seed, config.study.margin)
-    found = {
+    results = {
         **_about(config, folder, runs, material, command),
         **judging.judge(material.sets, material.class_names, raters, config.study.seeds, choice),
         "inversion": None,
     }
     drawn = report.Drawn(material.sets, tuple(raters), material.class_names)
     # Written before the attack too: a mistake in its settings must not cost the tables.
-    report.write(folder, found, drawn)
-    write_json(folder / TABLES, found)
+    report.write(folder, results, drawn)
+    write_json(folder / TABLES, results)
     if config.study.inversion:
         progress("attacking", len(runs) + 1, total)
 
         def attacking(setting: str, done: int, of: int) -> None:
             progress(f"attacking: {setting}, {done} of {of}", len(runs) + 1, total)
 
-        found["inversion"] = attack(config, folder / "inversion", resume, attacking)
-        report.write(folder, found, drawn)
-        write_json(folder / TABLES, found)
+        results["inversion"] = attack(config, folder / "inversion", resume, attacking)
+        report.write(folder, results, drawn)
+        write_json(folder / TABLES, results)
     progress("done", total, total)
-    return Study(found, folder)
+    return Study(results, folder)
 
 
 def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig]]:
@@ -194,7 +194,7 @@ def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig
 def _readers(config: ExperimentConfig, material: Material) -> tuple[Reader, ...]:
     if not config.study.readers:
         return ()
-    first = next(found for found in material.sets if found.key == TEST_1)
+    first = next(image_set for image_set in material.sets if image_set.key == TEST_1)
     return read_readings(
         config.study.readers, first.names, material.class_names, config.study.min_readers
     )
@@ -240,16 +240,16 @@ def _models(
 ) -> list[Rater]:
     """What every model says of every set; predictions.csv has it all."""
     images = {s.key: s.load(config.data.image_size) for s in material.sets}
-    told: dict[str, dict[str, list[np.ndarray]]] = {}
+    predictions: dict[str, dict[str, list[np.ndarray]]] = {}
     for mode, seed, settings in runs:
         trained = load_trained(folder / f"{mode}_{seed}", settings)
         for key, dataset in images.items():
             probabilities = trained.predictions(dataset.images, config.evaluation.batch_size)
-            told.setdefault(mode, {}).setdefault(key, []).append(probabilities)
-    _write_predictions(folder / PREDICTIONS, material, config.study.seeds, told)
+            predictions.setdefault(mode, {}).setdefault(key, []).append(probabilities)
+    _write_predictions(folder / PREDICTIONS, material, config.study.seeds, predictions)
     return [
         judging.model(mode, {key: np.stack(rows).astype(np.float64) for key, rows in sets.items()})
-        for mode, sets in told.items()
+        for mode, sets in predictions.items()
     ]
 
 
@@ -257,18 +257,18 @@ def _write_predictions(
     path: pathlib.Path,
     material: Material,
     seeds: tuple[int, ...],
-    told: dict[str, dict[str, list[np.ndarray]]],
+    predictions: dict[str, dict[str, list[np.ndarray]]],
 ) -> None:
     names = [csv_cell(name) for name in material.class_names]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["set", "image", "true", "mode", "seed", "class", *(f"p_{n}" for n in names)])
-    for found in material.sets:
-        for mode, sets in told.items():
-            for seed, rows in zip(seeds, sets[found.key]):
-                for image, label, row in zip(found.names, found.labels, rows):
+    for image_set in material.sets:
+        for mode, sets in predictions.items():
+            for seed, rows in zip(seeds, sets[image_set.key]):
+                for image, label, row in zip(image_set.names, image_set.labels, rows):
                     writer.writerow(
-                        [found.key, csv_cell(image), names[label], mode, seed,
+                        [image_set.key, csv_cell(image), names[label], mode, seed,
                          names[int(row.argmax())], *(f"{p:.6f}" for p in row)]
                     )  # fmt: skip
     write_text(path, file.getvalue())
@@ -304,12 +304,12 @@ def _about(
     }
 
 
-def _about_set(found: ImageSet) -> dict[str, Any]:
+def _about_set(image_set: ImageSet) -> dict[str, Any]:
     return {
-        "n": len(found.records),
-        "patients": found.patients,
-        "counts": found.counts,
-        "what": found.what,
+        "n": len(image_set.records),
+        "patients": image_set.patients,
+        "counts": image_set.counts,
+        "what": image_set.what,
     }
 
 

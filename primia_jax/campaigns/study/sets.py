@@ -85,8 +85,8 @@ def gather(config: ExperimentConfig) -> Material:
     second = _second(config)
     if second is not None:
         sets.append(second)
-    for found in sets:
-        _check(found, names, config.study.min_per_class)
+    for image_set in sets:
+        _check(image_set, names, config.study.min_per_class)
     _check_apart(plan, sets)
     return Material(plan, tuple(sets), names)
 
@@ -127,31 +127,31 @@ def _second(config: ExperimentConfig) -> ImageSet | None:
     return ImageSet(TEST_2, what, plan.test_catalogue, plan.test)
 
 
-def _check(found: ImageSet, class_names: tuple[str, ...], least: int) -> None:
+def _check(image_set: ImageSet, class_names: tuple[str, ...], least: int) -> None:
     """That every class has images enough."""
-    if found.catalogue.class_names != class_names:
+    if image_set.catalogue.class_names != class_names:
         raise DataError(
-            f"{TITLES[found.key]} has classes {', '.join(found.catalogue.class_names)}; the "
-            f"training data have {', '.join(class_names)}"
+            f"{TITLES[image_set.key]} has classes {', '.join(image_set.catalogue.class_names)}; "
+            f"the training data have {', '.join(class_names)}"
         )
-    few = [f"{n} of {name}" for name, n in zip(class_names, found.counts) if n < least]
+    few = [f"{n} of {name}" for name, n in zip(class_names, image_set.counts) if n < least]
     if few:
         raise DataError(
-            f"{TITLES[found.key]} is too small: {', '.join(few)}, and at least {least} are needed "
-            "(config.study.min_per_class); add images to it"
+            f"{TITLES[image_set.key]} is too small: {', '.join(few)}, and at least {least} are "
+            "needed (config.study.min_per_class); add images to it"
         )
 
 
 def _check_apart(plan: DataPlan, sets: list[ImageSet]) -> None:
     """That no test image was trained or validated on, or stands in both test sets."""
-    seen = {digest: "training and validation" for digest in plan.used}
-    for found in sets[1:]:
-        digests = [found.catalogue.digests[i] for i in found.records]
-        twice = [name for name, digest in zip(found.names, digests) if digest in seen]
+    sources = {digest: "training and validation" for digest in plan.used}
+    for image_set in sets[1:]:
+        digests = [image_set.catalogue.digests[i] for i in image_set.records]
+        twice = [name for name, digest in zip(image_set.names, digests) if digest in sources]
         if twice:
-            where = seen[digests[found.names.index(twice[0])]]
+            where = sources[digests[image_set.names.index(twice[0])]]
             raise DataError(
-                f"{TITLES[found.key]}: {len(twice)} of {len(digests)} images are also in {where}, "
-                f"e.g. {twice[0]}; take them out of one of the two"
+                f"{TITLES[image_set.key]}: {len(twice)} of {len(digests)} images are also in "
+                f"{where}, e.g. {twice[0]}; take them out of one of the two"
             )
-        seen.update(dict.fromkeys(digests, TITLES[found.key]))
+        sources.update(dict.fromkeys(digests, TITLES[image_set.key]))

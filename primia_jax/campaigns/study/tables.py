@@ -23,22 +23,22 @@ _BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity"}
 _INVERSION = {"mse": "MSE", "psnr": "PSNR, dB", "ssim": "SSIM", "fid": "FID", "kid": "KID"}
 
 
-def all_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Every table of the report, in order; `found` is what tables.json holds."""
-    tables = [table_1a(found), *(by_class(found, key) for key in found["sets"])]
-    for key in found["table_1b"]:
-        tables += [table_1b(found, key), table_1c(found, key)]
-    tables.append(equivalence(found))
-    if found["inversion"]:
-        tables += [inversion(found["inversion"]), inversion_tests(found["inversion"])]
+def all_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table of the report, in order; `results` is what tables.json holds."""
+    tables = [table_1a(results), *(by_class(results, key) for key in results["sets"])]
+    for key in results["table_1b"]:
+        tables += [table_1b(results, key), table_1c(results, key)]
+    tables.append(equivalence(results))
+    if results["inversion"]:
+        tables += [inversion(results["inversion"]), inversion_tests(results["inversion"])]
     return tables
 
 
-def table_1a(found: Mapping[str, Any]) -> Table:
+def table_1a(results: Mapping[str, Any]) -> Table:
     """Scores of all raters on all sets, the sets side by side under each score as in the paper."""
     rows = []
-    for rater in found["table_1a"]["raters"]:
-        row = [Cell(_title(rater, found))]
+    for rater in results["table_1a"]["raters"]:
+        row = [Cell(_title(rater, results))]
         for score, key in itertools.product(_SCORES, TITLES):
             scores = rater["sets"].get(key)
             if scores is None:
@@ -49,7 +49,7 @@ def table_1a(found: Mapping[str, Any]) -> Table:
                 sensitivity, specificity = (_all_classes(scores[name]) for name in BY_CLASS)
                 row.append(Cell(sensitivity, specificity))
         rows.append(row)
-    seeds = found["seeds"]
+    seeds = results["seeds"]
     several = (
         f"Mean over {len(seeds)} trainings ± standard deviation between them; in brackets"
         if len(seeds) > 1
@@ -63,15 +63,15 @@ def table_1a(found: Mapping[str, Any]) -> Table:
         rows,
         tuple((name, len(TITLES)) for name in _SCORES.values()),
         f"{several} the 95 % interval over {over}. Sensitivity and specificity: "
-        f"{'/'.join(found['classes'])}. ROC-AUC: one class against the rest, weighted by the "
+        f"{'/'.join(results['classes'])}. ROC-AUC: one class against the rest, weighted by the "
         "number of images. MCC: Matthews correlation coefficient.",
     )
 
 
-def _title(rater: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _title(rater: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Its name, and how many images it rated where these are not all."""
     n = rater["sets"].get(TEST_1, {}).get("n")
-    every = found["sets"][TEST_1]["n"]
+    every = results["sets"][TEST_1]["n"]
     return rater["title"] if n in (None, every) else f"{rater['title']} ({n} of {every} images)"
 
 
@@ -79,30 +79,30 @@ def _all_classes(scores: Mapping[str, Any]) -> str:
     return "/".join(number(each["mean"]) for each in scores.values())
 
 
-def by_class(found: Mapping[str, Any], key: str) -> Table:
+def by_class(results: Mapping[str, Any], key: str) -> Table:
     """Sensitivity and specificity of each class on one set, with intervals."""
     rows = []
-    for rater in found["table_1a"]["raters"]:
+    for rater in results["table_1a"]["raters"]:
         scores = rater["sets"].get(key)
         if scores is not None:
-            cells = [estimate(scores[s][name]) for s in BY_CLASS for name in found["classes"]]
-            rows.append([Cell(_title(rater, found)), *cells])
-    counts = found["sets"][key]["counts"]
-    images = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], counts))
+            cells = [estimate(scores[s][name]) for s in BY_CLASS for name in results["classes"]]
+            rows.append([Cell(_title(rater, results)), *cells])
+    counts = results["sets"][key]["counts"]
+    images = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], counts))
     return Table(
         f"by_class_{key}",
         f"Sensitivity and specificity by class, {TITLES[key]} ({images})",
-        ["", *(name for _ in BY_CLASS for name in found["classes"])],
+        ["", *(name for _ in BY_CLASS for name in results["classes"])],
         rows,
-        tuple((_BY_CLASS[s], len(found["classes"])) for s in BY_CLASS),
+        tuple((_BY_CLASS[s], len(results["classes"])) for s in BY_CLASS),
         "An interval without width: all images of the class, or none, were told rightly; the "
         "bootstrap then knows no spread. Readers: of the images that they read.",
     )
 
 
-def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
+def table_1b(results: Mapping[str, Any], key: str = TEST_1) -> Table:
     """p-values of McNemar's test between all raters."""
-    seeds = found["seeds"]
+    seeds = results["seeds"]
 
     def cell(pair: Mapping[str, Any]) -> Cell:
         if pair["p"] is None:
@@ -120,34 +120,34 @@ def table_1b(found: Mapping[str, Any], key: str = TEST_1) -> Table:
     return Table(
         "table_1b" if key == TEST_1 else f"table_1b_{key}",
         f"Table 1b. McNemar’s test on {TITLES[key]}: p-values",
-        *_square(found, found["table_1b"][key]["pairs"], cell),
+        *_square(results, results["table_1b"][key]["pairs"], cell),
         note="Two-sided; exact where just one of two is right on fewer than 25 images, else "
         f"chi-square with continuity correction. Bold: p < {SIGNIFICANT:g}, not adjusted for the "
         f"number of tests (Holm’s adjusted ones are in tables.json).{several}",
     )
 
 
-def table_1c(found: Mapping[str, Any], key: str = TEST_1) -> Table:
+def table_1c(results: Mapping[str, Any], key: str = TEST_1) -> Table:
     """Cohen's kappa between all raters."""
-    mean = "Mean over the trainings, with" if len(found["seeds"]) > 1 else "With"
+    mean = "Mean over the trainings, with" if len(results["seeds"]) > 1 else "With"
     return Table(
         "table_1c" if key == TEST_1 else f"table_1c_{key}",
         f"Table 1c. Cohen’s κ on {TITLES[key]}",
-        *_square(found, found["table_1c"][key]["pairs"], estimate),
+        *_square(results, results["table_1c"][key]["pairs"], estimate),
         note=f"{mean} the 95 % interval. 1: the same class for every image; 0: no more "
         "than by chance.",
     )
 
 
 def _square(
-    found: Mapping[str, Any], pairs: Iterable[Mapping[str, Any]], cell: Any
+    results: Mapping[str, Any], pairs: Iterable[Mapping[str, Any]], cell: Any
 ) -> tuple[list[str], list[list[Cell]]]:
     """Heads and rows of a table of all raters by all raters."""
     known = {}
     for pair in pairs:
         known[pair["first"], pair["second"]] = known[pair["second"], pair["first"]] = pair
     here = {key for pair in known for key in pair}
-    raters = [rater for rater in found["table_1a"]["raters"] if rater["key"] in here]
+    raters = [rater for rater in results["table_1a"]["raters"] if rater["key"] in here]
     rows = [
         [Cell(a["title"])]
         + [cell(known[a["key"], b["key"]]) if a is not b else Cell() for b in raters]
@@ -156,17 +156,17 @@ def _square(
     return ["", *(rater["title"] for rater in raters)], rows
 
 
-def equivalence(found: Mapping[str, Any]) -> Table:
+def equivalence(results: Mapping[str, Any]) -> Table:
     """The difference in MCC, secure less local, on every set."""
     rows = []
-    for key, judged in found["equivalence"].items():
+    for key, judged in results["equivalence"].items():
         difference = judged["difference"]
         rows.append(
             [Cell(TITLES[key]), Cell(signed(difference["mean"])),
              Cell(interval(difference, signed=True)), Cell(f"±{judged['margin']:g}"),
              Cell(judged["verdict"])]
         )  # fmt: skip
-    over = " and the spread between trainings" if len(found["seeds"]) > 1 else ""
+    over = " and the spread between trainings" if len(results["seeds"]) > 1 else ""
     return Table(
         "equivalence",
         f"Difference in MCC, {MODES['federated_secure'].lower()} less {MODES['local'].lower()}",
@@ -177,10 +177,10 @@ def equivalence(found: Mapping[str, Any]) -> Table:
     )
 
 
-def inversion(found: Mapping[str, Any]) -> Table:
+def inversion(results: Mapping[str, Any]) -> Table:
     """How well images were reconstructed from what the model owner saw."""
     rows = []
-    for row in found["rows"]:
+    for row in results["rows"]:
         cells = [Cell(MODES.get(row["setting"], row["setting"])), Cell(str(row["n"]))]
         for score in ("mse", "psnr", "ssim"):
             part = row.get(score)
@@ -196,10 +196,10 @@ def inversion(found: Mapping[str, Any]) -> Table:
                 if part
                 else Cell()
             )
-        told = row.get("identified")
+        identified = row.get("identified")
         cells.append(
-            Cell(percent(told["share"]), f"by chance {percent(told['chance'])}")
-            if told and told.get("share") is not None
+            Cell(percent(identified["share"]), f"by chance {percent(identified['chance'])}")
+            if identified and identified.get("share") is not None
             else Cell()
         )
         rows.append(cells)
@@ -212,7 +212,7 @@ def inversion(found: Mapping[str, Any]) -> Table:
         "MSE, FID and KID, a small PSNR and SSIM: little was recovered. FID and KID: of half of "
         "the reconstructions against the other half of the originals, between what halves of the "
         "originals give (floor) and what noise gives (ceiling). "
-        + " ".join([found.get("note", ""), *_notes(found["rows"])]),
+        + " ".join([results.get("note", ""), *_notes(results["rows"])]),
     )
 
 
@@ -223,11 +223,11 @@ def _notes(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         yield from (f"{name}: {note.rstrip('.')}." for note in row.get("notes", ()))
 
 
-def inversion_tests(found: Mapping[str, Any]) -> Table:
+def inversion_tests(results: Mapping[str, Any]) -> Table:
     """Analysis of variance and t-tests on the reconstructions."""
     rows = []
-    for score, tests in found.get("tests", {}).items():
-        anova = found.get("anova", {}).get(score)
+    for score, tests in results.get("tests", {}).items():
+        anova = results.get("anova", {}).get(score)
         if anova:
             rows.append(
                 [Cell(_INVERSION[score]), Cell("all settings"), Cell(),
@@ -252,20 +252,20 @@ def inversion_tests(found: Mapping[str, Any]) -> Table:
     )
 
 
-def equivalence_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def equivalence_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """The differences in MCC, for machines."""
     rows = [
         [key, *(judged["difference"][part] for part in ("mean", "low", "high", "std")),
          judged["margin"], judged["verdict"]]
-        for key, judged in found["equivalence"].items()
+        for key, judged in results["equivalence"].items()
     ]  # fmt: skip
     return ["set", "mean", "low", "high", "std", "margin", "verdict"], rows
 
 
-def inversion_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def inversion_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """What was reconstructed, with a line a setting and measure, for machines."""
     rows: list[list[Any]] = []
-    for row in found["inversion"]["rows"]:
+    for row in results["inversion"]["rows"]:
         for score in ("mse", "psnr", "ssim"):
             if part := row.get(score):
                 rows.append(
@@ -280,12 +280,12 @@ def inversion_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]
     return ["setting", "images", "measure", "value", "std", "low", "high"], rows
 
 
-def test_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def test_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """The tests between settings of the attack, for machines."""
     fields = ("first", "second", "difference", "t", "p", "p_holm", "cohens_d")
     rows = [
         [score, *(test[field] for field in fields)]
-        for score, tests in found["inversion"]["tests"].items()
+        for score, tests in results["inversion"]["tests"].items()
         for test in tests
     ]
     return ["measure", *fields], rows
@@ -296,11 +296,11 @@ def t_test(test: Mapping[str, Any]) -> str:
     return "paired t-test" if test.get("paired") else "Welch’s t-test"
 
 
-def long_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def long_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Table 1a with a line a number, for machines."""
     heads = ["rater", "set", "n", "score", "class", "mean", "low", "high", "std"]
     rows: list[list[Any]] = []
-    for rater in found["table_1a"]["raters"]:
+    for rater in results["table_1a"]["raters"]:
         for key, scores in rater["sets"].items():
             named = [(score, "", scores[score]) for score in SCALARS]
             named += [(s, name, each) for s in BY_CLASS for name, each in scores[s].items()]
@@ -313,7 +313,7 @@ def long_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return heads, rows
 
 
-def pair_rows(found: Mapping[str, Any], table: str) -> tuple[list[str], list[list[Any]]]:
+def pair_rows(results: Mapping[str, Any], table: str) -> tuple[list[str], list[list[Any]]]:
     """Table 1b or 1c with a line for each pair, set and seed, for machines."""
     inner = "by_seed" if table == "table_1b" else "seeds"
     rows: list[list[Any]] = []
@@ -322,7 +322,7 @@ def pair_rows(found: Mapping[str, Any], table: str) -> tuple[list[str], list[lis
         if table == "table_1b"
         else ("value", "low", "high")
     )
-    for key, part in found[table].items():
+    for key, part in results[table].items():
         for pair in part["pairs"]:
             for line in pair[inner]:
                 rows.append(

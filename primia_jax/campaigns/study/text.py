@@ -22,34 +22,34 @@ _AGREEMENT = (
 )  # fmt: skip
 
 
-def conclusions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def conclusions(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the study says: (topic, sentences), of what tables.json holds."""
     parts = [
-        ("How well the models do", _performance(found)),
-        ("Whether secure aggregation costs accuracy", _equivalence(found)),
-        ("Whether the models are right equally often", _tests(found)),
-        ("How far the models agree", _kappa(found)),
+        ("How well the models do", _performance(results)),
+        ("Whether secure aggregation costs accuracy", _equivalence(results)),
+        ("Whether the models are right equally often", _tests(results)),
+        ("How far the models agree", _kappa(results)),
     ]
-    if any(rater["kind"] == "reader" for rater in found["table_1a"]["raters"]):
-        parts.append(("Models and readers", _readers(found)))
-    if found["inversion"]:
-        parts.append(("What can be stolen from an update", _inversion(found["inversion"])))
+    if any(rater["kind"] == "reader" for rater in results["table_1a"]["raters"]):
+        parts.append(("Models and readers", _readers(results)))
+    if results["inversion"]:
+        parts.append(("What can be stolen from an update", _inversion(results["inversion"])))
     return parts
 
 
-def _performance(found: Mapping[str, Any]) -> str:
-    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+def _performance(results: Mapping[str, Any]) -> str:
+    raters = {rater["key"]: rater for rater in results["table_1a"]["raters"]}
     sentences = []
     for key in (TEST_1, TEST_2):
-        if key not in found["sets"]:
+        if key not in results["sets"]:
             continue
-        told = [
+        mccs = [
             f"{number(mcc['mean'])} ({MODES[mode].lower()})"
             for mode in MODES
             if mode in raters and (mcc := raters[mode]["sets"][key]["mcc"])
         ]
-        size, what = found["sets"][key]["n"], found["sets"][key]["what"]
-        sentences.append(f"On {TITLES[key]} ({size} images, {what}) the MCC is {_and(told)}.")
+        size, what = results["sets"][key]["n"], results["sets"][key]["what"]
+        sentences.append(f"On {TITLES[key]} ({size} images, {what}) the MCC is {_and(mccs)}.")
     values = [
         mcc["mean"]
         for mode, rater in raters.items()
@@ -63,12 +63,12 @@ def _performance(found: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _equivalence(found: Mapping[str, Any]) -> str:
+def _equivalence(results: Mapping[str, Any]) -> str:
     sentences = []
     for key in (TEST_1, TEST_2):
-        if key not in found["equivalence"]:
+        if key not in results["equivalence"]:
             continue
-        judged = found["equivalence"][key]
+        judged = results["equivalence"][key]
         difference, margin = judged["difference"], judged["margin"]
         if difference["low"] is None:
             sentences.append(f"On {TITLES[key]} the difference in MCC is undefined.")
@@ -108,15 +108,15 @@ def _undecided(difference: Mapping[str, Any], margin: float) -> str:
     )
 
 
-def _tests(found: Mapping[str, Any]) -> str:
+def _tests(results: Mapping[str, Any]) -> str:
     sentences = []
-    for key, part in found["table_1b"].items():
+    for key, part in results["table_1b"].items():
         pairs = [p for p in part["pairs"] if {p["first"], p["second"]} <= set(MODES)]
-        told = [said for pair in pairs if (said := _told_apart(pair))]
-        if told:
+        verdicts = [said for pair in pairs if (said := _told_apart(pair))]
+        if verdicts:
             sentences.append(
                 f"On {TITLES[key]} McNemar’s test, with Holm’s correction, finds a difference: "
-                f"{'; '.join(told)}."
+                f"{'; '.join(verdicts)}."
             )
         else:
             least = min(test["p_holm"] for pair in pairs for test in pair["by_seed"])
@@ -131,13 +131,13 @@ def _tests(found: Mapping[str, Any]) -> str:
 def _told_apart(pair: Mapping[str, Any]) -> str:
     """Who of two modes is right more often, in how many trainings; empty if in none."""
     ahead = {side: _times_ahead(pair, side) for side in ("first", "second")}
-    told = []
+    parts = []
     for side, other in (("first", "second"), ("second", "first")):
         if ahead[side]:
             winner, loser = (MODES[pair[name]].lower() for name in (side, other))
             times = _times(ahead[side], pair)
-            told.append(f"{winner} is right more often than {loser}{times}")
-    return ", ".join(told)
+            parts.append(f"{winner} is right more often than {loser}{times}")
+    return ", ".join(parts)
 
 
 def _times_ahead(pair: Mapping[str, Any], side: str) -> int:
@@ -154,9 +154,9 @@ def _times(count: int, pair: Mapping[str, Any]) -> str:
     return "" if of == 1 else f" in {count} of {of} trainings"
 
 
-def _kappa(found: Mapping[str, Any]) -> str:
+def _kappa(results: Mapping[str, Any]) -> str:
     sentences = []
-    for key, part in found["table_1c"].items():
+    for key, part in results["table_1c"].items():
         for pair in part["pairs"]:
             if {pair["first"], pair["second"]} == {SECURE, LOCAL} and pair["mean"] is not None:
                 span = f" (95 % interval {interval(pair)})" if pair["low"] is not None else ""
@@ -173,11 +173,11 @@ def agreement_word(kappa: float) -> str:
     return next((word for bound, word in _AGREEMENT if kappa <= bound), "almost perfect")
 
 
-def _readers(found: Mapping[str, Any]) -> str:
-    raters = {rater["key"]: rater for rater in found["table_1a"]["raters"]}
+def _readers(results: Mapping[str, Any]) -> str:
+    raters = {rater["key"]: rater for rater in results["table_1a"]["raters"]}
     pairs = [
         pair
-        for pair in found["table_1b"][TEST_1]["pairs"]
+        for pair in results["table_1b"][TEST_1]["pairs"]
         if pair["p"] is not None and len({pair["first"], pair["second"]} & set(MODES)) == 1
     ]
     sentences = []
@@ -195,9 +195,9 @@ def _readers(found: Mapping[str, Any]) -> str:
         worse: list[str] = []
         for pair in mine:
             mode, reader = ("first", "second") if pair["first"] in MODES else ("second", "first")
-            for side, told in ((mode, better), (reader, worse)):
+            for side, listed in ((mode, better), (reader, worse)):
                 if count := _times_ahead(pair, side):
-                    told.append(f"{MODES[pair[mode]].lower()}{_times(count, pair)}")
+                    listed.append(f"{MODES[pair[mode]].lower()}{_times(count, pair)}")
         if better:
             sentences.append(f"Right more often than this reader: {_and(better)}.")
         if worse:
@@ -207,9 +207,9 @@ def _readers(found: Mapping[str, Any]) -> str:
     return " ".join([*sentences, "(With Holm’s correction over all pairs of raters.)"])
 
 
-def _inversion(found: Mapping[str, Any]) -> str:
+def _inversion(results: Mapping[str, Any]) -> str:
     sentences = []
-    control = found.get("control") or {}
+    control = results.get("control") or {}
     if control:
         psnr = control.get("psnr")
         of = "" if psnr is None else f" (PSNR {figure(psnr)} dB)"
@@ -218,15 +218,15 @@ def _inversion(found: Mapping[str, Any]) -> str:
         sentences.append(
             f"The attack works where nothing protects: it recovers the control image{of}."
         )
-    rows = {row["setting"]: row for row in found["rows"]}
-    told = [
+    rows = {row["setting"]: row for row in results["rows"]}
+    errors = [
         f"{figure(rows[mode]['mse']['mean'])} ({MODES[mode].lower()})"
         for mode in MODES
         if mode in rows and (rows[mode].get("mse") or {}).get("mean") is not None
     ]
-    if told:
-        sentences.append(f"Reconstructions miss the image by an MSE of {_and(told)}.")
-    for test in found.get("tests", {}).get("mse", []):
+    if errors:
+        sentences.append(f"Reconstructions miss the image by an MSE of {_and(errors)}.")
+    for test in results.get("tests", {}).get("mse", []):
         names = {test["first"], test["second"]}
         if SECURE not in names:
             continue
@@ -244,21 +244,21 @@ def _inversion(found: Mapping[str, Any]) -> str:
             f"Secure sum against {MODES.get(other, other).lower()}: {verdict} "
             f"({t_test(test)}, p {_equals(p)} after Holm’s correction)."
         )
-    return " ".join([*sentences, found.get("note", "")]).strip()
+    return " ".join([*sentences, results.get("note", "")]).strip()
 
 
-def data_sentences(found: Mapping[str, Any]) -> list[str]:
+def data_sentences(results: Mapping[str, Any]) -> list[str]:
     """What each set is."""
-    told = []
-    for key, part in found["sets"].items():
-        counts = ", ".join(f"{n} {name}" for name, n in zip(found["classes"], part["counts"]))
-        told.append(
+    sentences = []
+    for key, part in results["sets"].items():
+        counts = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], part["counts"]))
+        sentences.append(
             f"{TITLES[key]}: {part['n']} images of {part['patients']} patients ({counts}), "
             f"{part['what']}"
         )
-    if VALIDATION in found["sets"]:
-        told[0] += "; the best round was chosen on it, so its scores are too good"
-    return told
+    if VALIDATION in results["sets"]:
+        sentences[0] += "; the best round was chosen on it, so its scores are too good"
+    return sentences
 
 
 def _equals(p: float | None) -> str:

@@ -112,10 +112,10 @@ def importances(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            scores = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):  # the forest saw no variance
         return {}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
 def _row(

@@ -149,12 +149,12 @@ def _checked(name: str, value: Any, where: str) -> Any:
     for part in reversed(name.split(".")):
         nested = {part: nested}
     try:
-        found: Any = from_config_dict(ExperimentConfig, nested)
+        current: Any = from_config_dict(ExperimentConfig, nested)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     for part in name.split("."):
-        found = getattr(found, part)
-    return found
+        current = getattr(current, part)
+    return current
 
 
 def with_settings(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:

@@ -91,20 +91,20 @@ class Study:
         Returns the numbers of those trials. If the process ends here too, nothing is lost or
         doubled.
         """
-        found = []
+        numbers = []
         with self._guarded():
             trials = self._study.get_trials(deepcopy=False)
             following = followers(trials)
             for trial in trials:
                 if trial.state is not TrialState.RUNNING:
                     continue
-                found.append(trial.number)
+                numbers.append(trial.number)
                 complete = set(trial.params) == {dimension.name for dimension in self._space}
                 if complete and trial.number not in following:
                     attributes = {"takes_up": trial.number}
                     self._study.enqueue_trial(trial.params, user_attrs=attributes)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        return found
+        return numbers
 
     def ask(self) -> Trial:
         """A new trial with its settings drawn, or one that waits to be taken up.

@@ -33,7 +33,7 @@ def pixels(images):
 
 def test_what_each_party_records(runs):
     for mode, folder in runs.items():
-        seen = recording.read_seen(folder / "checkpoints", 1)
+        seen = recording.read_view(folder / "checkpoints", 1)
         senders = [one.sender for one in seen.arrivals]
         sites = sorted(path.name for path in (folder / "sites").iterdir())
         if mode == "federated_secure":
@@ -51,7 +51,7 @@ def test_what_each_party_records(runs):
 def test_the_owner_holds_no_single_update_under_secure_aggregation(runs):
     # The same images and the same first model in both runs: whatever a hospital's update was, the
     # owner of the secure run has its mean with the others, and nothing anywhere near one of them.
-    plain = recording.read_seen(runs["federated"] / "checkpoints", 1)
+    plain = recording.read_view(runs["federated"] / "checkpoints", 1)
     file = runs["federated_secure"] / "checkpoints" / "recorded" / "round_000001.npz"
     with np.load(file) as stored:
         vectors = [array.ravel() for array in stored.values() if array.dtype.kind == "f"]
