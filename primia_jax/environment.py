@@ -1,4 +1,4 @@
-"""What must be settled before JAX starts. Imports nothing heavy.
+"""Settings that must be made before JAX starts. Imports nothing heavy.
 
 Threads are part of what makes a run bit-identical: XLA's CPU code splits sums by the number of
 threads it has. Compiled programs are kept across processes and runs, so that three hospitals on one
@@ -33,7 +33,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def compilation_cache_dir() -> str:
-    """Where compiled programs are kept: JAX's own setting, or a folder for this processor."""
+    """Folder of compiled programs: JAX's own setting, or one for this processor."""
     if _CACHE in os.environ:
         return os.environ[_CACHE]
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -135,7 +135,7 @@ def give_memory_back() -> None:
 
 
 def memory_used() -> dict[str, Any]:
-    """What this process holds: {"rss_bytes": largest so far, "process": "HOST:PID"}.
+    """Memory of this process: {"rss_bytes": largest so far, "process": "HOST:PID"}.
 
     By `process` those who share one are told, whose memory counts once.
     """

@@ -1,4 +1,4 @@
-"""What a user can get wrong, and the exit code each mistake ends the command with.
+"""Errors that a user can cause, and the exit code that each ends the command with.
 
 Every message is one line that says what is wrong, where, and how to mend it.
 """
@@ -71,6 +71,6 @@ class TrainingError(UserError):
 
 
 class BudgetError(UserError):
-    """What was asked for would spend more privacy than the budget allows."""
+    """The request would spend more privacy than the budget allows."""
 
     exit_code = 9

@@ -74,7 +74,7 @@ def check_begun(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Where a run leaves what it made."""
+    """Paths of the files that a run makes."""
 
     path: pathlib.Path
 
@@ -147,7 +147,7 @@ class Workdir:
         )
 
     def resume(self, config: ExperimentConfig, plan: DataPlan) -> Progress:
-        """How far the run in the folder came; drops what was logged of later rounds.
+        """Reads the progress of the run in the folder; drops the logs of later rounds.
 
         Where no round was completed the run begins anew.
 
@@ -167,7 +167,7 @@ class Workdir:
         return progress
 
     def check_same(self, config: ExperimentConfig, plan: DataPlan) -> None:
-        """That the run in the folder was begun with these settings and images.
+        """Checks that the run in the folder was begun with these settings and images.
 
         Raises:
           ConfigError: naming the settings that are others.

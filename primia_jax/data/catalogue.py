@@ -1,4 +1,4 @@
-"""What every source of images is turned into: a catalogue of records, and the arrays read from it.
+"""Catalogue of records that every source of images becomes, and the arrays read from it.
 
 Axis letters: n records, s image side, c channels.
 """

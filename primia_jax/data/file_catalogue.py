@@ -30,7 +30,7 @@ Decoder = Callable[[int], Decoded]
 
 
 class Entry(NamedTuple):
-    """What a layout, a table or a data set knows of an image before it is decoded."""
+    """Metadata of an image that a layout, a table or a data set gives before it is decoded."""
 
     name: str
     label: int

@@ -1,4 +1,4 @@
-"""Which hospital holds which patients.
+"""Partition of the patients between hospitals.
 
 The shares of a hospital are met by a greedy walk: groups of records that belong together (see
 `splits.group_ids`) come class by class in random order, and each goes to the hospital that is

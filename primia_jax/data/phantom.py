@@ -121,7 +121,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _key(film: _Film, config: PhantomConfig, seed: int) -> tuple[int, ...]:
-    """What a patient's random numbers derive from."""
+    """Key that a patient's random numbers derive from."""
     foreign = int(config.scanner >= FOREIGN)
     return seed, _PATIENTS, config.scanner + film.site, foreign, film.held_out, film.patient
 

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Anatomy(NamedTuple):
-    """What all films of one patient share. Lengths in film half-widths."""
+    """Anatomy that all images of one patient share. Lengths in image half-widths."""
 
     cage_width: float  # half the inner width of the thorax
     cage_height: float  # half the height of the superellipse that the thorax is cut from
@@ -69,7 +69,7 @@ def draw_anatomy(rng: np.random.Generator, age: float) -> Anatomy:
 
 
 class Pose(NamedTuple):
-    """How the patient stood before one film."""
+    """Position of the patient in one image."""
 
     rotation: float  # radians, in the plane of the film
     zoom: float

@@ -23,7 +23,7 @@ LOBES = (
 
 
 class Disease(NamedTuple):
-    """What all films of one patient share. `kind` is the label."""
+    """Findings that all images of one patient share. `kind` is the label."""
 
     kind: int
     lobes: tuple[int, ...]  # bacterial: the lobes affected, indices into LOBES

@@ -1,4 +1,4 @@
-"""Which records each party of a run holds, decided before anything starts.
+"""Plan of the records that each party of a run holds, decided before anything starts.
 
 The plan travels to the parties as recipes: a hospital reads its own images in its own process.
 """
@@ -23,7 +23,7 @@ _SITE = "{site}"
 
 @dataclasses.dataclass(frozen=True)
 class SiteData:
-    """How one hospital comes by its training and validation images."""
+    """Source of one hospital's training and validation images."""
 
     site: str
     data: DataConfig
@@ -212,7 +212,7 @@ def _open_and_split(
 
 
 def _seed(config: ExperimentConfig) -> int:
-    """What phantoms, splits and partition are drawn from."""
+    """Seed that phantoms, splits and partition are drawn from."""
     return config.seed if config.data.seed < 0 else config.data.seed
 
 

@@ -1,4 +1,4 @@
-"""Whether two raters of the same images differ, and how far they agree. Raters: models, people.
+"""Differences and agreement of two raters of the same images. Raters: models, people.
 
 A model trained several times, from several seeds, is one rater with several sets of ratings.
 
@@ -197,7 +197,7 @@ EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
 
 
 class Equivalence(NamedTuple):
-    """Whether a difference is small, shown by its interval and not by a p-value's absence."""
+    """Verdict on the size of a difference, by its interval and not by a p-value's absence."""
 
     difference: Estimate
     margin: float

@@ -1,4 +1,4 @@
-"""How good a classifier is: scores of its predictions, with intervals and by site.
+"""Metrics of a classifier: scores of its predictions, with intervals and by site.
 
 Axis letters: n predictions, k classes, b bootstrap resamples, u distinct scores, m bins.
 """

@@ -1,4 +1,4 @@
-"""What is known of one run once it has ended: everything the report shows."""
+"""Record of one run once it has ended: everything the report shows."""
 
 import dataclasses
 import pathlib

@@ -46,7 +46,7 @@ OWNER, PROVIDER = "model_owner", "crypto_provider"  # names of the parties besid
 
 
 class Total(NamedTuple):
-    """What the model owner learns."""
+    """Result that the model owner learns."""
 
     values: tuple[np.ndarray, ...]  # float64 [p_j]: Σ_i n_i · v_ij
     weight: int  # Σ_i n_i
@@ -369,7 +369,7 @@ def _encoded(
 
 
 def _dither(me: str, own: Contribution) -> np.random.Generator:
-    """What rounds up or down; it hides nothing.
+    """Random numbers for rounding up or down; they hide nothing.
 
     It follows from the values, so that a round that is begun again rounds them as it did before.
     """
@@ -385,7 +385,7 @@ def _dither(me: str, own: Contribution) -> np.random.Generator:
 def _check_bounds(
     me: str, own: Contribution, settings: SecureAggregationConfig, n_hospitals: int
 ) -> None:
-    """What `prove_no_overflow` assumed of the values; counts stand as they are, without a scale."""
+    """Checks the bounds that `prove_no_overflow` assumed; counts have no scale."""
     if not 0 <= own.weight <= settings.max_samples:
         raise ConfigError(
             f"{me} holds {own.weight} samples; config.secure_aggregation.max_samples allows "

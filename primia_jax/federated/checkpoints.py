@@ -38,7 +38,7 @@ _OVERHEAD_BYTES = 1 << 19  # of headers, folders and facts, generously
 
 
 def round_folder(folder: pathlib.Path, round_number: int) -> pathlib.Path:
-    """Where a party keeps its state after `round_number`."""
+    """Path of a party's state after `round_number`."""
     return folder / f"round_{round_number:06d}"
 
 
@@ -86,7 +86,7 @@ def save(
 
 
 def _check_space(folder: pathlib.Path, trees: Any) -> None:
-    """What does not fit is better not begun: it would be written up to the last free byte."""
+    """Refuses state that does not fit: it would be written up to the last free byte."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + _OVERHEAD_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -173,7 +173,7 @@ def about(folder: pathlib.Path, round_number: int, names: Collection[str] = ()) 
 
 
 class Progress(NamedTuple):
-    """How far a run has come."""
+    """Progress of a run."""
 
     round: int = 0  # the last complete one
     best_round: int = 0  # the one with the best federated validation so far

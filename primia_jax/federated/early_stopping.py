@@ -30,7 +30,7 @@ class RoundWatch(NamedTuple):
         return self._replace(bad_checks=self.bad_checks + 1)
 
     def exhausted(self, config: EarlyStoppingConfig) -> bool:
-        """Whether the site should end its round."""
+        """True if the site should end its round."""
         return self.bad_checks >= config.patience
 
 

@@ -80,7 +80,7 @@ class Federation:
 
     @property
     def owner_folder(self) -> pathlib.Path:
-        """Where the model owner keeps its checkpoints."""
+        """Folder of the model owner's checkpoints."""
         return self.workdir / "checkpoints"
 
     @property
@@ -237,7 +237,7 @@ class Federation:
             )
 
     def _sums_without_some(self, n_hospitals: int) -> bool:
-        """Whether a round goes on in its midst when hospitals drop out.
+        """True if a round goes on in its midst when hospitals drop out.
 
         Not where each adds its part of the noise that the sum must have.
         """

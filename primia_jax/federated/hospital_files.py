@@ -166,7 +166,7 @@ def restore(
 
 
 def _kept(state: Hospital) -> dict[str, Any]:
-    """What must survive a crash besides the global model."""
+    """State that must survive a crash besides the global model."""
     fed, kept = state.config.federated, {}
     if fed.optimizer_state != "reset":
         kept["optimizer"] = optimizer_state(state)

@@ -169,7 +169,7 @@ def _entered(state: Hospital, number: int, trained: Trained, weight: int) -> rec
 
 
 def _place(number: int, site: int, step: int) -> Step:
-    """Where a local step stands, for what is drawn in it."""
+    """Position of a local step, which its random draws depend on."""
     return Step(np.uint32(number), np.uint32(site), np.uint32(step))
 
 

@@ -41,7 +41,7 @@ _FACTS = ("best_round", "best_score", "best_loss", "saved")  # of a checkpoint, 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOwner:
-    """What the model owner holds."""
+    """State of the model owner."""
 
     hospitals: tuple[str, ...]
     config: ExperimentConfig
@@ -376,5 +376,5 @@ def load_model(folder: pathlib.Path, number: int, template: Any, n_classes: int)
 
 
 def _server(state: ModelOwner) -> dict[str, Any]:
-    """What a resumed run needs besides the model; float64, so that it goes on bit for bit."""
+    """State that a resumed run needs besides the model; float64, so that it is bit-identical."""
     return {"rule": state.rule_state, "moments": state.vectors.moments}

@@ -1,4 +1,4 @@
-"""What a recorded round leaves for an audit: what the model owner saw, and what it must not see.
+"""Records of a round for an audit: the model owner's view, and the truth it must not see.
 
     workdir/checkpoints/recorded/round_000001.npz         at the model owner: the model that went
                                                           out, and what arrived
@@ -34,7 +34,7 @@ SUM = "sum"  # stands for all hospitals where the owner opened their sum alone
 
 
 class Arrival(NamedTuple):
-    """What came back from a hospital, or the weighted mean of what came back from all."""
+    """Update from a hospital, or the weighted mean of the updates of all."""
 
     sender: str  # the hospital, or `SUM`
     hospitals: tuple[str, ...]  # that are in it
@@ -43,7 +43,7 @@ class Arrival(NamedTuple):
 
 
 class OwnerView(NamedTuple):
-    """All that the model owner saw of a round."""
+    """Everything that the model owner saw of a round."""
 
     before: Vectors  # the model that went out
     arrivals: tuple[Arrival, ...]
@@ -52,7 +52,7 @@ class OwnerView(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What a hospital's local steps were given."""
+    """Inputs of a hospital's local steps."""
 
     images: np.ndarray  # [n s s 1] float32 in [0, 1], augmented; in the order of the steps
     targets: np.ndarray  # [n … k] float32; one-hot, unless mixed up
@@ -62,7 +62,7 @@ class Truth(NamedTuple):
 
 
 def wanted(config: FederatedConfig, number: int) -> bool:
-    """Whether round `number` is recorded."""
+    """True if round `number` is recorded."""
     return config.record_updates and (not config.record_rounds or number in config.record_rounds)
 
 
@@ -74,7 +74,7 @@ def owner_view(
     *,
     changes: bool = False,
 ) -> OwnerView:
-    """What the owner saw: each hospital's network where the total has parts, else their mean.
+    """The owner's view: each hospital's network where the total has parts, else their mean.
 
     Args:
       before: the model that went out.
@@ -141,7 +141,7 @@ def rounds(folder: pathlib.Path) -> list[int]:
 
 
 def read_view(folder: pathlib.Path, number: int) -> OwnerView:
-    """What `write_view` kept.
+    """Reads the record that `write_view` wrote.
 
     Raises:
       CheckpointError: if it is missing or damaged.
@@ -165,7 +165,7 @@ def read_view(folder: pathlib.Path, number: int) -> OwnerView:
 
 
 def read_truth(folder: pathlib.Path, number: int) -> Truth:
-    """What `write_truth` kept of a round.
+    """Reads the record that `write_truth` wrote of a round.
 
     Raises:
       CheckpointError: if it is missing or damaged.

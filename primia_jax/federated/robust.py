@@ -27,7 +27,7 @@ Combine = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def make(config: FederatedConfig) -> Combine | None:
-    """What `config.robust` names: n vectors [p] -> [p] float64; None for the weighted mean.
+    """Makes the rule that `config.robust` names: n vectors [p] -> [p] float64; None for the mean.
 
     Raises:
       ConfigError: under secure aggregation, or if a round of the run could have too few updates for

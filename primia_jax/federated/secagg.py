@@ -92,7 +92,7 @@ __all__ = [
 
 
 class Sum(NamedTuple):
-    """What the owner has at the end."""
+    """Result at the owner."""
 
     words: Any  # uint64 or uint32 [n]: Σ over `took_part`
     took_part: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Who masks with whom: SecAgg+'s k-regular graphs, and how k and the threshold are chosen.
+"""Graphs of masking pairs: SecAgg+'s k-regular graphs, and the choice of k and threshold.
 
 J. Bell et al., "Secure single-server aggregation with (poly)logarithmic overhead", CCS 2020. The
 hospitals stand on a circle in an order drawn at random, and each is joined to the k/2 next ones on
@@ -35,7 +35,7 @@ _ORDER = 0x63697263  # separates this use of a seed from others
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """What is chosen for n hospitals.
+    """Parameters of the graph for n hospitals.
 
     Attributes:
       n: hospitals.
@@ -59,7 +59,7 @@ class Graph:
         return _safe_threshold(self.k, self.colluding)
 
     def neighbours(self, seed: int) -> list[tuple[int, ...]]:
-        """Of each of the hospitals 0 … n−1, in rising order; the same for the same seed."""
+        """Neighbours of each hospital 0 … n−1, in rising order; the same for the same seed."""
         key = np.random.SeedSequence([seed, _ORDER])
         circle = np.random.Generator(np.random.Philox(key)).permutation(self.n)
         if self.k == self.n - 1:

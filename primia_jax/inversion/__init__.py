@@ -1,4 +1,4 @@
-"""What can be stolen from a model update: gradient-inversion attacks, and how bad the theft is.
+"""Gradient-inversion attacks on a model update, and measures of the leak.
 
 An attacker sees an `Observed` update and knows how updates come about (`LocalTraining`). `invert`
 runs an attack, `Attack(init, step)`, against it: `inverting_gradients` and `deep_leakage` are two.

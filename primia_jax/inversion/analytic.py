@@ -1,4 +1,4 @@
-"""What a dense layer's gradient says outright of the layer's input.
+"""Input of a dense layer, recovered from the layer's gradient.
 
 For one image, ∂L/∂W = a ⊗ ∂L/∂b with a the layer's input: every output whose bias has a gradient
 gives a by a division (Phong et al. 2018, section 3; Geiping et al. 2020, proposition 3.1). Behind

@@ -39,7 +39,7 @@ class Attack(NamedTuple):
 
 
 class Inversion(NamedTuple):
-    """What an attack found.
+    """Result of an attack.
 
     The images stand in the order of the attack's own; match them with `similarity.match` before
     comparing.

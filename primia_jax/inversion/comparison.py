@@ -1,4 +1,4 @@
-"""Whether settings differ in what they give away: analysis of variance and t-tests.
+"""Tests for differences in leakage between scenarios: analysis of variance and t-tests.
 
 Axis letters: g settings (groups), n values of one.
 """
@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
 
 
 def anova(groups: Mapping[str, Any]) -> Anova:
-    """Whether all settings have the same mean (Fisher's one-way analysis of variance).
+    """Tests that all scenarios have the same mean (Fisher's one-way analysis of variance).
 
     Args:
       groups: {setting: [n] values}, at least two of them with at least two values.
@@ -106,7 +106,7 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _constant(values: Sequence[np.ndarray]) -> bool:
-    """Whether no group varies beyond rounding, so that no test is defined."""
+    """True if no group varies beyond rounding, so that no test is defined."""
     largest = max(float(np.abs(v).max()) for v in values)
     return all(float(np.ptp(v)) <= 1e-12 * largest for v in values)
 

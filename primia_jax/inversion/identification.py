@@ -1,4 +1,4 @@
-"""Whether reconstructions tell whose images they are: nearest neighbours among a gallery.
+"""Re-identification of images by their reconstructions: nearest neighbours in a gallery.
 
 The truth must not choose what it is judged by: reconstructions of an update come in no order, and
 of many of them the one matched with an image is near it by the matching alone. So none is matched
@@ -23,7 +23,7 @@ _LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Identification:
-    """How often the true image is the nearest one.
+    """Ranks of true images in their galleries, and the share that are nearest.
 
     Attributes:
       ranks: [n] rank of the true image in its gallery, 1 for the nearest; images at the same
@@ -76,7 +76,7 @@ def identify(reconstructions: Any, truths: Any, decoys: Any) -> np.ndarray:
 
 
 def of_ranks(ranks: Any, m: int, groups: Any) -> Identification:
-    """What the ranks of true images say.
+    """Summarises the ranks of true images.
 
     Images that were ranked among the same decoys are not independent: where none of the decoys is
     near, all of them are nearest. Knowing nothing, every order of n such images and d decoys is as

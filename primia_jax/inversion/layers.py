@@ -1,4 +1,4 @@
-"""Which of a network's weights belong to its dense layers, and to the last of them.
+"""Weights of a network's dense layers, and of the last of them.
 
 Axis letters: f inputs and m outputs of a dense layer, k classes.
 """

@@ -1,4 +1,4 @@
-"""How far an update is from the observed one, and what else speaks for or against an image.
+"""Distance of an update from the observed one, and priors for or against an image.
 
 Axis letters: n images, s their side.
 """
@@ -37,7 +37,7 @@ def total_variation(images: jax.Array) -> jax.Array:
 
 
 def moments_distance(update: Update, observed: Observed) -> jax.Array:
-    """How far the moments that would come back are from those that did; 0 if those are unknown.
+    """Distance of the moments that would come back from those that did; 0 if unknown.
 
     The mean over all moments of a squared distance, relative to how far the observed ones moved.
     """

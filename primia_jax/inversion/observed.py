@@ -1,4 +1,4 @@
-"""What an attacker sees of a hospital: the model that went out and the update that came back.
+"""Attacker's view of a hospital: the model that went out and the update that came back.
 
 An attack can only search for images whose update is the one observed, so it has to know how
 updates come about. `LocalTraining` says that, `simulate` computes it and can be differentiated.
@@ -24,7 +24,7 @@ _CONTENTS = ("gradient", "weights")
 
 @dataclasses.dataclass(frozen=True)
 class LocalTraining:
-    """How a hospital turns its images into an update; known to the attacker.
+    """Procedure by which a hospital turns its images into an update; known to the attacker.
 
     Attributes:
       module: the network.
@@ -106,7 +106,7 @@ class LocalTraining:
 
 
 class Update(NamedTuple):
-    """What comes back from a hospital, or the mean of several hospitals."""
+    """Update that comes back from a hospital, or the mean of several hospitals."""
 
     params: Any  # the gradient, or the weights after less the weights before
     batch_stats: Any  # running moments after; empty where the network has none
@@ -115,7 +115,7 @@ class Update(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """All that an attacker has.
+    """Everything that an attacker has.
 
     Attributes:
       variables: the model that went out: 'params', and 'batch_stats' where the norm has moments.
@@ -143,7 +143,7 @@ def observe(
     moments_known: bool = False,
     guessed_moments: Any = None,
 ) -> Observed:
-    """What an attacker would see of a hospital with these images.
+    """Simulates an attacker's view of a hospital with these images.
 
     Args:
       training: how updates come about.
@@ -226,7 +226,7 @@ def _split(variables: Any) -> tuple[Any, Any]:
 
 
 def _average(updates: list[Update], shares: tuple[float, ...]) -> Update:
-    """What the model owner makes of its hospitals' updates: moments are pooled, not averaged."""
+    """Averages the hospitals' updates as the model owner does; moments are pooled instead."""
 
     def mean(*leaves: jax.Array) -> jax.Array:
         return sum((share * leaf for share, leaf in zip(shares, leaves)), jnp.zeros(()))

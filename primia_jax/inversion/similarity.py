@@ -1,4 +1,4 @@
-"""How close reconstructed images are to the originals, image by image.
+"""Similarity of reconstructed images and the originals, image by image.
 
 Everything is computed in float64 on grey values clamped to [0, 1].
 

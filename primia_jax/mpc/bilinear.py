@@ -51,7 +51,7 @@ def arithmetic(backend: str | None = None) -> Arithmetic:
 
 @dataclasses.dataclass(frozen=True)
 class LimbPlan:
-    """How operands of `x_bits` and `w_bits` are multiplied exactly modulo 2^n.
+    """Plan to multiply operands of `x_bits` and `w_bits` exactly modulo 2^n.
 
     Attributes:
       unit: the multiply-and-add unit.

@@ -60,7 +60,7 @@ class Segment:
 
     @property
     def weighted(self) -> tuple[bool, ...]:
-        """Of each value, whether weights have a part in it."""
+        """For each value, True if weights have a part in it."""
         return tuple(has_private(node) for node, _ in self.values)
 
 
@@ -179,7 +179,7 @@ class Circuit:
         return [math.prod(node.shape) for node, _ in segment.values]
 
     def cost(self) -> Cost:
-        """What one run costs, by shapes alone."""
+        """Cost of one run, by shapes alone."""
         word = ring.packed_bytes(self.n_bits)
         bits = sum(-(-spec.n_elements // 8) for spec in self.specs.values() if spec.compares)
         down = sum(spec.n_elements * ring.packed_bytes(spec.width) for spec in self.specs.values())
@@ -391,7 +391,7 @@ def _along(vector: Any, axis: int, n_axes: int) -> Any:
 
 
 class _Reads:
-    """What the values of one round are computed from; dicts keep the order of finding."""
+    """Operands of the values of one round; dicts keep the order of discovery."""
 
     def __init__(self, units: dict[Source, float], computed: frozenset[Product]):
         self._units, self._computed = units, computed

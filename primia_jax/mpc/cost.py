@@ -1,10 +1,10 @@
-"""What a run of an encrypted network costs."""
+"""Cost of a run of an encrypted network."""
 
 from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What one run costs.
+    """Cost of one run.
 
     Attributes:
       round_trips: one-way messages on the critical path, halved.

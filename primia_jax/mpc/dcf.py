@@ -66,7 +66,7 @@ class Correction(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one comparison costs.
+    """Cost of one comparison.
 
     Attributes:
       key_bytes: of correction words.
@@ -80,7 +80,7 @@ class Cost(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """All that compiled loops depend on."""
+    """Settings that compiled loops depend on."""
 
     word_bits: int
     rounds: int
@@ -272,7 +272,7 @@ def _grow(settings: _Settings, state: Any, level: Any, domain: Any) -> _Node:
 
 
 def _right(x: Any, scalars: Any) -> Any:
-    """Whether the path turns right."""
+    """True if the path turns right."""
     return ((x >> scalars[1]) & 1) == 1
 
 

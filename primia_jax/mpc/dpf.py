@@ -114,7 +114,7 @@ class Correction(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one comparison costs.
+    """Cost of one comparison.
 
     Attributes:
       key_bytes: of correction words.
@@ -129,7 +129,7 @@ class Cost(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """What one compiled loop does.
+    """Work of one compiled loop.
 
     Attributes:
       widths: bits that each of its levels reads.

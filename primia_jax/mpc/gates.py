@@ -41,7 +41,7 @@ EXCESS_BITS = 8  # of the excess, at most
 
 @dataclasses.dataclass(frozen=True)
 class GateSpec:
-    """What all parties know of a gate.
+    """Public description of a gate.
 
     Attributes:
       kind: 'relu' or 'rescale'.
@@ -65,7 +65,7 @@ class GateSpec:
 
     @property
     def compares(self) -> bool:
-        """Whether there is a sign to be found."""
+        """True if a sign is computed."""
         return self.kind == "relu"
 
     @property
@@ -80,7 +80,7 @@ class GateSpec:
 
     @property
     def has_table(self) -> bool:
-        """Whether the comparison is a truth table."""
+        """True if the comparison is a truth table."""
         return self.compares and self.compared_bits <= TABLE_BITS
 
     @property
@@ -105,14 +105,14 @@ class GateSpec:
         return self.n_elements * (select + table) + self.tree_bytes()
 
     def tree_bytes(self) -> int:
-        """Of these, what it sends party 0 too."""
+        """Bytes of the tree's keys, which party 0 is sent too."""
         if not self.compares or self.has_table:
             return 0
         return self.n_elements * dpf.key_bytes(self.tree)
 
 
 class Streams(NamedTuple):
-    """What a party expands from its seed for one gate, words that are uniform and its own.
+    """Words that a party expands from its seed for one gate, uniform and its own.
 
     Attributes:
       select: ring words [select_words N]; party 0 only, else None.
@@ -140,7 +140,7 @@ def _deal_select(gate: GateSpec, r: Any, rho: Any, hidden: Any, select: Any) -> 
 
 
 def _wraps(gate: GateSpec) -> bool:
-    """Whether 2^k is not 0 in the ring."""
+    """True if 2^k is not 0 in the ring."""
     return gate.width < gate.ring_bits
 
 

@@ -53,7 +53,7 @@ class LevelFile:
             self._file.close()
 
     def check(self, about: Mapping[str, Any]) -> None:
-        """That the file is whole in length, and of this program, session, key and level."""
+        """Checks that the file is whole in length, and of this program, session, key and level."""
         size, version, header = self._header()
         if version != _VERSION:
             self._contents(size)  # or rather damaged?

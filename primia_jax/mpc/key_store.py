@@ -128,7 +128,7 @@ class KeyStore:
 
     @property
     def session(self) -> str:
-        """Of the parties' seeds that the keys belong to."""
+        """Session of the parties' seeds that the keys belong to."""
         return self._ledger.session
 
     @property
@@ -143,7 +143,7 @@ class KeyStore:
             return self._made()
 
     def available(self) -> int:
-        """How many complete keys are left."""
+        """Number of complete keys that are left."""
         with self._locked():
             return len(self._fresh())
 

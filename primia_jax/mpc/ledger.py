@@ -1,4 +1,4 @@
-"""Which key numbers a party has burned, in memory or in a file that survives a crash."""
+"""Ledger of the key numbers that a party has burned, in memory or in a crash-safe file."""
 
 import contextlib
 import json

@@ -224,7 +224,7 @@ class Builder(Nodes):
 
 
 def has_few_sizes(known: Known) -> bool:
-    """Whether `known` is public, has few distinct magnitudes, and is not all zero."""
+    """True if `known` is public, has few distinct magnitudes, and is not all zero."""
     if isinstance(known, Weight):
         return False
     return 0 < int(np.count_nonzero(np.unique(np.abs(known)))) <= _FEW

@@ -24,7 +24,7 @@ from primia_jax.mpc.plan import Shape, Weight
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What rules work with.
+    """Context that rules work with.
 
     Attributes:
       builder: makes nodes and gates.
@@ -38,7 +38,7 @@ class Context:
 
     @property
     def shape(self) -> Shape:
-        """Of the only result."""
+        """Shape of the only result."""
         return self.shapes[0]
 
     def fitted(self, a: Affine) -> Affine:
@@ -55,7 +55,7 @@ def _broadcast(context: Context, a: Affine, shape: Shape) -> Affine:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a value is publicly 0 everywhere."""
+    """True if a value is publicly 0 everywhere."""
     return isinstance(value, (np.ndarray, np.generic)) and not np.any(value)
 
 

@@ -29,7 +29,7 @@ from primia_jax.mpc.plan import (
 
 
 class UnsupportedError(Exception):
-    """What cannot run encrypted, in a few words; the caller says where it stands."""
+    """Operation that cannot run encrypted, in a few words; the caller adds its place."""
 
 
 class Affine(NamedTuple):
@@ -40,13 +40,13 @@ class Affine(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Of the value."""
+        """Shape of the value."""
         return self.node.shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Moves:
-    """What a public map does with the axes of its operands.
+    """Effect of a public map on the axes of its operands.
 
     Attributes:
       axes: axis of the result -> axis of each operand, where all slices along it are mapped alike.
@@ -88,7 +88,7 @@ class Nodes:
         return node
 
     def has_private(self, a: Affine) -> bool:
-        """Whether a private product lies on a path to the value."""
+        """True if a private product lies on a path to the value."""
         return self.is_private[a.node]
 
     def public(

@@ -41,7 +41,7 @@ class Window:
 
     @property
     def is_trivial(self) -> bool:
-        """Whether the result is the array itself."""
+        """True if the result is the array itself."""
         return self == Window(self.axis, 1)
 
     def positions(self, length: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def _n_levels(size: int, with_zero: bool) -> int:
 
 
 def _at_once_is_better(shape: Shape, windows: Sequence[Window], with_zero: bool) -> bool:
-    """Whether all elements of a window at once take fewer levels, and no more comparisons."""
+    """True if all elements of a window at once take fewer levels, and no more comparisons."""
     sizes = [window.size for window in windows]
     outputs = [len(window.positions(shape[window.axis])) for window in windows]
     levels = sum(_n_levels(size, False) for size in sizes)

@@ -119,7 +119,7 @@ def _pads_3x3(params: Mapping[str, Any], w_shape: Sequence[int]) -> Any:
 
 
 def _is_small(params: Mapping[str, Any], shape: Sequence[int]) -> bool:
-    """Whether a convolution is a plain one with few output pixels."""
+    """True if a convolution is a plain one with few output pixels."""
     sides = [shape[axis] for axis in params["dimension_numbers"].out_spec[2:]]
     plain = params["feature_group_count"] == 1 and all(
         step == 1 for step in (*params["lhs_dilation"], *params["rhs_dilation"])

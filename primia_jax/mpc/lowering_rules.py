@@ -1,4 +1,4 @@
-"""How each primitive acts on secrets: linear maps, products, and what becomes of a maximum.
+"""Rules by which each primitive acts on secrets: linear maps, products and maxima.
 
 A rule is a function of the primitive's parameters and its operands, each an `Affine` or something
 known, at least one of them a secret. It gives one result, or a list of several.
@@ -35,7 +35,7 @@ SUPPORTED = (
 
 
 class Comparison(NamedTuple):
-    """Whether sign · secret is positive, where only a choice is made by it."""
+    """The predicate sign · secret > 0, where only a choice is made by it."""
 
     secret: Affine
     sign: float

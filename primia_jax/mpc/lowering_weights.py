@@ -1,4 +1,4 @@
-"""What the model owner alone knows, as expressions that are evaluated on demand.
+"""Values that the model owner alone knows, as expressions that are evaluated on demand.
 
 While a network is lowered, a value known without the image is *public*, a NumPy array that follows
 from the architecture, or *private*, a `Weight` that follows from the parameters too. A weight is a

@@ -42,7 +42,7 @@ def mask(words: Any, plus: Sequence[np.ndarray] = (), minus: Sequence[np.ndarray
 
 
 def _whole(words: Any, plus: Sequence[np.ndarray], minus: Sequence[np.ndarray]) -> Any:
-    """Of words that cannot be overwritten: JAX's, and read-only ones."""
+    """Masks words that cannot be overwritten: JAX's, and read-only ones."""
     with ring.x64():
         for seed in plus:
             words = words + prg.expand(seed, words.shape[0], words=words.dtype)

@@ -1,4 +1,4 @@
-"""What a network computes, as linear maps between gates: the form in which it runs encrypted.
+"""Plan of a network, as linear maps between gates: the form in which it runs encrypted.
 
 A `Plan` is made from the network's architecture alone (`mpc.secure_jaxpr`): shapes, which operation
 follows which, nothing of the weights. All parties hold the same plan; only the model owner can
@@ -198,7 +198,7 @@ class Plan:
         return [node for node in reachable(self.roots()) if isinstance(node, Private)]
 
     def roots(self) -> list[Node]:
-        """What the gates and the outputs are made of."""
+        """Nodes that the gates and the outputs are made of."""
         return [*(gate.operand for gate in self.gates), *self.outputs]
 
 
@@ -229,5 +229,5 @@ def reachable(roots: Sequence[Node]) -> list[Node]:
 
 @functools.cache
 def has_private(node: Node) -> bool:
-    """Whether a private product lies on a path from a source to the value of `node`."""
+    """True if a private product lies on a path from a source to the value of `node`."""
     return isinstance(node, Private) or any(has_private(part) for part in operands(node))

@@ -231,7 +231,7 @@ def unpack_words(state: Any) -> list[Any]:
 
 
 def packs() -> bool:
-    """Whether seeds leave a kernel packed on JAX's default backend."""
+    """True if seeds leave a kernel packed on JAX's default backend."""
     return jax.default_backend() == "cpu"
 
 
@@ -266,7 +266,7 @@ def _compiler_options(backend: str) -> tuple[tuple[str, int], ...]:
 
 
 def chunk_sizes(n_elements: int) -> list[int]:
-    """How many elements each call of a tree's kernels takes: `CHUNKS`, and at last what is left."""
+    """Elements that each call of a tree's kernels takes: `CHUNKS`, and the rest at last."""
     sizes = []
     for chunk in CHUNKS:
         sizes += [chunk] * (n_elements // chunk)
@@ -289,7 +289,7 @@ def chunk(array: Any, start: int, size: int) -> Any:
 
 
 def in_chunks(function: Callable[..., Any], sizes: Any, *arrays: Any) -> list[Any]:
-    """What `function(i, *pieces)` gives for the i-th piece of the arrays [... N], cut back to it.
+    """Results of `function(i, *pieces)` for each piece i of the arrays [... N], cut back to it.
 
     Args:
       function: of a number and pieces padded to one of `CHUNKS`; gives a tree of arrays [... N].
@@ -306,7 +306,7 @@ def in_chunks(function: Callable[..., Any], sizes: Any, *arrays: Any) -> list[An
 
 
 def narrow(values: Any, m: int, bits: int) -> tuple[Any, int]:
-    """What a tree reads of m-bit `values` from bit `bits` on: uint32 [N], and where it starts.
+    """Bits of m-bit `values` that a tree reads from bit `bits` on: uint32 [N], and their start.
 
     Kernels read 32-bit words only: a 64-bit one would halve what a vector holds.
     """

@@ -69,7 +69,7 @@ def checked(words: Any, *widths: int) -> Any:
 
 
 def is_vector(message: Any, length: int, n_bits: int = N_BITS) -> bool:
-    """Whether a message is `length` words of n bits."""
+    """True if a message is `length` words of n bits."""
     shape, kind = (getattr(message, name, None) for name in ("shape", "dtype"))
     return shape == (length,) and kind == word_type(n_bits)
 
@@ -117,7 +117,7 @@ def signed(words: Any, n_bits: int) -> Any:
 
 
 def packed_type(n_bits: int) -> tuple[Any, int]:
-    """How an n-bit word travels: the type, and how many of them a word takes."""
+    """Type in which an n-bit word travels, and the number of them a word takes."""
     for bits, kind in ((8, np.uint8), (16, np.uint16)):
         if n_bits <= bits:
             return kind, 1

@@ -87,7 +87,7 @@ class Ranges(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GateScale:
-    """How one gate computes.
+    """Scaling of one gate.
 
     Attributes:
       unit: of its operand.

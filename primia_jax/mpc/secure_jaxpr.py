@@ -115,7 +115,7 @@ def _called(eqn: Any) -> tuple[Any, Sequence[Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where in the network an operation stands.
+    """Place of an operation in the network.
 
     Attributes:
       layer: names of modules, joined by '/'.

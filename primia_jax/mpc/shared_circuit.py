@@ -41,7 +41,7 @@ _FEWEST_BITS = 7  # of the largest word of a product's factors, below which resu
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What happens between two gates: products, linear maps, then gates or outputs.
+    """Operations between two gates: products, linear maps, then gates or outputs.
 
     Attributes:
       name: for traces.

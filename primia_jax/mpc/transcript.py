@@ -201,7 +201,7 @@ class Transcript:
 
 
 def looks_uniform(words: np.ndarray, modulus: int = 256) -> bool:
-    """Whether the bytes of `words` could be random; errs once in some 10^9 places if so.
+    """True if the bytes of `words` could be random; errs once in some 10^9 places if so.
 
     Words that travel in more bytes than they have bits show zeros at their top: these are left out.
 
@@ -233,7 +233,7 @@ def _byte_looks_uniform(column: np.ndarray, modulus: int) -> bool:
 
 
 def _evenly_spread(values: np.ndarray, n_bins: int) -> bool:
-    """Of values below `n_bins`: chi-square, and of few values how many different ones there are."""
+    """True if values below `n_bins` pass chi-square, or few values a test of distinct ones."""
     counts = np.bincount(values, minlength=n_bins)
     if len(values) < _FEW * n_bins:
         return bool(_so_few_differ(len(values), n_bins)[np.count_nonzero(counts)] > _FALSE_ALARM)

@@ -1,4 +1,4 @@
-"""What a user sees while a training runs: a live table on a terminal, plain lines in a pipe."""
+"""Progress of a training: a live table on a terminal, plain lines in a pipe."""
 
 import statistics
 import sys

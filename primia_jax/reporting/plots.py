@@ -1,4 +1,4 @@
-"""Which plots a run gets: its curves, with the legends that the page sets beside them."""
+"""Plots of a run: its curves, with the legends that the page sets beside them."""
 
 from collections.abc import Mapping
 from typing import Any

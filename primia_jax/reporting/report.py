@@ -101,7 +101,7 @@ def _headline(run: RunRecord) -> dict[str, str]:
 
 
 def _notices(run: RunRecord) -> list[str]:
-    """What in this run is simulated or must be known before the numbers are believed."""
+    """Simulated parts of the run, and cautions to read before the numbers."""
     data, runtime = run.config.get("data") or {}, run.config.get("runtime") or {}
     notices = []
     if data.get("source") == "phantom":
@@ -181,7 +181,7 @@ def _phase_rows(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _work_rows(run: RunRecord) -> list[dict[str, Any]]:
-    """What every site did over all rounds."""
+    """Totals of every site over all rounds."""
     sums = ("steps", "compute_seconds", "bytes_sent")
     rows: dict[str, dict[str, Any]] = {}
     for line in run.rounds:

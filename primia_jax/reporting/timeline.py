@@ -1,4 +1,4 @@
-"""How a run of several parties spent its time: a picture of lanes and messages, and a table."""
+"""Timeline of a run of several parties: a picture of lanes and messages, and a table."""
 
 import os
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ class Injector:
         self._counts = [0] * len(self._vanishing)
 
     def vanishes(self, party: str, stage: str) -> bool:
-        """Whether `party` disappears now, when it is about to send, wait or end in `stage`."""
+        """True if `party` disappears now, when it is about to send, wait or end in `stage`."""
         due = False
         for i, fault in enumerate(self._vanishing):
             if fault.party == party and fault.stage in (None, stage):

@@ -154,7 +154,7 @@ def run_local(
 
 
 class _Wait(NamedTuple):
-    """What a party waits for."""
+    """Action that a party waits for."""
 
     action: Action
     optional: bool
@@ -309,7 +309,7 @@ class _LocalRun:
         return MISSING
 
     def _step(self, name: str, message: Message) -> tuple[Action, Any]:
-        """What `name` does next, with the seconds it computed until then, and its event."""
+        """Next action of `name`, with the seconds it computed until then, and its event."""
         begin = time.perf_counter()
         event: Any = None
         try:

@@ -1,4 +1,4 @@
-"""Where an actor keeps messages until its party's program asks for them."""
+"""Mailbox in which an actor keeps messages until its party's program asks for them."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ _TWICE = object()
 
 
 class Envelope(NamedTuple):
-    """What travels beside a message. Where messages are sealed all but the last two are too."""
+    """Metadata of a message. Where messages are sealed, all fields but the last two are too."""
 
     run: int
     sender: str

@@ -277,7 +277,7 @@ class RayDriver:
         return True
 
     def _made_anew(self, name: str, end_s: float) -> bool | None:
-        """Whether one party's state is made anew by `end_s`, in an actor that it shares; None if
+        """True if one party's state is made anew by `end_s`, in an actor that it shares; None if
         that actor is dead."""
         if self._group[name] in self._returning or name not in self.actors:
             return None
@@ -295,7 +295,7 @@ class RayDriver:
         return True
 
     def _has_returned(self, group: tuple[str, ...], end_s: float) -> bool:
-        """Whether the new actor of lost parties is ready by `end_s`; begins one if there is none.
+        """True if the new actor of lost parties is ready by `end_s`; begins one if there is none.
 
         A party that is alone in it has its state then; several have them made one by one. A node
         that has just died is given actors for a while: they die too.
@@ -460,7 +460,7 @@ def _joined(results: Mapping[str, PartyRun]) -> Trace:
 
 
 def _as_user_error(party: str, error: Exception, group: tuple[str, ...] = ()) -> Exception:
-    """What failed as this package's errors tell it; with a process all of its `group` is lost."""
+    """Converts a failure to this package's errors; a dead process loses all of its `group`."""
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = error.cause if isinstance(error.cause, UserError) else error
         name_party(cause, party)

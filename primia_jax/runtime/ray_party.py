@@ -43,7 +43,7 @@ from primia_jax.runtime.turns import Turns
 
 
 class PartyRun(NamedTuple):
-    """What a party's run gives its driver; times by the monotonic clock of its machine."""
+    """Result of a party's run for its driver; times by the monotonic clock of its machine."""
 
     report: Any
     trace: PartyTrace
@@ -445,7 +445,7 @@ class _Transport:
 
 
 def _associated(envelope: Envelope) -> bytes:
-    """What a seal authenticates beside the message; a wrong time only falsifies a trace."""
+    """Data that a seal authenticates beside the message; a wrong time only falsifies a trace."""
     return json.dumps(envelope[:-2]).encode()
 
 

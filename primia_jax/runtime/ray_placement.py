@@ -12,7 +12,7 @@ from primia_jax.errors import ClusterError
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What an actor asks of the cluster, and how many threads its computing may use."""
+    """Resources that an actor requests of the cluster, and the threads its computing may use."""
 
     num_cpus: float = 0.0
     num_gpus: float = 0.0

@@ -78,7 +78,7 @@ class Clocks:
         self._coming[name, to].append((arrives_s, trace.depth + 1))
 
     def trace(self) -> Trace:
-        """What the run cost."""
+        """Cost of the run."""
         spans = [span for recorder in self._recorders.values() for span in recorder.spans]
         spans.sort(key=lambda span: span.start_s)
         messages = sorted(self._messages, key=lambda message: message.sent_s)

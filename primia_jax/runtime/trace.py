@@ -1,4 +1,4 @@
-"""What a run cost: seconds of computing, bytes, messages and round trips, by party and stage."""
+"""Cost of a run: seconds of computing, bytes, messages and round trips, by party and stage."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ class Span:
 
 
 class Action(NamedTuple):
-    """What a party of a recorded run did next, and how long it computed before."""
+    """Next action of a party in a recorded run, and its computing time before it."""
 
     party: str
     seconds: float
@@ -91,7 +91,7 @@ class SpanRecorder:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a run of all parties cost.
+    """Cost of a run of all parties.
 
     Attributes:
       parties: each party's share.

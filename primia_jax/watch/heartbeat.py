@@ -108,7 +108,7 @@ class Heartbeat:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What status.json of `folder` says; None where there is none, or none that can be read."""
+    """Reads status.json of `folder`; None where there is none, or none that can be read."""
     try:
         return read_json(folder / STATUS, max_bytes=_MAX_STATUS_BYTES)
     except CheckpointError:
@@ -116,7 +116,7 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def alive(status: Mapping[str, Any], now: float | None = None) -> bool:
-    """Whether the run that wrote `status` still goes on.
+    """True if the run that wrote `status` still goes on.
 
     On the machine that it runs on this is certain; of another it is known only when it was last
     heard, by that machine's clock.

@@ -1,4 +1,4 @@
-"""How the run in a folder stands, from its files alone: what `--mode=status` shows.
+"""Status of the run in a folder, from its files alone, as `--mode=status` shows it.
 
 It may be asked from any process that can read the folder, while the run goes on or afterwards.
 """
@@ -38,7 +38,7 @@ _STATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How a run stands."""
+    """Status of a run."""
 
     folder: pathlib.Path
     state: str  # one of heartbeat's states, or DIED
@@ -49,7 +49,7 @@ class Status:
 
     @property
     def well(self) -> bool:
-        """Whether it goes on, or came to its end."""
+        """True if it goes on, or came to its end."""
         return self.state in (heartbeat.RUNNING, heartbeat.FINISHED)
 
     def lines(self) -> list[str]:
@@ -214,7 +214,7 @@ def listing(folder: pathlib.Path, now: float | None = None) -> list[str]:
 
 
 def read(folder: pathlib.Path, now: float | None = None) -> Status:
-    """How the run in `folder` stands at `now` (seconds since 1970).
+    """Reads the status of the run in `folder` at `now` (seconds since 1970).
 
     Raises:
       CheckpointError: if no run was begun there.

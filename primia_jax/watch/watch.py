@@ -1,4 +1,4 @@
-"""All that look at a run while it goes on: console, sign of life, MLflow."""
+"""Monitoring of a run while it goes on: console, heartbeat, MLflow."""
 
 import contextlib
 import pathlib

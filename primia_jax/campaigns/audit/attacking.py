@@ -34,7 +34,7 @@ _PURPOSE = 17  # folded into the seed, so that no other keys are these
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What the attacks on one run found, image by image, beside the truth."""
+    """Reconstructions by the attacks on one run, image by image, beside the truth."""
 
     originals: np.ndarray  # [n s s 1] float32
     images: np.ndarray  # [n s s 1] float32; images[i] is matched with originals[i]
@@ -61,7 +61,7 @@ class Found:
 
     @classmethod
     def read(cls, path: pathlib.Path, fingerprint: str) -> "Found | None":
-        """What `write` kept, if it is there and depends on the very same things."""
+        """Reads the file of `write`, if it exists and has the same dependencies; else None."""
         try:
             arrays = read_archive(path)
         except CheckpointError:

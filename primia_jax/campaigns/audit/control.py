@@ -1,4 +1,4 @@
-"""Whether the attack works at all: the gradient of one image at an untrained network.
+"""Control of the attack: the gradient of one image at an untrained network.
 
 There, in evaluation mode, inverting gradients is known to succeed. Where it does not here, the
 attack is broken, and no figure of the audit means anything.

@@ -22,7 +22,7 @@ _MEAN, _STD = 0.5, 0.25  # of grey values, for networks without statistics of th
 
 
 def check(config: ExperimentConfig) -> None:
-    """That what `config.audit.features` names is there; computes nothing.
+    """Checks that the target of `config.audit.features` exists; computes nothing.
 
     Raises:
       CheckpointError: if it is not.
@@ -35,7 +35,7 @@ def check(config: ExperimentConfig) -> None:
 
 
 def make(config: ExperimentConfig, extract: Extract | None) -> tuple[Extract, str]:
-    """What extracts the features, and what a reader is told of it.
+    """Makes the extractor of features, and its description for readers.
 
     Args:
       config: its `audit.features` names a run's folder or a file of torchvision weights.

@@ -1,4 +1,4 @@
-"""What the findings say: metrics with intervals, and tests between settings. All of it JSON-able.
+"""Evaluation of the attacks: metrics with intervals, tests between settings. JSON-able.
 
 Axis letters: n images of a setting.
 """

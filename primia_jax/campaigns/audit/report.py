@@ -61,7 +61,7 @@ def write_report(result: Mapping[str, Any], folder: pathlib.Path, path: pathlib.
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """What the numbers do and do not say, in plain sentences; nothing after a failed control."""
+    """Verdicts on the numbers, in plain sentences; none after a failed control."""
     sentences, control = [], result["control"]
     if control is None:
         sentences.append(
@@ -146,7 +146,7 @@ def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def attacked_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What was attacked in each setting."""
+    """Table of the attacked updates of each setting."""
     heads = ["Setting", "Otherwise", "Mode", "Updates", "Images in one", "Local steps", "Rounds"]
     table = [
         [
@@ -171,7 +171,7 @@ def _behind(row: Mapping[str, Any]) -> str:
 
 
 def similarity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """How close reconstructions are: the mean, its interval, and the worst image beside it."""
+    """Similarity of reconstructions: the mean, its interval, and the worst image beside it."""
     heads = ["Setting", "Images", "PSNR, dB", "Worst", "SSIM", "Worst", "MSE", "Worst"]
     heads += ["Identified (by chance)", "Labels right"]
     table = []

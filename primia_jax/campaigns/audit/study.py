@@ -149,7 +149,7 @@ def inversion_table(
 
 
 def check_inversion(config: ConfigDict | ExperimentConfig) -> None:
-    """That `inversion_table` can train and attack runs of its own under `config`; trains nothing.
+    """Checks that `inversion_table` can train and attack runs of its own; trains nothing.
 
     Raises:
       UserError: of settings that cannot be read, that no run goes by or that name no row of the
@@ -279,7 +279,7 @@ def _train(run: Run, resume: bool, ray_address: str | None, progress: Progress) 
 
 
 def _is_same(run: Run) -> bool:
-    """Whether what is in the run's folder was begun with its settings, on its images."""
+    """True if what is in the run's folder was begun with its settings, on its images."""
     paths = [run.folder / name for name in ("config.json", "data.json")]
     if not all(path.exists() for path in paths):
         return False
@@ -302,7 +302,7 @@ def _attacked(
     resume: bool,
     progress: Progress,
 ) -> Found:
-    """What the attacks on a run find, or found earlier."""
+    """Runs the attacks on a run, or reads their earlier results."""
     name = run.setting.name
     kept = folder / FOLDER / f"{name}.npz"
     depends = fingerprint(
@@ -355,7 +355,7 @@ def _row(
 
 
 def _utility(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What the run's model is worth on its test set; None if it was not tested."""
+    """Scores of the run's model on its test set; None if it was not tested."""
     if not (folder / "metrics.json").exists():
         return None
     metrics = read_json(folder / "metrics.json")

@@ -1,4 +1,4 @@
-"""What the attacker is taken to know and to do, told to readers from the runs themselves."""
+"""Threat model: assumed knowledge and actions of the attacker, derived from the runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from primia_jax.config import AuditConfig
 def rows(
     given: AuditConfig, runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]
 ) -> list[list[str]]:
-    """What the attacker is taken to know and to do: names and values.
+    """Assumed knowledge and actions of the attacker: names and values.
 
     Args:
       given: the threat model.
@@ -39,7 +39,7 @@ def rows(
 
 
 def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
-    """What was attacked for a table of inversions, in a sentence or two; see `rows`."""
+    """Describes the attacked updates of a table of inversions; see `rows`."""
     rounds = sorted({number for row in attacked for number in row["rounds"]})
     which = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     total = sorted({run.config.federated.rounds for run in runs})
@@ -62,7 +62,7 @@ def note(runs: Sequence[Run], attacked: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _each(runs: Sequence[Run], tell: Callable[[Run], str]) -> str:
-    """What is told of all runs, or of each where they differ."""
+    """Text that holds for all runs, or one for each where they differ."""
     names_by_text: dict[str, list[str]] = {}
     for run in runs:
         names_by_text.setdefault(tell(run), []).append(run.setting.name)

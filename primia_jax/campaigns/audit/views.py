@@ -43,7 +43,7 @@ class Case:
 
 
 class Views(NamedTuple):
-    """All that is attacked of one run."""
+    """Everything that is attacked of one run."""
 
     cases: tuple[Case, ...]
     images: dict[str, np.ndarray]  # by hospital, all its own images [m s s 1]
@@ -51,7 +51,7 @@ class Views(NamedTuple):
 
 
 def check(config: ExperimentConfig, audit: AuditConfig, name: str) -> None:
-    """That the threat model can be, in a run of `config`.
+    """Checks that a run of `config` allows the threat model.
 
     Raises:
       ConfigError: one line that says what the run does not allow.
@@ -199,7 +199,7 @@ def _case(
 
 
 def _truths(folder: pathlib.Path, number: int, arrival: Arrival) -> dict[str, Truth]:
-    """What the local steps behind an arrival were given, by hospital, in the run's order."""
+    """Inputs of the local steps behind an arrival, by hospital, in the run's order."""
     truths = {}
     for name in arrival.hospitals:
         site = checkpoints.site_folder(folder, name)
@@ -227,7 +227,7 @@ def _training(
     b: int,
     weights: tuple[int, ...],
 ) -> tuple[LocalTraining, Any]:
-    """How the update came about, as far as the attacker knows; and the network's shapes."""
+    """Local training as far as the attacker knows it, and the network's shapes."""
     settings, t = config.training, len(rates)
     learner = local_training.make_learner(config, tasks.make(config, view.class_names))
     template = local_training.template(
@@ -298,7 +298,7 @@ def _observed(
 def _notes(
     config: ExperimentConfig, audit: AuditConfig, cases: Sequence[Case], wanted: int
 ) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Notes that a reader needs beside the numbers."""
     fed, training, notes = config.federated, config.training, []
     images = sum(len(case.images) for case in cases)
     if images < wanted:
@@ -373,7 +373,7 @@ def gallery_size(targets: Views, most: int) -> int:
 
 
 def _others(targets: Views, case: Case, hospital: str) -> np.ndarray:
-    """Which of a hospital's images are not behind an update."""
+    """Indices of a hospital's images that are not behind an update."""
     behind = case.records[np.asarray(case.hospitals) == hospital]
     return np.setdiff1d(np.arange(len(targets.images[hospital])), behind)
 

@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of `seconds`."""
+        """Mean of `seconds`."""
         return float(np.mean(self.seconds))
 
     @property
@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def offline_mean(self) -> float:
-        """Of `offline_seconds`."""
+        """Mean of `offline_seconds`."""
         return float(np.mean(self.offline_seconds))
 
 
@@ -289,7 +289,7 @@ class Study:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Study":
-        """What `write` wrote.
+        """Reads the file of `write`.
 
         Raises:
           DataError: if it cannot be read as that.

@@ -13,7 +13,7 @@ Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 def attack(
     config: ExperimentConfig, folder: pathlib.Path, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    """What is recovered from the updates of each mode: see `leakage.inversion_table`.
+    """Images recovered from the updates of each mode: see `leakage.inversion_table`.
 
     The audit trains short runs of its own for this, as `config.audit` says; it says so in "note".
     Paths of "panels" are relative to `folder`.

@@ -26,7 +26,7 @@ _SHARE, _CORRELATION, _DIFFERENCE = (0.0, 1.0), (-1.0, 1.0), (-2.0, 2.0)  # valu
 
 
 class Rater(NamedTuple):
-    """Who names classes: a mode, trained from several seeds, or a reader."""
+    """Rater that names classes: a mode, trained from several seeds, or a reader."""
 
     key: str
     title: str
@@ -44,7 +44,7 @@ class Rater(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How much is resampled, and what counts as equal."""
+    """Number of resamples, and the margin of equivalence."""
 
     bootstrap: int
     seed: int

@@ -15,7 +15,7 @@ from primia_jax.reporting.tables import Table
 
 
 class Drawn(NamedTuple):
-    """What pictures are drawn of, beyond the numbers of tables.json."""
+    """Data that pictures are drawn of, beyond the numbers of tables.json."""
 
     sets: tuple[ImageSet, ...]
     raters: tuple[Rater, ...]

@@ -38,14 +38,14 @@ _ALSO_OWN = ("study_*.png", *(f"{mode}_[0-9]*" for mode in MODES))
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study found."""
+    """Result of a study."""
 
     found: dict[str, Any]  # what tables.json holds
     workdir: pathlib.Path
 
 
 def check(config: ExperimentConfig) -> None:
-    """That the section `study` makes sense.
+    """Checks that the section `study` makes sense.
 
     Raises:
       ConfigError: naming the setting that does not.
@@ -167,7 +167,7 @@ def _run(
 
 
 def _runs(config: ExperimentConfig) -> Iterator[tuple[str, int, ExperimentConfig]]:
-    """What is trained: mode, seed and settings; all on the same images, from the same start."""
+    """Trainings as (mode, seed, settings), all on the same images, from the same start."""
     data = config.data
     if data.seed < 0:
         data = dataclasses.replace(data, seed=config.seed)
@@ -238,7 +238,7 @@ def _models(
     runs: list[tuple[str, int, ExperimentConfig]],
     material: Material,
 ) -> list[Rater]:
-    """What every model says of every set; predictions.csv has it all."""
+    """Makes raters of all models, by their predictions on all sets; writes predictions.csv."""
     images = {s.key: s.load(config.data.image_size) for s in material.sets}
     predictions: dict[str, dict[str, list[np.ndarray]]] = {}
     for mode, seed, settings in runs:
@@ -281,7 +281,7 @@ def _about(
     material: Material,
     command: str,
 ) -> dict[str, Any]:
-    """What was done, for whoever reads the tables."""
+    """Description of the study for readers of the tables."""
     packages = ("primia_jax", "jax", "flax", "numpy", "scikit-learn", "statsmodels")
     return {
         "name": config.name,

@@ -39,7 +39,7 @@ class ImageSet(NamedTuple):
 
     @property
     def patients(self) -> int:
-        """How many patients the images are of."""
+        """Number of patients that the images are of."""
         return len(set(self.catalogue.patients[self.records]))
 
     def load(self, image_size: int) -> Dataset:
@@ -128,7 +128,7 @@ def _second(config: ExperimentConfig) -> ImageSet | None:
 
 
 def _check(image_set: ImageSet, class_names: tuple[str, ...], least: int) -> None:
-    """That every class has images enough."""
+    """Checks that every class has images enough."""
     if image_set.catalogue.class_names != class_names:
         raise DataError(
             f"{TITLES[image_set.key]} has classes {', '.join(image_set.catalogue.class_names)}; "
@@ -143,7 +143,7 @@ def _check(image_set: ImageSet, class_names: tuple[str, ...], least: int) -> Non
 
 
 def _check_apart(plan: DataPlan, sets: list[ImageSet]) -> None:
-    """That no test image was trained or validated on, or stands in both test sets."""
+    """Checks that no test image was trained or validated on, or is in both test sets."""
     sources = {digest: "training and validation" for digest in plan.used}
     for image_set in sets[1:]:
         digests = [image_set.catalogue.digests[i] for i in image_set.records]

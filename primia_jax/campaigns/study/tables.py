@@ -178,7 +178,7 @@ def equivalence(results: Mapping[str, Any]) -> Table:
 
 
 def inversion(results: Mapping[str, Any]) -> Table:
-    """How well images were reconstructed from what the model owner saw."""
+    """Table of the quality of reconstructions from the model owner's view."""
     rows = []
     for row in results["rows"]:
         cells = [Cell(MODES.get(row["setting"], row["setting"])), Cell(str(row["n"]))]
@@ -217,7 +217,7 @@ def inversion(results: Mapping[str, Any]) -> Table:
 
 
 def _notes(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """What the audit says of single settings."""
+    """Notes of the audit on single settings."""
     for row in rows:
         name = MODES.get(row["setting"], row["setting"])
         yield from (f"{name}: {note.rstrip('.')}." for note in row.get("notes", ()))
@@ -263,7 +263,7 @@ def equivalence_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[A
 
 
 def inversion_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """What was reconstructed, with a line a setting and measure, for machines."""
+    """Scores of the reconstructions, a line for each setting and measure, for machines."""
     rows: list[list[Any]] = []
     for row in results["inversion"]["rows"]:
         for score in ("mse", "psnr", "ssim"):
@@ -292,7 +292,7 @@ def test_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def t_test(test: Mapping[str, Any]) -> str:
-    """Which one it was: of pairs where the images are the same."""
+    """Name of the t-test: paired where the images are the same."""
     return "paired t-test" if test.get("paired") else "Welch’s t-test"
 
 

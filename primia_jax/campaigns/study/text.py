@@ -23,7 +23,7 @@ _AGREEMENT = (
 
 
 def conclusions(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the study says: (topic, sentences), of what tables.json holds."""
+    """Conclusions of the study, (topic, sentences), from the contents of tables.json."""
     parts = [
         ("How well the models do", _performance(results)),
         ("Whether secure aggregation costs accuracy", _equivalence(results)),
@@ -90,7 +90,7 @@ def _equivalence(results: Mapping[str, Any]) -> str:
 
 
 def _undecided(difference: Mapping[str, Any], margin: float) -> str:
-    """What can be said where the interval reaches over an edge of the margin."""
+    """Conclusion where the interval crosses an edge of the margin."""
     if difference["low"] > 0 or difference["high"] < 0:
         better = "better" if difference["mean"] > 0 else "worse"
         return (
@@ -129,7 +129,7 @@ def _tests(results: Mapping[str, Any]) -> str:
 
 
 def _told_apart(pair: Mapping[str, Any]) -> str:
-    """Who of two modes is right more often, in how many trainings; empty if in none."""
+    """Names the mode that is right more often, and in how many trainings; empty if none."""
     ahead = {side: _times_ahead(pair, side) for side in ("first", "second")}
     parts = []
     for side, other in (("first", "second"), ("second", "first")):
@@ -169,7 +169,7 @@ def _kappa(results: Mapping[str, Any]) -> str:
 
 
 def agreement_word(kappa: float) -> str:
-    """How a kappa is called."""
+    """Word for a value of kappa."""
     return next((word for bound, word in _AGREEMENT if kappa <= bound), "almost perfect")
 
 
@@ -248,7 +248,7 @@ def _inversion(results: Mapping[str, Any]) -> str:
 
 
 def data_sentences(results: Mapping[str, Any]) -> list[str]:
-    """What each set is."""
+    """Description of each set."""
     sentences = []
     for key, part in results["sets"].items():
         counts = ", ".join(f"{n} {name}" for name, n in zip(results["classes"], part["counts"]))

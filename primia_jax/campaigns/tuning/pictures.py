@@ -149,7 +149,7 @@ def _axis(axes: Axes, row: int, name: str, low: str, high: str) -> None:
 
 
 def _place(value: Any, dimension: Dimension) -> float:
-    """Where on its axis [0, 1] a value stands."""
+    """Position of a value on its axis [0, 1]."""
     distribution: Any = dimension.distribution
     options = _options(dimension)
     if options:

@@ -58,7 +58,7 @@ Progress = Callable[[Event], None]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search found."""
+    """Result of a search."""
 
     workdir: pathlib.Path
     best: int  # number of the best trial
@@ -358,7 +358,7 @@ class _Stopped(Exception):
 
 
 def tally(trials: Sequence[FrozenTrial], running: int) -> dict[str, int]:
-    """How many trials are complete (diverged ones apart), pruned, diverged, failed and running."""
+    """Numbers of complete (not diverged), pruned, diverged, failed and running trials."""
     left_out = interrupted(trials)
     ended = [t for t in trials if t.state.is_finished() and t.number not in left_out]
     return {
@@ -394,7 +394,7 @@ def _conclude(
 
 
 def _cost(folder: pathlib.Path) -> dict[str, Any]:
-    """What a trial took, all its processes together, as its files tell."""
+    """Resources that a trial took, all its processes together, from its files."""
     lines = [line for line in Workdir(folder).rounds() if line["site"] == "all"]
     kept = [line["round"] for line in lines if line["best"]]
     return {

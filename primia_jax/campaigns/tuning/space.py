@@ -48,7 +48,7 @@ class Dimension:
 
     @property
     def is_log(self) -> bool:
-        """Whether it is drawn evenly over its logarithm."""
+        """True if it is drawn evenly over its logarithm."""
         return bool(getattr(self.distribution, "log", False))
 
 

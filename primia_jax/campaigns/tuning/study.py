@@ -190,7 +190,7 @@ def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 def learned(trial: FrozenTrial) -> bool:
-    """Whether the trial came to its end with a model."""
+    """True if the trial came to its end with a model."""
     return trial.state is TrialState.COMPLETE and not trial.user_attrs.get("diverged")
 
 

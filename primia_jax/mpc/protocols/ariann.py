@@ -34,7 +34,7 @@ from primia_jax.runtime.party import Receive, Send, Stage, Steps
 
 
 class StepKey(NamedTuple):
-    """What a server holds for one step of one run.
+    """Key of a server for one step of one run.
 
     Attributes:
       masks: its shares of A, of each product.
@@ -56,12 +56,12 @@ class StepKey(NamedTuple):
 
 
 def comparison_key_bytes(n_bits: int) -> int:
-    """Of one comparison of n bits, to either server."""
+    """Bytes of the key of one n-bit comparison, to either server."""
     return dcf.cost(dcf.Params(n_bits)).key_bytes
 
 
 class _Drawn(NamedTuple):
-    """What a server and the dealer expand from their common seed for one step.
+    """Values that a server and the dealer expand from their common seed for one step.
 
     Attributes:
       masks, alpha, root: as in `StepKey`.

@@ -69,7 +69,7 @@ def value_mask(
 
 
 def party_streams(circuit: Circuit, seed: Any, party: int, gate: Any, number: int) -> Streams:
-    """What a party expands for one gate."""
+    """Streams that a party expands for one gate."""
     spec, index = circuit.specs[gate], circuit.index[gate]
     n, kind = spec.n_elements, ring.word_type(circuit.n_bits)
     select = sign = compare = None
@@ -142,7 +142,7 @@ def check_matrices(circuit: Circuit, seed: Any, number: int) -> Any:
 
 
 def domain(circuit: Circuit, gate: Any, number: int) -> Any:
-    """What tells a gate's tree from all other trees of a session's seeds."""
+    """Domain that separates a gate's tree from all other trees of a session's seeds."""
     return (circuit.index[gate], number)
 
 

@@ -130,7 +130,7 @@ class Party:
 
     @property
     def is_assistant(self) -> bool:
-        """Whether this is party 2."""
+        """True if this is party 2."""
         return self.index == ASSISTANT
 
     @property
@@ -158,7 +158,7 @@ class Party:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a sub-protocol costs.
+    """Cost of a sub-protocol.
 
     Attributes:
       rounds: one-way messages on the longest chain.

@@ -1,4 +1,4 @@
-"""What a protocol of encrypted inference is: the one interface of `fss`, `ariann` and `securenn`.
+"""Interface of the protocols of encrypted inference: `fss`, `ariann` and `securenn`.
 
 A protocol object holds no state; the parties' states are its methods' first arguments, and the
 programs run under any driver. States are made, set up once, and then serve runs: each run has a
@@ -38,7 +38,7 @@ class Diagnosis(NamedTuple):
 
 
 class Protocol(abc.ABC):
-    """How three parties evaluate a plan.
+    """Protocol by which three parties evaluate a plan.
 
     Attributes:
       name: in the configuration.
@@ -65,7 +65,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def cost(self, circuit: Any) -> Cost:
-        """What one run costs, by shapes alone."""
+        """Cost of one run, by shapes alone."""
 
     @abc.abstractmethod
     def data_owner(self, circuit: Any) -> Any:

@@ -105,7 +105,7 @@ def _multiply(
 
 
 def _shapes(step: Step) -> tuple[tuple[int], tuple[int], tuple[int]]:
-    """Of all operands, weights and results of a step, flat."""
+    """Flat shapes of all operands, weights and results of a step."""
     nodes = step.products
     return (
         (sum(math.prod(node.operand.shape) for node in nodes),),

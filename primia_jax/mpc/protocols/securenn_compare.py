@@ -40,7 +40,7 @@ Blocks = tuple[np.ndarray, ...]  # uint8 [l, n_k] each, of consecutive elements:
 
 @dataclasses.dataclass(frozen=True)
 class CompareMasks:
-    """What hides one block of a comparison from the assistant.
+    """Masks that hide one block of a comparison from the assistant.
 
     Attributes:
       s: uint8 [l, n], factors from 1 to p - 1.
@@ -119,7 +119,7 @@ def private_compare(
 
 
 def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    """Where the blocks of n elements begin and end: sizes of `_BLOCKS`, and what is left."""
+    """Bounds of the blocks of n elements: sizes of `_BLOCKS`, and the rest."""
     start = 0
     for size in _BLOCKS:
         while n - start >= size:
@@ -145,7 +145,7 @@ def _word_bytes(words: np.ndarray) -> np.ndarray:
 def _compare_block(
     party: int, n_bits: int, bound: np.ndarray, arrays: tuple[np.ndarray, ...]
 ) -> np.ndarray:
-    """What a server sends for one block, uint8 [l, n]."""
+    """Message of a server for one block, uint8 [l, n]."""
     message = _compare(party, n_bits, _word_bytes(bound), *map(_padded, arrays))
     return np.ascontiguousarray(np.asarray(message)[:, : len(bound)])
 

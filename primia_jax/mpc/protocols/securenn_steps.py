@@ -63,7 +63,7 @@ def _xor(me: Party, bit: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def product_cost(shapes: tuple[Shape, Shape, Shape]) -> Cost:
-    """Of `multiply`; of the whole product, not of an element."""
+    """Cost of `multiply`, for the whole product, not an element."""
     x, y, z = (math.prod(shape) for shape in shapes)
     return Cost(1, _WORD * (2 * x + 2 * y + z))
 
@@ -152,7 +152,7 @@ def share_convert(me: Party, a: Any, n: int, n_bits: int = 64) -> Steps:
 
 @dataclasses.dataclass(frozen=True)
 class _Opening:
-    """What a server holds once it has sent its share of x = a + r.
+    """State of a server once it has sent its share of x = a + r.
 
     Attributes:
       a: its share.
@@ -306,7 +306,7 @@ def relu(me: Party, a: Any, n: int, n_bits: int = 64) -> Steps:
 
 
 def maximum_cost(n_columns: int, with_index: bool = False) -> Cost:
-    """Of `maximum`, for one maximum; published with the index."""
+    """Cost of `maximum`, for one maximum; published with the index."""
     one = DRELU_COST.n_bytes + (2 if with_index else 1) * MULTIPLY_COST.n_bytes
     return Cost(9 * (n_columns - 1), one * (n_columns - 1))
 

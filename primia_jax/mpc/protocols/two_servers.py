@@ -1,4 +1,4 @@
-"""What AriaNN and SecureNN share: image and model are both shared between two servers.
+"""Common base of AriaNN and SecureNN: image and model are secret-shared by two servers.
 
 | party | is | learns |
 | --- | --- | --- |
@@ -93,7 +93,7 @@ def _after(depths: tuple[int, ...], hop: Hop) -> tuple[int, ...]:
 
 
 class StepCost(NamedTuple):
-    """What one step of a run costs.
+    """Cost of one step of a run.
 
     Attributes:
       hops: its messages, in their order.
@@ -119,7 +119,7 @@ class TwoServers(Protocol):
 
     @abc.abstractmethod
     def share_weights(self, state: State, me: Party, shares: Sequence[Any]) -> Steps:
-        """What a party keeps of the weights, from a server's shares (None for the third party)."""
+        """Keeps a party's state of the weights, from a server's shares (None for the third)."""
 
     @abc.abstractmethod
     def multiply(
@@ -133,7 +133,7 @@ class TwoServers(Protocol):
 
     @abc.abstractmethod
     def step_cost(self, circuit: SharedCircuit, step: Step) -> StepCost:
-        """What one step costs."""
+        """Cost of one step."""
 
     def assist(self, state: State, me: Party) -> Steps:
         """The third party's part of a run."""
@@ -141,7 +141,7 @@ class TwoServers(Protocol):
         yield
 
     def deal(self, state: State, number: int) -> Steps:
-        """What a party does before a run of this number; returns what it keeps for it."""
+        """Prepares a party for the run of this number; returns the state it keeps for it."""
         return None
         yield
 
