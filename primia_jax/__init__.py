@@ -6,6 +6,7 @@ scores = primia_jax.evaluate(config, workdir)
 found = primia_jax.predict(config, workdir, "films/")
 done = primia_jax.predict_encrypted(config, workdir, "films/")      # neither side sees the other's
 predictions = primia_jax.read_predictions(done.folder)              # as the data owner
+model = primia_jax.load(workdir)                # probabilities = model(images)
 told = primia_jax.audit(config, workdir)        # what can be stolen from model updates
 best = primia_jax.tune(config, workdir)         # a search, e.g. of configs/tune.py
 done = primia_jax.study(config, workdir)        # the paper's tables, e.g. of configs/study.py
@@ -23,6 +24,8 @@ _MODULES = {
     "predictions": ("Predictions", "read_predictions"),
     "encrypted": ("EncryptedDiagnosis", "predict_encrypted"),
     "campaigns.audit": ("audit",),
+    "exporting": ("load",),
+    "federated.trained_model": ("TrainedModel",),
     "judging": ("evaluate_federated",),
     "campaigns.tuning": ("tune",),
     "campaigns.study": ("study",),
@@ -31,9 +34,11 @@ __all__ = [
     "EncryptedDiagnosis",
     "Predictions",
     "Result",
+    "TrainedModel",
     "audit",
     "evaluate",
     "evaluate_federated",
+    "load",
     "predict",
     "predict_encrypted",
     "read_predictions",

@@ -1,4 +1,4 @@
-"""Imports torchvision-named weights into the variables of a network.
+"""Torchvision-named weights: imported into the variables of a network, and exported from them.
 
 Axis letters: k/m kernel rows and columns, i/o input and output channels.
 """
@@ -122,6 +122,27 @@ def _converted(array: np.ndarray, leaf: Path, shape: tuple[int, ...]) -> np.ndar
         pixels = array.reshape(-1, side, side, array.shape[1])
         return pixels.transpose(1, 2, 0, 3).reshape(array.shape)
     return array
+
+
+def to_torch(config: ModelConfig, variables: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """The variables as `load_torch` reads them; None for a network without torchvision's names."""
+    if config.name not in HEADS:
+        return None
+    flat = traverse_util.flatten_dict(variables)
+    return {_torch_name(leaf): _exported(np.asarray(value), leaf) for leaf, value in flat.items()}
+
+
+def _exported(array: np.ndarray, leaf: Path) -> np.ndarray:
+    """`array` in PyTorch's layout; the inverse of `_converted`."""
+    if leaf[-1] != "kernel":
+        return array
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))  # [k m i o] -> [o i k m]
+    if leaf[-2] == "classifier_0":
+        side = vgg.POOLED_SIDE
+        pixels = array.reshape(side, side, -1, array.shape[1])
+        array = pixels.transpose(2, 0, 1, 3).reshape(array.shape)
+    return np.ascontiguousarray(array.T)
 
 
 def _torch_shape(leaf: Path, shape: tuple[int, ...]) -> list[int]:
