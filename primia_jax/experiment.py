@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from primia_jax import models, predictions, tasks
 from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.core import objects
 from primia_jax.core.names import user_path
 from primia_jax.core.records import Check
 from primia_jax.core.storage import move_aside, read_json, write_json
@@ -70,6 +71,7 @@ def train(
     on_round: Callable[[Mapping[str, Any]], bool] | None = None,
     judge: bool = True,
     stream: TextIO | None = None,
+    model: Any = None,
 ) -> Result:
     """Trains over the hospitals of `config` and judges the best model on the test set, once.
 
@@ -84,11 +86,14 @@ def train(
       judge: whether the test set is used and report.html written; not where a model is only one of
         many that are chosen from.
       stream: where progress is shown; standard output by default.
+      model: a Flax Linen module class, or a function that gives a module, in place of
+        `config.model.name`; it reaches the parties by its name alone (docs/own_parts.md).
 
     Raises:
       UserError: one line that says what is wrong, where and how to mend it; finished rounds stay.
     """
-    config = checked(config)
+    config = checked(config, model)
+    models.check_importable(config.model)
     aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
     if config.model.pretrained:
         models.check_weights(config.model.pretrained)
@@ -307,8 +312,12 @@ def predict(
     return diagnoses
 
 
-def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
+def checked(config: ConfigDict | ExperimentConfig, model: Any = None) -> ExperimentConfig:
     """The checked form of `config`, see `primia_jax.config`.
+
+    Args:
+      config: what is checked.
+      model: a class or function that `config.model.name` shall name instead; or None.
 
     Raises:
       ConfigError: if it is no configuration, or a value in it is not allowed.
@@ -320,6 +329,9 @@ def checked(config: ConfigDict | ExperimentConfig) -> ExperimentConfig:
         )
     if not isinstance(config, ExperimentConfig):
         config = from_config_dict(ExperimentConfig, config)
+    if model is not None:
+        name = objects.reference_to(model, "model")
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
     return settled(config)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from primia_jax.core import objects
 from primia_jax.errors import ConfigError
 
 Section = TypeVar("Section")
@@ -27,12 +28,17 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     is_path: bool = False,
+    custom: bool = False,
 ) -> Any:
     """A field of a section: default, meaning, and which values it may take (inclusive).
 
-    In a path (`is_path`) a leading `~` is expanded.
+    In a path (`is_path`) a leading `~` is expanded. With `custom` a user's own `module:object`
+    is allowed beside the choices.
     """
-    metadata = {"doc": doc, "choices": choices, "low": low, "high": high, "is_path": is_path}
+    metadata = {
+        "doc": doc, "choices": choices, "low": low, "high": high, "is_path": is_path,
+        "custom": custom,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,10 +118,14 @@ def _unknown_key(where: str, key: str, known: list[str]) -> str:
 def _checked(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
     value = _coerced(value, hint, where)
     choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
+    if metadata.get("custom") and objects.is_reference(value):
+        objects.check_reference(value, f"config.{where}")
+        return value
     if choices is not None and value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
         extra = f" (did you mean '{near[0]}'?)" if near else ""
-        allowed = " | ".join(str(c) for c in choices)
+        more = ("module:object",) if metadata.get("custom") else ()
+        allowed = " | ".join(str(c) for c in (*choices, *more))
         raise ConfigError(f"config.{where} = {value!r}: allowed are {allowed}{extra}")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):

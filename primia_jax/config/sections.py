@@ -116,7 +116,10 @@ class ModelConfig:
     """The network."""
 
     name: str = setting(
-        "resnet18", "architecture", choices=("resnet18", "resnet34", "vgg16", "simple", "unet")
+        "resnet18",
+        "architecture, or `module:object` of your own (docs/own_parts.md)",
+        choices=("resnet18", "resnet34", "vgg16", "simple", "unet"),
+        custom=True,
     )
     stem: str = setting(
         "imagenet", "of resnets: 7×7/2 and pooling, or 3×3", choices=("imagenet", "small")

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from primia_jax.config.sections import ExperimentConfig
+from primia_jax.core import objects
 from primia_jax.core.names import user_path
 from primia_jax.errors import ConfigError
 
@@ -28,6 +29,11 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
     """
     config = _with_homes(_with_masks(config))
     fed, data, runtime = config.federated, config.data, config.runtime
+    if objects.is_reference(config.model.name) and config.model.pretrained:
+        raise ConfigError(
+            "config.model.pretrained: torchvision's names fit the networks of this package, not "
+            f"{config.model.name!r}; leave it empty"
+        )
     if fed.mode == "federated_secure":
         _check_participants(fed.hospitals, config.secure_aggregation.min_participants)
     if fed.batch_norm == "fedbn" and config.model.norm != "batch":
@@ -95,7 +101,8 @@ def _with_masks(config: ExperimentConfig) -> ExperimentConfig:
       ConfigError: if the network's outputs are not those of the task.
     """
     segments = config.task == "segmentation"
-    if segments != (config.model.name == "unet"):
+    custom = objects.is_reference(config.model.name)  # whose outputs its party checks
+    if not custom and segments != (config.model.name == "unet"):
         better = "'unet'" if segments else "another, or config.task to 'segmentation'"
         raise ConfigError(
             f"config.model.name = {config.model.name!r} does not fit config.task = "

@@ -20,6 +20,7 @@ from primia_jax.config import (
     from_config_dict,
     to_plain,
 )
+from primia_jax.core import objects
 from primia_jax.core.storage import read_json, write_json
 from primia_jax.data import make_test_plan
 from primia_jax.errors import ConfigError, ProtocolError
@@ -114,12 +115,14 @@ class Description:
         return {"description": np.frombuffer(json.dumps(self.to_plain()).encode(), np.uint8)}
 
 
-def received(message: Any, mpc: MpcConfig) -> Description:
+def received(message: Any, mpc: MpcConfig, network: str = "") -> Description:
     """The description in a message of the model owner.
 
     Args:
       message: see `Description.message`.
       mpc: how this party computes; the model owner must say the same.
+      network: `config.model.name` of this party. A network of somebody's own module must be the
+        one named here: a description has nothing else imported.
 
     Raises:
       ProtocolError: if it is no description, or of another way to compute.
@@ -134,6 +137,12 @@ def received(message: Any, mpc: MpcConfig) -> Description:
     if description.mpc != mpc:
         raise ProtocolError(
             "the model owner describes a computation by another config.mpc than this party's"
+        )
+    name = description.model.name
+    if objects.is_reference(name) and name != network:
+        raise ProtocolError(
+            f"the model owner describes its own network {name!r}, and config.model.name = "
+            f"{network!r} of this party names another; set it to that if you trust the module"
         )
     return description
 

@@ -70,6 +70,7 @@ class DataOwner:
     data: DataConfig
     mpc: MpcConfig
     run: str = ""
+    network: str = ""  # `config.model.name`
     description: Description | None = None
     party: Any = None  # its state in the protocol
     names: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class CryptoProvider:
     """The crypto provider, which has neither images nor a model."""
 
     mpc: MpcConfig
+    network: str = ""  # `config.model.name`
     description: Description | None = None
     party: Any = None
 
@@ -119,11 +121,14 @@ def party_makers(
       folder: the data owner's.
       run: names this run.
     """
-    data_owner = functools.partial(DataOwner, folder, input_path, config.data, config.mpc, run)
+    network = config.model.name
+    data_owner = functools.partial(
+        DataOwner, folder, input_path, config.data, config.mpc, run, network
+    )
     return {
         DATA_OWNER: data_owner,
         MODEL_OWNER: functools.partial(_make_owner, config, workdir),
-        CRYPTO_PROVIDER: functools.partial(CryptoProvider, config.mpc),
+        CRYPTO_PROVIDER: functools.partial(CryptoProvider, config.mpc, network),
     }
 
 
@@ -159,7 +164,7 @@ def _describe(owner: ModelOwner) -> Steps:
 
 
 def _prepare(provider: CryptoProvider) -> Steps:
-    description = received((yield Receive(MODEL_OWNER)), provider.mpc)
+    description = received((yield Receive(MODEL_OWNER)), provider.mpc, provider.network)
     party = description.protocol.provider(description.circuit())
     return dataclasses.replace(provider, description=description, party=party), None
 
@@ -181,7 +186,7 @@ def _read(owner: DataOwner) -> Steps:
     if not pathlib.Path(owner.input_path).expanduser().exists():
         raise DataError(f"input {owner.input_path}: no such file or folder")
     storage.move_aside(owner.folder, (FILE, MASKS, ERRORS))
-    description = received((yield Receive(MODEL_OWNER)), owner.mpc)
+    description = received((yield Receive(MODEL_OWNER)), owner.mpc, owner.network)
     circuit = description.circuit()
     with _confidential(owner, f"input {owner.input_path}: no image can be used"):
         try:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from primia_jax import tasks
+from primia_jax import models, tasks
 from primia_jax.config import ExperimentConfig
 from primia_jax.core.identity import Credentials
 from primia_jax.data import Dataset
@@ -127,10 +127,15 @@ def make_hospital(
     train: Dataset,
     validation: Dataset,
 ) -> Hospital:
-    """The state of hospital number `index` before anything was exchanged."""
+    """The state of hospital number `index` before anything was exchanged.
+
+    Raises:
+      ConfigError: if a user's own network does not keep to the contract.
+    """
     mu = rules.make(config.federated).proximal_mu
     task = tasks.make(config, tasks.classes(config, train))
     learner = local_training.make_learner(config, task, mu)
+    models.check(learner.module, config, task.n_outputs, task.spatial)
     return Hospital(
         hospitals[index], index, hospitals, hospitals, config, train, validation, learner
     )

@@ -91,7 +91,8 @@ def _learner(
 def template(module: nn.Module, image_size: int, channels: int) -> dict[str, Any]:
     """Shapes and types of the network's variables."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    return dict(jax.eval_shape(module.init, jax.random.key(0), image))
+    init = functools.partial(module.init, train=False)
+    return dict(jax.eval_shape(init, jax.random.key(0), image))
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

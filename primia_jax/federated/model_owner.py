@@ -71,8 +71,11 @@ def make_owner(
 
     Raises:
       CheckpointError: if pretrained weights do not fit the network.
+      ConfigError: if a user's own network does not keep to the contract.
     """
-    learner = local_training.make_learner(config, tasks.make(config, class_names))
+    task = tasks.make(config, class_names)
+    learner = local_training.make_learner(config, task)
+    models.check(learner.module, config, task.n_outputs, task.spatial)
     initial = models.init(
         learner.module,
         jax.random.key(config.seed),

@@ -50,7 +50,7 @@ def load_torch(
     tensors = read_tensors(path)
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     flat = traverse_util.flatten_dict(variables)
-    head = HEADS[config.name]
+    head = _head(config)
     names = {leaf: _torch_name(leaf) for leaf in flat}
     head_names = {name for leaf, name in names.items() if head in leaf}
     fresh_head = _classes(tensors, head_names) not in (None, n_classes)
@@ -80,6 +80,20 @@ def load_torch(
     return traverse_util.unflatten_dict(loaded)
 
 
+def _head(config: ModelConfig) -> str:
+    """The last layer of a network with torchvision's names.
+
+    Raises:
+      CheckpointError: if the network has no such names.
+    """
+    if config.name not in HEADS:
+        raise CheckpointError(
+            f"config.model.name = {config.name!r} has no torchvision names: no file of weights can "
+            "be read into it; name the folder of a run"
+        )
+    return HEADS[config.name]
+
+
 def _torch_name(leaf: Path) -> str:
     """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
     *modules, kind = leaf[1:]
@@ -95,7 +109,7 @@ def classes_in(path: str, config: ModelConfig) -> int | None:
     Raises:
       CheckpointError: if the file cannot be read.
     """
-    head = HEADS[config.name].replace("_", ".")
+    head = _head(config).replace("_", ".")
     return _classes(read_tensors(path), {f"{head}.weight", f"{head}.bias"})
 
 

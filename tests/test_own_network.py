@@ -1,0 +1,75 @@
+"""A network of a user's own module from training to encrypted diagnosis, and the example."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import primia_jax
+from primia_jax.encrypted import description
+from primia_jax.errors import CheckpointError, ConfigError, ProtocolError
+from primia_jax.experiment import checked
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests" / "models")]
+
+import own_network  # noqa: E402
+import own_networks  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The example: batch norm, secure sums."""
+    return own_network.main(str(tmp_path_factory.mktemp("example")))
+
+
+def test_the_example_trains_resumes_and_is_evaluated(run):
+    config = own_network.get_config()
+    assert '"own_network:SmallNet"' in (run.workdir / "config.json").read_text()
+    again = primia_jax.train(config, run.workdir, resume=True)
+    assert again.metrics == run.metrics
+    assert primia_jax.evaluate(config, run.workdir) == run.metrics["test"]
+
+
+def test_an_encrypted_diagnosis_is_that_in_the_clear(run, tmp_path):
+    config = own_network.get_config()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    clear = primia_jax.predict(config, run.workdir, tmp_path / "image.png")
+    done = primia_jax.predict_encrypted(config, run.workdir, tmp_path / "image.png")
+    secret = primia_jax.read_predictions(done.folder)
+    np.testing.assert_allclose(secret.probabilities, clear.probabilities, atol=0.005)
+
+
+def test_a_description_has_no_module_imported_that_its_reader_does_not_name(run):
+    config = checked(own_network.get_config())
+    message = description.describe(config, run.workdir).message()
+    assert description.received(message, config.mpc, config.model.name).model == config.model
+    with pytest.raises(ProtocolError, match=r"own_network:SmallNet'.*set it to that if you trust"):
+        description.received(message, config.mpc, "resnet18")
+
+
+@pytest.mark.parametrize("mode", ("local", "federated", "federated_secure"))
+def test_a_network_as_an_object_trains_in_every_mode(mode, tmp_path):
+    config = own_network.get_config()
+    config.model.name = "resnet18"
+    config.federated.mode = mode
+    config.federated.rounds = 1
+    result = primia_jax.train(config, tmp_path, model=own_networks.Plain, judge=False)
+    assert result.metrics["model"] == "own_networks:Plain"
+    with pytest.raises(CheckpointError, match=r"--config\.model\.name=own_networks:Plain"):
+        primia_jax.evaluate(config, tmp_path)
+
+
+def test_a_network_that_no_party_can_import_is_refused_before_the_start(tmp_path):
+    config = own_network.get_config()
+    with pytest.raises(ConfigError, match="top level of a module"):
+        primia_jax.train(config, tmp_path, model=lambda n_classes: None)
+    config.model.name = "no_such_module:Net"
+    with pytest.raises(ConfigError, match="no module 'no_such_module' in process"):
+        primia_jax.train(config, tmp_path)
+    config.model.name = "own_networks:one_more"
+    with pytest.raises(ConfigError, match=r"own_networks:one_more': gives float32 \[2, 4\]"):
+        primia_jax.train(config, tmp_path)
