@@ -18,7 +18,7 @@ from primia_jax.config import ExperimentConfig, to_config_dict
 
 
 class SmallNet(nn.Module):
-    """Two convolutions with batch norm, then the mean over the image."""
+    """A convolution with batch norm, then the mean over the image."""
 
     n_classes: int
     width: int = 8  # given `config.model.width`
@@ -26,11 +26,8 @@ class SmallNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """[n h w c] float32 -> logits [n k]."""
-        x = images
-        for layer in range(2):
-            x = nn.Conv(self.width * 2**layer, (3, 3), strides=(2, 2), use_bias=False)(x)
-            x = nn.BatchNorm(use_running_average=not train)(x)
-            x = nn.relu(x)
+        x = nn.Conv(self.width, (3, 3), strides=(2, 2), use_bias=False)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
         return nn.Dense(self.n_classes)(x.mean((1, 2)))
 
 

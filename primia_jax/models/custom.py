@@ -99,8 +99,11 @@ def check(module: nn.Module, config: ExperimentConfig, n_outputs: int, spatial: 
         ) from None
     except Exception as error:
         raise _refusal(model, f"{given} with train=True fail with {_described(error)}") from None
-    if jax.tree.structure(updated) != jax.tree.structure({k: variables[k] for k in rest}):
-        raise _refusal(model, "adds or drops variables in training; they must stay as `init` made")
+    before = {name: variables[name] for name in rest}
+    if _shapes(updated) != _shapes(before):
+        raise _refusal(
+            model, "adds or drops variables in training; they must stay as `init` makes them"
+        )
 
 
 def _check_variables(variables: dict[str, Any], config: ExperimentConfig) -> None:
@@ -140,6 +143,12 @@ def _check_variables(variables: dict[str, Any], config: ExperimentConfig) -> Non
             "has no batch norm, which config.federated.batch_norm = 'fedbn' needs; set that to "
             "'pooled'",
         )
+
+
+def _shapes(tree: Any) -> list[tuple[str, Any]]:
+    """(path, shape) of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
+    return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves]
 
 
 def _described(error: Exception) -> str:
