@@ -88,10 +88,14 @@ def _check_kind(dataset: pydicom.Dataset) -> None:
 def _check_not_blank(levels: np.ndarray, padding: np.ndarray | None) -> None:
     """ImageError for an image without any difference, which a network would diagnose all the same.
 
-    Windows far off the pixel values and padding ranges that hold all of them make such images.
+    Windows far off the pixel values and padding ranges that hold all of them make such images. One
+    grey level beside padding is a picture, unless it is black or white: a window made it so.
     """
     shown = levels if padding is None else levels[~padding]
-    if levels.size > 1 and (not shown.size or shown.min() == shown.max()):
+    limits = (0, np.iinfo(levels.dtype).max)
+    uniform = not shown.size or shown.min() == shown.max()
+    cut_off = not 0 < shown.size < levels.size or shown.flat[0] in limits
+    if levels.size > 1 and uniform and cut_off:
         raise ImageError(
             "all pixels are padding or shown in one grey level: there is nothing to see; check "
             "window, padding and pixel data"

@@ -207,6 +207,19 @@ def test_a_blank_image_is_refused(tmp_path, attributes):
         shown(save_dicom(tmp_path / "a", RAMP, **attributes))
 
 
+def test_one_grey_level_beside_padding_is_a_picture(tmp_path):
+    values = np.full_like(RAMP, 2000)
+    values[:, :2] = 0
+    film = save_dicom(tmp_path / "a", values, PixelPaddingValue=0)
+    pixels = shown(film)
+    assert not pixels[:, :2].any() and pixels[:, 2:].all()
+    far = save_dicom(
+        tmp_path / "b", values, PixelPaddingValue=0, WindowCenter="90000", WindowWidth="10"
+    )
+    with pytest.raises(ImageError, match="one grey level"):
+        shown(far)
+
+
 def test_one_pixel(tmp_path):
     with pytest.raises(ImageError, match="only 1x1"):
         shown(save_dicom(tmp_path / "a", RAMP[:1, :1]))
