@@ -1,5 +1,6 @@
 """A network of a user's own module from training to encrypted diagnosis, and the example."""
 
+import functools
 import pathlib
 import sys
 
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 import primia_jax
+from primia_jax.core import objects
 from primia_jax.encrypted import description
 from primia_jax.errors import CheckpointError, ConfigError, ProtocolError
 from primia_jax.experiment import checked
+from primia_jax.runtime.ray_driver import RayDriver
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests" / "models")]
@@ -73,3 +76,14 @@ def test_a_network_that_no_party_can_import_is_refused_before_the_start(tmp_path
     config.model.name = "own_networks:one_more"
     with pytest.raises(ConfigError, match=r"own_networks:one_more': gives float32 \[2, 4\]"):
         primia_jax.train(config, tmp_path)
+
+
+def test_an_actor_without_the_module_is_named_and_is_sent_no_code(
+    ray_cluster, tmp_path, monkeypatch
+):
+    (tmp_path / "only_here.py").write_text("def net(n_classes):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = objects.reference_to(objects.load("only_here:net", "model"), "model")
+    maker = functools.partial(objects.load, name, "config.model.name")
+    with pytest.raises(ConfigError, match=r"hospital_1: .*no module 'only_here' in process \d+"):
+        RayDriver({"hospital_1": maker})
