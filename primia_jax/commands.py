@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from primia_jax import encrypted, experiment, judging, predictions, tasks
+from primia_jax import encrypted, experiment, exporting, judging, predictions, tasks
 from primia_jax.campaigns import audit as auditing
 from primia_jax.campaigns import latency, tuning
 from primia_jax.campaigns import study as paper_study
@@ -82,6 +82,11 @@ def predict(config: ExperimentConfig, workdir: str, input_path: str) -> Diagnose
     _print_predictions(table)
     print(f"written: {pathlib.Path(workdir) / predictions.FILE}")
     return table
+
+
+def export(workdir: str, kind: exporting.Format) -> None:
+    """--mode=export."""
+    print(f"written: {exporting.export(workdir, kind)}")
 
 
 def predict_encrypted(

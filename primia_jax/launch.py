@@ -4,6 +4,7 @@ python -m primia_jax.launch --config=configs/NAME.py [--config.KEY=VALUE …]
     --mode=train|evaluate|predict|demo|benchmark|tune|audit|study --workdir=DIR
     [--input=FILE|FOLDER] [--encrypted] [--checkpoint=FOLDER|FILE] [--resume]
     [--ray_address=HOST:PORT]
+python -m primia_jax.launch --mode=export --workdir=DIR [--format=safetensors|orbax]
 python -m primia_jax.launch --mode=status [--workdir=DIR]
 """
 
@@ -31,7 +32,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the experim
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ("train", "evaluate", "predict", "demo", "benchmark", "tune", "audit", "study", "status"),
+    (
+        *("train", "evaluate", "predict", "export", "demo"),
+        *("benchmark", "tune", "audit", "study", "status"),
+    ),
     "What to do.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
@@ -48,6 +52,12 @@ _RESUME = flags.DEFINE_bool(
     "resume",
     False,
     "train: go on from the last complete round. Other modes: keep what was found or trained.",
+)
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    None,
+    ("safetensors", "orbax"),
+    "export: a file of tensors (the default), or a folder that Orbax reads.",
 )
 _RAY = flags.DEFINE_string(
     "ray_address",
@@ -76,6 +86,11 @@ def main(arguments: Sequence[str]) -> None:
     workdir, input_path = _WORKDIR.value or "", _INPUT.value or ""
     if _MODE.value == "status":
         _show_status(workdir)
+        return
+    if _FORMAT.value and _MODE.value != "export":
+        raise ConfigError(f"--format goes with --mode=export, not --mode={_MODE.value}")
+    if _MODE.value == "export":
+        _export(workdir)
         return
     if _CONFIG.value is None or not workdir:
         raise ConfigError(
@@ -131,6 +146,16 @@ def main(arguments: Sequence[str]) -> None:
         ),
     }
     modes[_MODE.value]()
+
+
+def _export(workdir: str) -> None:
+    """Exports the model of the run in `workdir`, whose own configuration says what it is."""
+    if not workdir:
+        raise ConfigError("--mode=export needs --workdir, the folder of a run")
+    environment.set_up_process(None)
+    from primia_jax import commands  # brings JAX in, which must find its environment set
+
+    commands.export(workdir, "orbax" if _FORMAT.value == "orbax" else "safetensors")
 
 
 def _show_status(workdir: str) -> None:

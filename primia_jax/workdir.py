@@ -29,12 +29,13 @@ from primia_jax.federated.aggregation import PROVIDER
 from primia_jax.federated.checkpoints import Progress
 
 CONFIG = "config.json"
+EXPORTS = {"safetensors": "model.safetensors", "orbax": "model_orbax"}  # by kind
 _OWN = (
     "config.json", "metrics.json", "rounds.jsonl", "timing.json", "report.html",
     "evaluation.json", "predictions.csv", "masks", "tensorboard", "checkpoints", "sites", "films",
     "data.json", "encrypted.json", "trace.json", "trace.png", "status.json", "mlflow.json",
     "audit.json", "audit.html", "audit", "study.db", "search.json", "trials", "best_config.py",
-    credentials.IDENTITIES, PROVIDER, "data_owner",
+    credentials.IDENTITIES, PROVIDER, "data_owner", *EXPORTS.values(),
 )  # fmt: skip
 _LISTED = 20  # files that a refusal names
 _FREE = credentials.FREE_SECTIONS  # that a resumed run may change

@@ -1,19 +1,26 @@
 """A trained model, loaded and exported: it answers as `--mode=predict` does."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import primia_jax
 from primia_jax import models, tasks
 from primia_jax.config import ExperimentConfig, to_config_dict, to_plain
+from primia_jax.config.sections import ModelConfig
+from primia_jax.core.arrays import read_tensors
 from primia_jax.core.storage import write_json
 from primia_jax.data import read_inputs
-from primia_jax.errors import CheckpointError, DataError
+from primia_jax.errors import CheckpointError, ConfigError, DataError
 from primia_jax.experiment import checked
 from primia_jax.federated import checkpoints
 from primia_jax.federated.local_training import Statistics
+from primia_jax.models.torch_import import to_torch
 
 CLASSES = ("normal", "bacterial", "viral")
 SIDE = 16
@@ -104,3 +111,66 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_refused_in_one_line(tmp_pa
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read") as error:
         primia_jax.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+NETWORKS = [("simple", {}), ("resnet18", {"stem": "small"}), ("vgg16", {"norm": "none"})]
+
+
+@pytest.mark.parametrize(("name", "options"), NETWORKS)
+def test_torch_names_read_again_give_the_same_variables(tmp_path, name, options):
+    """Bit for bit; the input of VGG's dense layer has an order of its own."""
+    config = ModelConfig(name=name, width=4, **options)
+    module = models.build(config, 3)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 1), np.float32)
+    draws = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda s: draws.random(s.shape, np.float32), shapes)
+    save_file(to_torch(config, variables), tmp_path / "model.safetensors")
+    blank = jax.tree.map(np.zeros_like, variables)
+    again = models.load_torch(str(tmp_path / "model.safetensors"), config, 3, blank)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_exported_file_is_read_by_the_importer_and_gives_the_same_logits(run):
+    folder = run[1]
+    path = primia_jax.export(folder)
+    assert path == folder / "model.safetensors" and path.stat().st_mode & 0o777 == 0o600
+    model = primia_jax.load(folder)
+    blank = jax.tree.map(np.zeros_like, model.variables)
+    again = models.load_torch(str(path), model.config, 3, blank)
+    x = model.preprocess(grey())
+    apply = jax.jit(model.module.apply)
+    np.testing.assert_array_equal(apply(again, x), apply(model.variables, x))
+    tensors, facts = read_tensors(path)
+    assert tensors["conv1.weight"].shape == (4, 1, 3, 3)
+    assert facts["names"] == "torchvision" and facts["task"] == "classification"
+    assert json.loads(facts["class_names"]) == list(CLASSES)
+    assert json.loads(facts["preprocessing"]) == dataclasses.asdict(model.preprocessing)
+    assert json.loads(facts["model"])["width"] == 4
+
+
+def test_network_without_torch_names_is_exported_by_flax_paths(tmp_path):
+    make_run(tmp_path, "unet", "segmentation")
+    tensors, facts = read_tensors(primia_jax.export(tmp_path))
+    assert facts["names"] == facts["format"] == "flax" and facts["task"] == "segmentation"
+    variables = primia_jax.load(tmp_path).variables
+    kernel = variables["params"]["down0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(tensors["params/down0/conv1/kernel"], kernel)
+    assert len(tensors) == len(jax.tree.leaves(variables))
+
+
+def test_export_of_an_unknown_kind_is_refused_in_one_line(run):
+    with pytest.raises(ConfigError, match="'onnx'; take one of safetensors, orbax"):
+        primia_jax.export(run[1], "onnx")
+
+
+def test_orbax_reads_the_exported_folder(run):
+    from orbax import checkpoint
+
+    path = primia_jax.export(run[1], "orbax")
+    assert primia_jax.export(run[1], "orbax") == path  # in place of the first
+    assert all(each.stat().st_mode & 0o077 == 0 for each in (path, *path.rglob("*")))
+    with checkpoint.StandardCheckpointer() as reader:
+        variables, facts = reader.restore(path), reader.metadata(path).custom_metadata
+    jax.tree.map(np.testing.assert_array_equal, variables, primia_jax.load(run[1]).variables)
+    assert json.loads(facts["class_names"]) == list(CLASSES)

@@ -59,6 +59,8 @@ def launch(*arguments, **options):
         ),
         (["--ray_address=127.0.0.1:1"], 5, ["127.0.0.1:1"]),
         (["--mode=evaluate"], 4, ["no checkpoint"]),
+        (["--mode=export"], 4, ["no checkpoint"]),
+        (["--format=orbax"], 2, ["--format goes with --mode=export, not --mode=train"]),
         (["--mode=audit"], 4, ["no run to attack", "--config.federated.record_updates=true"]),
         (
             ["--mode=benchmark", "--config.latency_study.networks=lent"],

@@ -77,7 +77,7 @@ def save(
             with futures.ThreadPoolExecutor(1) as beside:
                 beside.submit(_prune, folder, (round_number, *keep))
                 for name, tree in trees.items():
-                    write_tensors(_file(partial, name), _by_path(tree))
+                    write_tensors(_file(partial, name), by_path(tree))
     except (OSError, StorageError) as error:
         raise StorageError(
             f"checkpoint of round {round_number} could not be written below {folder} "
@@ -126,8 +126,8 @@ def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / f"{name}.safetensors"
 
 
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
-    """The arrays of a tree, laid out as their file is."""
+def by_path(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of a tree by path (`params/conv1/kernel`), laid out as their file is."""
     leaves = jax.tree.leaves_with_path(tree)
     arrays = {_path(path): np.asarray(leaf, order="C") for path, leaf in leaves}
     assert len(arrays) == len(leaves), "two arrays of the same path"

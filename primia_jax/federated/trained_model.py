@@ -94,6 +94,11 @@ class TrainedModel:
         return images.reshape(*shape, 1)
 
     @property
+    def task_name(self) -> str:
+        """Name of the task (`config.task`)."""
+        return next(name for name, kind in tasks.TASKS.items() if isinstance(self.task, kind))
+
+    @property
     def module(self) -> nn.Module:
         """The network; it takes preprocessed images."""
         return self.learner.module
