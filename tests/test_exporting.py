@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -157,6 +158,18 @@ def test_network_without_torch_names_is_exported_by_flax_paths(tmp_path):
     kernel = variables["params"]["down0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(tensors["params/down0/conv1/kernel"], kernel)
     assert len(tensors) == len(jax.tree.leaves(variables))
+
+
+def test_own_network_is_loaded_and_exported_by_flax_paths(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parent / "models")
+    make_run(tmp_path, "own_networks:Plain")
+    model = primia_jax.load(tmp_path)
+    x = model.preprocess(grey())
+    logits = model.module.apply(model.variables, x, train=False)
+    np.testing.assert_allclose(model(grey()), jax.nn.softmax(logits), atol=1e-5)
+    tensors, facts = read_tensors(primia_jax.export(tmp_path))
+    assert facts["names"] == "flax" and json.loads(facts["model"])["name"] == "own_networks:Plain"
+    assert "params/Dense_0/kernel" in tensors
 
 
 def test_export_of_an_unknown_kind_is_refused_in_one_line(run):

@@ -42,7 +42,7 @@ class Preprocessing:
 class TrainedModel:
     """A network ready to diagnose: `model(images)` gives what `--mode=predict` writes.
 
-    `module.apply(variables, preprocess(images))` gives its logits.
+    `module.apply(variables, preprocess(images), train=False)` gives its logits.
 
     Attributes:
       learner: the compiled functions of the network.
