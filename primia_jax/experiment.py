@@ -44,7 +44,7 @@ from primia_jax.reporting.report import write_report
 from primia_jax.rounds import Phases, absences, scored, train_rounds
 from primia_jax.runtime import Driver, Link, LocalDriver
 from primia_jax.tasks import Evaluation, Inputs
-from primia_jax.tasks.task import Diagnoses
+from primia_jax.tasks.task import LOSS, Diagnoses
 from primia_jax.watch.heartbeat import only_writer
 from primia_jax.watch.watch import Watch
 from primia_jax.workdir import CONFIG, Workdir, check_begun, recorded_config
@@ -94,6 +94,8 @@ def train(
     """
     config = checked(config, model)
     models.check_importable(config.model)
+    if objects.is_reference(config.training.loss):
+        objects.load(config.training.loss, LOSS)
     aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
     if config.model.pretrained:
         models.check_weights(config.model.pretrained)

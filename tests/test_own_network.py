@@ -4,11 +4,13 @@ import functools
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import primia_jax
+from primia_jax import models
 from primia_jax.core import objects
 from primia_jax.encrypted import description
 from primia_jax.errors import CheckpointError, ConfigError, ProtocolError
@@ -87,3 +89,40 @@ def test_an_actor_without_the_module_is_named_and_is_sent_no_code(
     maker = functools.partial(objects.load, name, "config.model.name")
     with pytest.raises(ConfigError, match=r"hospital_1: .*no module 'only_here' in process \d+"):
         RayDriver({"hospital_1": maker})
+
+
+def test_a_loss_of_ones_own_is_what_is_minimised(tmp_path):
+    config = own_network.get_config()
+    config.model.name = "own_networks:Plain"
+    config.federated.mode = "federated"
+    config.federated.rounds = 1
+    config.training.weight_decay = 0.0
+    ends = {}
+    for loss in ("task", "own_losses:focal", "own_losses:constant"):
+        config.training.loss = loss
+        primia_jax.train(config, tmp_path / loss, judge=False)
+        ends[loss] = primia_jax.load(tmp_path / loss).variables["params"]["Dense_0"]["kernel"]
+    fresh = primia_jax.load(tmp_path / "own_losses:constant")
+    start = models.init(fresh.module, jax.random.key(config.seed), 16, 1)["params"]["Dense_0"]
+    np.testing.assert_allclose(ends["own_losses:constant"], start["kernel"], rtol=1e-6)
+    assert not np.allclose(ends["own_losses:focal"], ends["own_losses:constant"])
+    assert not np.allclose(ends["own_losses:focal"], ends["task"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    (
+        ("absent", "has no 'absent'"),
+        ("summed", r"of shape \(\) for outputs \[2, 3\]; give float32 \[b\]"),
+        ("failing", r"with outputs \[2, 3\] it fails with ValueError: two "),
+    ),
+)
+def test_a_loss_that_breaks_the_contract_is_one_line(name, message, tmp_path):
+    config = own_network.get_config()
+    config.training.loss = f"own_losses:{name}"
+    with pytest.raises(ConfigError, match=rf"config\.training\.loss = .*{message}") as caught:
+        primia_jax.train(config, tmp_path)
+    assert "\n" not in str(caught.value)
+    config.training.label_smoothing = 0.1
+    with pytest.raises(ConfigError, match="label_smoothing = 0.1 belongs"):
+        primia_jax.train(config, tmp_path)

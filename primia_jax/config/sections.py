@@ -156,6 +156,12 @@ class TrainingConfig:
         5e-4, "L2 added to the gradient (adamw: decoupled)", low=0, high=1
     )
     class_weights: bool = setting(True, "weight the loss by securely summed class counts")
+    loss: str = setting(
+        "task",
+        "the task's, or `module:function` of your own (docs/own_parts.md)",
+        choices=("task",),
+        custom=True,
+    )
     label_smoothing: float = setting(0.0, "share given to all classes alike", low=0, high=0.9)
 
 

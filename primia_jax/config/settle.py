@@ -34,6 +34,12 @@ def settled(config: ExperimentConfig) -> ExperimentConfig:
             "config.model.pretrained: torchvision's names fit the networks of this package, not "
             f"{config.model.name!r}; leave it empty"
         )
+    if objects.is_reference(config.training.loss) and config.training.label_smoothing:
+        raise ConfigError(
+            f"config.training.label_smoothing = {config.training.label_smoothing:g} belongs to the "
+            "task's own loss; set it to 0, and smooth the targets in config.training.loss = "
+            f"{config.training.loss!r}"
+        )
     if fed.mode == "federated_secure":
         _check_participants(fed.hospitals, config.secure_aggregation.min_participants)
     if fed.batch_norm == "fedbn" and config.model.norm != "batch":

@@ -136,6 +136,7 @@ def make_hospital(
     task = tasks.make(config, tasks.classes(config, train))
     learner = local_training.make_learner(config, task, mu)
     models.check(learner.module, config, task.n_outputs, task.spatial)
+    task.check_loss(config.data.image_size)
     return Hospital(
         hospitals[index], index, hospitals, hospitals, config, train, validation, learner
     )

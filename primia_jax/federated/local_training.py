@@ -180,7 +180,7 @@ def _train_step(
         outputs, updated = module.apply(
             {"params": params, **rest}, inputs, train=True, mutable=list(rest)
         )
-        loss = task.loss(outputs, encoded, statistics.class_weights).mean()
+        loss = task.training_loss(outputs, encoded, statistics.class_weights).mean()
         if proximal_mu:
             gaps = jax.tree.map(lambda w, w0: jnp.sum((w - w0) ** 2), params, anchor)
             loss += 0.5 * proximal_mu * sum(jax.tree.leaves(gaps))

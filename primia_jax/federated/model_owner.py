@@ -76,6 +76,7 @@ def make_owner(
     task = tasks.make(config, class_names)
     learner = local_training.make_learner(config, task)
     models.check(learner.module, config, task.n_outputs, task.spatial)
+    task.check_loss(config.data.image_size)
     initial = models.init(
         learner.module,
         jax.random.key(config.seed),

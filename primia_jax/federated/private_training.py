@@ -158,7 +158,7 @@ def _parts(
             outputs, _ = learner.module.apply(
                 {"params": params, **rest}, image, train=True, mutable=list(rest)
             )
-            losses = task.loss(outputs, target, statistics.class_weights)
+            losses = task.training_loss(outputs, target, statistics.class_weights)
             return jnp.where(is_real, losses, 0.0).sum() / jnp.maximum(is_real.sum(), 1)
 
         def integers_of(image: Any, target: Any, is_real: Any) -> Any:

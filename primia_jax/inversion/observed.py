@@ -290,7 +290,7 @@ def _gradient(
             {"params": params, **rest}, inputs, train=training.train, mutable=list(rest)
         )
         of_classes = jnp.asarray(training.class_weights or (1.0,) * targets.shape[-1])
-        losses = training.task.loss(logits, targets, of_classes)
+        losses = training.task.training_loss(logits, targets, of_classes)
         return (weights * losses).mean(), updated
 
     gradient, updated = jax.grad(loss, has_aux=True)(params)

@@ -47,4 +47,5 @@ def check_classifies(config: ExperimentConfig, verb: str) -> None:
 
 def make(config: ExperimentConfig, class_names: tuple[str, ...]) -> Task:
     """The task of `config` with these classes."""
-    return TASKS[config.task](tuple(class_names), config.training.label_smoothing)
+    training = config.training
+    return TASKS[config.task](tuple(class_names), training.label_smoothing, training.loss)

@@ -15,8 +15,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from primia_jax.core import objects
 from primia_jax.data import Catalogue, Dataset
+from primia_jax.errors import ConfigError
 from primia_jax.evaluation.blocks import Figures
+
+LOSS = "config.training.loss"  # the option that names a user's own
 
 
 class Metric(NamedTuple):
@@ -92,10 +96,12 @@ class Task(abc.ABC):
     Attributes:
       class_names: k names, in the order of the network's outputs.
       label_smoothing: share of a target that is given to all classes alike.
+      own_loss: `module:function` of a user's loss, or "task" for `loss`.
     """
 
     class_names: tuple[str, ...]
     label_smoothing: float = 0.0
+    own_loss: str = "task"
 
     score: ClassVar[Metric]  # it chooses the round; larger is better
     headline: ClassVar[tuple[Metric, ...]]  # of `evaluate`, that a terminal shows
@@ -149,6 +155,45 @@ class Task(abc.ABC):
           targets: [b … k] as `encode` gives them, augmented.
           weights: [k] of the classes, mean 1 over the records.
         """
+
+    def training_loss(
+        self, outputs: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """[b] the loss that is minimised: `loss`, or a user's own in its place.
+
+        Raises:
+          ConfigError: if a user's own cannot be imported here, fails, or gives another shape.
+        """
+        if not objects.is_reference(self.own_loss):
+            return self.loss(outputs, targets, weights)
+        function = objects.load(self.own_loss, LOSS)
+        start = f"{LOSS} = {self.own_loss!r}:"
+        try:
+            losses = function(outputs, targets, weights)
+        except Exception as error:
+            raise ConfigError(
+                f"{start} with outputs {list(outputs.shape)} it fails with "
+                f"{type(error).__name__}: {objects.first_line(error)} (docs/own_parts.md)"
+            ) from None
+        shape, dtype = getattr(losses, "shape", None), getattr(losses, "dtype", None)
+        if shape != outputs.shape[:1] or dtype != outputs.dtype:
+            raise ConfigError(
+                f"{start} gives {dtype} of shape {shape} for outputs {list(outputs.shape)}; give "
+                "float32 [b], the loss of each example (docs/own_parts.md)"
+            )
+        return jax.numpy.asarray(losses)
+
+    def check_loss(self, image_size: int) -> None:
+        """Checks a user's own loss by shapes alone.
+
+        Raises:
+          ConfigError: see `training_loss`.
+        """
+        if objects.is_reference(self.own_loss):
+            pixels = (image_size, image_size) if self.spatial else ()
+            outputs = jax.ShapeDtypeStruct((2, *pixels, self.n_outputs), np.float32)
+            weights = jax.ShapeDtypeStruct((len(self.class_names),), np.float32)
+            jax.eval_shape(self.training_loss, outputs, outputs, weights)
 
     @abc.abstractmethod
     def predictions(self, outputs: jax.Array) -> jax.Array:
