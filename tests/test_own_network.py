@@ -124,5 +124,5 @@ def test_a_loss_that_breaks_the_contract_is_one_line(name, message, tmp_path):
         primia_jax.train(config, tmp_path)
     assert "\n" not in str(caught.value)
     config.training.label_smoothing = 0.1
-    with pytest.raises(ConfigError, match="label_smoothing = 0.1 belongs"):
+    with pytest.raises(ConfigError, match=r"label_smoothing = 0\.1 belongs"):
         primia_jax.train(config, tmp_path)
