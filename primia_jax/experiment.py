@@ -33,6 +33,7 @@ from primia_jax.federated import (
     credentials,
     privacy_statement,
     records,
+    rules,
     safety,
 )
 from primia_jax.federated.aggregation import OWNER
@@ -96,6 +97,8 @@ def train(
     models.check_importable(config.model)
     if objects.is_reference(config.training.loss):
         objects.load(config.training.loss, LOSS)
+    if objects.is_reference(config.federated.rule):
+        objects.load(config.federated.rule, rules.WHERE)
     aggregation.make(config, ("",) * config.federated.hospitals, of_models=True)  # or refuses
     if config.model.pretrained:
         models.check_weights(config.model.pretrained)

@@ -126,3 +126,15 @@ def test_a_loss_that_breaks_the_contract_is_one_line(name, message, tmp_path):
     config.training.label_smoothing = 0.1
     with pytest.raises(ConfigError, match=r"label_smoothing = 0\.1 belongs"):
         primia_jax.train(config, tmp_path)
+
+
+def test_a_rule_of_ones_own_trains_under_secure_sums_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "federated")
+    config = own_network.get_config()
+    config.federated.rule = "own_rules:momentum"
+    config.model.name = "own_networks:Plain"
+    whole = primia_jax.train(config, tmp_path / "whole", judge=False)
+    primia_jax.train(config, tmp_path / "cut", judge=False, on_round=lambda line: False)
+    assert primia_jax.train(config, tmp_path / "cut", judge=False, resume=True).metrics == (
+        whole.metrics
+    )

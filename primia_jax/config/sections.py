@@ -198,7 +198,10 @@ class FederatedConfig:
     sync_every: int = setting(1, "local steps or epochs a round", low=1)
     sync_unit: str = setting("epochs", "unit of `sync_every`", choices=("steps", "epochs"))
     rule: str = setting(
-        "fedavg", "aggregation rule", choices=("fedavg", "fedprox", "fedadam", "fedyogi")
+        "fedavg",
+        "aggregation rule, or `module:object` of your own (docs/own_parts.md)",
+        choices=("fedavg", "fedprox", "fedadam", "fedyogi"),
+        custom=True,
     )
     robust: str = setting(
         "none",

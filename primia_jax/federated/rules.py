@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from primia_jax.config import FederatedConfig
+from primia_jax.core import objects
+from primia_jax.errors import ConfigError
 
+WHERE = "config.federated.rule"
 _BETA1, _BETA2 = 0.9, 0.99  # Reddi et al. 2021, section 5
 
 
@@ -39,7 +42,9 @@ class Moments(NamedTuple):
 
 
 def make(config: FederatedConfig) -> Rule:
-    """The rule that `config.rule` names."""
+    """The rule that `config.rule` names; a user's own is imported by those alone who apply it."""
+    if objects.is_reference(config.rule):
+        return _custom(config)
     if config.rule in ("fedadam", "fedyogi"):
         return _adaptive(config.server_learning_rate, config.server_tau, config.rule == "fedyogi")
     return Rule(
@@ -47,6 +52,35 @@ def make(config: FederatedConfig) -> Rule:
         apply=lambda state, params, average: (tuple(a.astype(np.float32) for a in average), state),
         proximal_mu=config.proximal_mu if config.rule == "fedprox" else 0.0,
     )
+
+
+def _custom(config: FederatedConfig) -> Rule:
+    """A user's own rule, whose results are checked."""
+    start = f"{WHERE} = {config.rule!r}:"
+
+    def call(position: int, *arguments: Any) -> Any:
+        factory = objects.load(config.rule, WHERE)
+        try:
+            return tuple(factory(config))[position](*arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"{start} fails with {type(error).__name__}: {objects.first_line(error)} "
+                "(docs/own_parts.md)"
+            ) from None
+
+    def apply(state: Any, params: Params, average: Params) -> tuple[Params, Any]:
+        average = tuple(vector.astype(np.float32) for vector in average)
+        result = call(1, state, params, average)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ConfigError(f"{start} apply must return (params, state) (docs/own_parts.md)")
+        new = tuple(np.asarray(vector, np.float32) for vector in result[0])
+        if [vector.shape for vector in new] != [vector.shape for vector in params]:
+            raise ConfigError(
+                f"{start} apply gives vectors of other lengths than it is given (docs/own_parts.md)"
+            )
+        return new, result[1]
+
+    return Rule(lambda params: call(0, params), apply)
 
 
 def _adaptive(learning_rate: float, tau: float, yogi: bool) -> Rule:

@@ -1,9 +1,12 @@
 """Aggregation rules against their papers' formulas."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from primia_jax.config import FederatedConfig
+from primia_jax.errors import ConfigError
 from primia_jax.federated import rules
 
 W0 = (np.asarray([1.0, -2.0, 0.5], np.float32), np.asarray([3.0], np.float32))
@@ -45,3 +48,28 @@ def test_where_all_agree_nothing_moves(name):
     new, _ = rule.apply(rule.init(W0), W0, tuple(w.astype(np.float64) for w in W0))
     for leaf, start in zip(new, W0, strict=True):
         np.testing.assert_array_equal(leaf, start)
+
+
+def test_a_rule_of_ones_own_keeps_its_state(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parent)
+    rule = rules.make(FederatedConfig(rule="own_rules:momentum"))
+    params, average = (np.zeros(2, np.float32),), (np.ones(2, np.float32),)
+    state = rule.init(params)
+    params, state = rule.apply(state, params, average)
+    np.testing.assert_array_equal(params[0], 1)
+    params, state = rule.apply(state, params, average)
+    np.testing.assert_allclose(params[0], 1.9)
+    assert params[0].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    (("shorter", "vectors of other lengths"), ("failing", "ValueError: two "), ("no", "has no")),
+)
+def test_a_broken_rule_is_one_line(name, message, monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parent)
+    rule = rules.make(FederatedConfig(rule=f"own_rules:{name}"))  # hospitals import nothing
+    params = (np.zeros(2, np.float32), np.zeros(3, np.float32))
+    with pytest.raises(ConfigError, match=f"own_rules:{name}.*{message}") as caught:
+        rule.apply(rule.init(params), params, params)
+    assert "\n" not in str(caught.value)
