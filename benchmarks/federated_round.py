@@ -37,7 +37,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.flags import at_least  # noqa: E402
-from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
 from primia_jax.federated import checkpoints, hospital_state, local_training  # noqa: E402
 from primia_jax.federated.federation import Federation  # noqa: E402
@@ -51,7 +51,7 @@ HOSPITALS, BATCH = 3, 16
 
 def experiment(mode: str, steps: int) -> ExperimentConfig:
     """The configuration that is timed."""
-    return settled(
+    return resolved(
         from_config_dict(
             ExperimentConfig,
             {

@@ -24,7 +24,7 @@ from primia_jax import environment
 environment.set_up_process()
 
 from benchmarks.flags import at_least, several_at_least  # noqa: E402
-from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved  # noqa: E402
 from primia_jax.data import make_plan  # noqa: E402
 from primia_jax.errors import UserError  # noqa: E402
 from primia_jax.experiment import training_driver  # noqa: E402
@@ -39,7 +39,7 @@ _IMAGES, _ROUNDS = 30, 2
 def experiment(hospitals: int, actors: int) -> ExperimentConfig:
     """The configuration that is measured."""
     phantom = {"n_train": _IMAGES * hospitals, "n_test": 3}
-    return settled(
+    return resolved(
         from_config_dict(
             ExperimentConfig,
             {

@@ -32,7 +32,7 @@ from primia_jax import environment
 environment.set_up_process()
 
 from primia_jax.campaigns import latency  # noqa: E402
-from primia_jax.config import ExperimentConfig, from_config_dict, settled  # noqa: E402
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved  # noqa: E402
 from primia_jax.errors import UserError  # noqa: E402
 
 QUICK = {
@@ -68,7 +68,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            config = settled(from_config_dict(ExperimentConfig, {"latency_study": changes}))
+            config = resolved(from_config_dict(ExperimentConfig, {"latency_study": changes}))
             out = arguments.out or folder
             command = shlex.join(["python", "-m", "benchmarks.protocols", *sys.argv[1:]])
             latency.run(config, out, command=command, measured=show)

@@ -3,13 +3,13 @@
 import primia_jax
 result = primia_jax.train(config, workdir)      # a ConfigDict, e.g. from configs/demo.py
 scores = primia_jax.evaluate(config, workdir)
-found = primia_jax.predict(config, workdir, "films/")
+predictions = primia_jax.predict(config, workdir, "films/")
 done = primia_jax.predict_encrypted(config, workdir, "films/")      # neither side sees the other's
-predictions = primia_jax.read_predictions(done.folder)              # as the data owner
+diagnoses = primia_jax.read_predictions(done.folder)                # as the data owner
 model = primia_jax.load(workdir)                # probabilities = model(images)
-told = primia_jax.audit(config, workdir)        # what can be stolen from model updates
+leakage = primia_jax.audit(config, workdir)     # what can be stolen from model updates
 best = primia_jax.tune(config, workdir)         # a search, e.g. of configs/tune.py
-done = primia_jax.study(config, workdir)        # the paper's tables, e.g. of configs/study.py
+results = primia_jax.study(config, workdir)     # the paper's tables, e.g. of configs/study.py
 
 Any Flax network: primia_jax.mpc.encrypt(apply_fn, params, example, calibration=images).
 """

@@ -1,4 +1,4 @@
-"""What each mode of the command line prints around the verb that it calls."""
+"""The modes of the command line: each calls a verb of the API and prints its result."""
 
 import pathlib
 import statistics
@@ -48,17 +48,17 @@ def evaluate_federated(
     config: ExperimentConfig, workdir: str, checkpoint: str, ray_address: str | None = None
 ) -> None:
     """--mode=evaluate --checkpoint=…: the hospitals judge it."""
-    found = judging.evaluate_federated(config, workdir, checkpoint, ray_address=ray_address)
-    _print_judged(config, found)
-    if "personalised" in found:
+    scores = judging.evaluate_federated(config, workdir, checkpoint, ray_address=ray_address)
+    _print_judged(config, scores)
+    if "personalised" in scores:
         print("each with its own batch norms:")
-        _print_judged(config, found["personalised"])
+        _print_judged(config, scores["personalised"])
     print(f"written: {pathlib.Path(workdir) / judging.RESULT}")
 
 
-def _print_judged(config: ExperimentConfig, found: Mapping[str, Any]) -> None:
+def _print_judged(config: ExperimentConfig, evaluation: Mapping[str, Any]) -> None:
     """A line a hospital."""
-    for name, scores in [*found["sites"].items(), ("all hospitals", found["all"])]:
+    for name, scores in [*evaluation["sites"].items(), ("all hospitals", evaluation["all"])]:
         shown = (
             f"{title} {scores[key]:.3f}"
             for key, title in (*TASKS[config.task].headline, ("loss", "loss"))
@@ -208,8 +208,8 @@ def audit(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 bars[what] = bar.add_task(what, total=total)
             bar.update(bars[what], completed=done, total=total)
 
-        found = auditing.audit(config, workdir, progress=progress, **arguments)
-    for row in found["settings"]:
+        audited = auditing.audit(config, workdir, progress=progress, **arguments)
+    for row in audited["settings"]:
         psnr, share = row["psnr"], row["identified"]["share"]
         chance = row["identified"]["chance"]
         worth = f", MCC {row['utility']['mcc']:.2f}" if row["utility"] else ""
@@ -217,9 +217,9 @@ def audit(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
             f"{row['setting']}: PSNR {psnr['mean']:.1f} dB over {row['n']} images (worst "
             f"{psnr['worst']:.1f}), {share:.0%} identified (chance {chance:.0%}){worth}"
         )
-    for text in found["verdicts"]:
+    for text in audited["verdicts"]:
         print(text)
-    print(f"report: {found['report']}")
+    print(f"report: {audited['report']}")
 
 
 def tune(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
@@ -247,14 +247,14 @@ def tune(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
                 title += f", validation MCC {event.mcc:.3f}"
             bar.update(bars[event.number], completed=event.round, description=title)
 
-        found = tuning.tune(config, workdir, progress=progress, **arguments)
-    if found.spent:
-        print(f"warning: the search ended early: {found.spent}")
-    print(f"best: trial {found.best}, federated validation MCC {found.mcc:.3f}, with")
-    for name, value in found.settings.items():
+        search = tuning.tune(config, workdir, progress=progress, **arguments)
+    if search.spent:
+        print(f"warning: the search ended early: {search.spent}")
+    print(f"best: trial {search.best}, federated validation MCC {search.mcc:.3f}, with")
+    for name, value in search.settings.items():
         print(f"  {name} = {value!r}")
-    print(f"train with it: --config={found.workdir / 'best_config.py'} --mode=train")
-    print(f"report: {found.workdir / 'report.html'}")
+    print(f"train with it: --config={search.workdir / 'best_config.py'} --mode=train")
+    print(f"report: {search.workdir / 'report.html'}")
 
 
 def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
@@ -264,10 +264,10 @@ def study(config: ExperimentConfig, workdir: str, **arguments: Any) -> None:
     def progress(what: str, done: int, total: int) -> None:
         print(f"[{time.monotonic() - started:5.0f} s, {done} of {total} done] {what}", flush=True)
 
-    found = paper_study.run(config, workdir, progress=progress, **arguments)
+    results = paper_study.run(config, workdir, progress=progress, **arguments)
     print()
-    print(paper_study.as_text(found.found))
-    print(f"report: {found.workdir / 'report.html'}")
+    print(paper_study.as_text(results.tables))
+    print(f"report: {results.workdir / 'report.html'}")
 
 
 def _print_scores(config: ExperimentConfig, scores: Mapping[str, Any]) -> None:

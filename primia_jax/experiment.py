@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from primia_jax import models, predictions, tasks
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved
 from primia_jax.core import objects
 from primia_jax.core.names import user_path
 from primia_jax.core.records import Check
@@ -55,7 +55,7 @@ _LITTLE = 0.001  # of a resource that only says where an actor goes
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a training gave."""
+    """Result of a training."""
 
     metrics: dict[str, Any]  # what metrics.json holds
     workdir: pathlib.Path
@@ -337,7 +337,7 @@ def checked(config: ConfigDict | ExperimentConfig, model: Any = None) -> Experim
     if model is not None:
         name = objects.reference_to(model, "model")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
-    return settled(config)
+    return resolved(config)
 
 
 @contextlib.contextmanager
@@ -390,7 +390,7 @@ def training_driver(
 
 
 def _resources(name: str, site: str) -> tuple[tuple[str, float], ...]:
-    """What `config.runtime.hospital_resource` asks for one site's actor: a little of it."""
+    """A little of `config.runtime.hospital_resource`, for one site's actor."""
     return ((name.replace("{site}", site), _LITTLE),) if name else ()
 
 

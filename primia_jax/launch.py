@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from primia_jax import environment
-from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, remarks, resolved
 from primia_jax.core.names import printable, user_path
 from primia_jax.core.storage import check_regular
 from primia_jax.errors import ConfigError, UserError
@@ -103,13 +103,13 @@ def main(arguments: Sequence[str]) -> None:
     if _ENCRYPTED.value and _MODE.value != "predict":
         raise ConfigError(f"--encrypted goes with --mode=predict, not --mode={_MODE.value}")
     try:
-        asked = from_config_dict(ExperimentConfig, _CONFIG.value)
-        config = settled(asked)
+        given = from_config_dict(ExperimentConfig, _CONFIG.value)
+        config = resolved(given)
     except OSError as error:  # config_flags reports a file that it could not load only now
         raise ConfigError(
             f"--config: {_one_line(error).rpartition('config_config ')[2]}"
         ) from error
-    for remark in remarks(asked):
+    for remark in remarks(given):
         print(f"warning: {remark}", flush=True)
     in_process = config.runtime.driver == "local"
     if in_process and not _RAY.value and environment.ray_address():
@@ -168,13 +168,13 @@ def _show_status(workdir: str) -> None:
     if not workdir:
         print("\n".join(status.listing(pathlib.Path.cwd())))
         return
-    found = status.read(pathlib.Path(workdir).absolute())
-    print("\n".join(found.lines()))
-    table = found.table()
+    state = status.read(pathlib.Path(workdir).absolute())
+    print("\n".join(state.lines()))
+    table = state.table()
     if table is not None:
         wide = None if sys.stdout.isatty() else _PIPE_WIDTH
         rich.console.Console(width=wide).print(table)
-    if not found.well:
+    if not state.well:
         sys.exit(1)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import primia_jax
 from primia_jax import predictions
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved
 from primia_jax.data import make_plan
 from primia_jax.errors import CheckpointError, ConfigError, DataError
 
@@ -29,7 +29,7 @@ TINY = {
 
 def config_with(**changes):
     merged = {name: {**TINY.get(name, {}), **section} for name, section in changes.items()}
-    return settled(from_config_dict(ExperimentConfig, {**TINY, **merged}))
+    return resolved(from_config_dict(ExperimentConfig, {**TINY, **merged}))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +118,12 @@ def test_what_does_not_fit_is_one_line(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"'simple' does not fit config.task = 'segmentation'"):
         config_with(model={"name": "simple"})
     with pytest.raises(ConfigError, match=r"'unet' does not fit config.task = 'classification'"):
-        settled(from_config_dict(ExperimentConfig, {"model": {"name": "unet"}}))
+        resolved(from_config_dict(ExperimentConfig, {"model": {"name": "unet"}}))
     with pytest.raises(DataError, match="no masks"):
         primia_jax.train(config_with(data={"source": "folder", "path": str(folder)}), tmp_path)
     with pytest.raises(ConfigError, match="multiple of 8"):
         primia_jax.train(config_with(data={"image_size": 20}), tmp_path)
-    classifies = settled(from_config_dict(ExperimentConfig, {"data": {"image_size": 16}}))
+    classifies = resolved(from_config_dict(ExperimentConfig, {"data": {"image_size": 16}}))
     with pytest.raises(CheckpointError, match=r"--config.task=segmentation"):
         primia_jax.predict(classifies, folder / "run", folder / "images")
     with pytest.raises(ConfigError, match=r"a search needs config.task = 'classification'"):

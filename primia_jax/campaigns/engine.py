@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from primia_jax import experiment
-from primia_jax.config import ExperimentConfig, from_config_dict, settled, to_plain
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved, to_plain
 from primia_jax.core.storage import move_aside
 from primia_jax.data import DataPlan, make_plan
 from primia_jax.errors import CheckpointError, ConfigError, DataError
@@ -119,7 +119,7 @@ def overridden(
                 raise ConfigError(f"{where}: there is no config.{name}")
         section[last] = value
     # Threads were chosen for the parties of `config`; other modes have other parties.
-    return settled(from_config_dict(ExperimentConfig, plain))
+    return resolved(from_config_dict(ExperimentConfig, plain))
 
 
 @contextlib.contextmanager

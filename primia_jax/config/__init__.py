@@ -1,5 +1,6 @@
 """The settings of an experiment: sections, their schema, and the check at the door."""
 
+from primia_jax.config.resolve import remarks, resolved
 from primia_jax.config.schema import from_config_dict, to_config_dict, to_plain
 from primia_jax.config.sections import (
     AugmentationConfig,
@@ -16,7 +17,6 @@ from primia_jax.config.sections import (
     SecureAggregationConfig,
     TrainingConfig,
 )
-from primia_jax.config.settle import remarks, settled
 from primia_jax.config.studies import (
     AuditConfig,
     LatencyStudyConfig,
@@ -44,7 +44,7 @@ __all__ = [
     "TuningConfig",
     "from_config_dict",
     "remarks",
-    "settled",
+    "resolved",
     "to_config_dict",
     "to_plain",
 ]

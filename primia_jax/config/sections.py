@@ -31,7 +31,7 @@ class PhantomConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and how they are divided."""
+    """The source of the images, and their division among hospitals and sets."""
 
     source: str = setting(
         "phantom", "kind of source", choices=("phantom", "folder", "dicom", "tfds", "csv")
@@ -179,7 +179,7 @@ class EarlyStoppingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FederatedConfig:
-    """Who trains, how often models are averaged, and by which rule."""
+    """The hospitals that train, the interval of averaging, and its rule."""
 
     mode: str = setting(
         "federated_secure", "setting", choices=("local", "federated", "federated_secure")
@@ -413,7 +413,7 @@ class PrivacyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How the final model is judged."""
+    """The evaluation of the final model."""
 
     batch_size: int = setting(64, "images at a time", low=1)
     bootstrap: int = setting(1000, "resamples behind each 95 % interval", low=10, high=100000)

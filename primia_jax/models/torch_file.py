@@ -169,7 +169,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._bytes_left = max_bytes
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle may call: tensor rebuilding, ordered dictionaries, storage types."""
+        """Finds what a pickle may call: rebuilding of tensors, ordered dictionaries, storages."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):

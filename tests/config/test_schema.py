@@ -10,7 +10,7 @@ from primia_jax.config import (
     ExperimentConfig,
     MpcConfig,
     from_config_dict,
-    settled,
+    resolved,
     to_config_dict,
     to_plain,
 )
@@ -74,7 +74,7 @@ def test_round_trip_through_config_dict_and_json_form():
 def test_every_shipped_configuration_passes_the_door(path):
     """And its docstring tells how to run it."""
     config = runpy.run_path(str(path))["get_config"]()
-    assert settled(from_config_dict(ExperimentConfig, config))
+    assert resolved(from_config_dict(ExperimentConfig, config))
     assert f"--config=configs/{path.name}" in path.read_text().split('"""')[1]
 
 
@@ -93,9 +93,9 @@ def test_every_setting_explains_itself():
 @pytest.mark.parametrize(("mode", "threads"), [("local", 4), ("federated", 1)])
 def test_threads_are_settled_by_the_cores(monkeypatch, mode, threads):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
-    config = settled(check(federated__mode=mode))
+    config = resolved(check(federated__mode=mode))
     assert config.runtime.threads == threads
-    assert settled(config) == config
+    assert resolved(config) == config
 
 
 @pytest.mark.parametrize(

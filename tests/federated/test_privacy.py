@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from primia_jax.config import ExperimentConfig, from_config_dict, remarks, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, remarks, resolved
 from primia_jax.data import Dataset, make_plan
 from primia_jax.errors import BudgetError, CheckpointError, ConfigError, TrainingError
 from primia_jax.federated import (
@@ -88,11 +88,11 @@ def test_what_breaks_the_guarantee_is_refused(changes, message):
 
 def test_batch_norm_becomes_group_norm_and_it_is_said():
     asked = from_config_dict(ExperimentConfig, PRIVATE)
-    assert asked.model.norm == "batch" and settled(asked).model.norm == "group"
+    assert asked.model.norm == "batch" and resolved(asked).model.norm == "group"
     assert len(remarks(asked)) == 1 and "model.norm = 'group'" in remarks(asked)[0]
-    assert remarks(settled(asked)) == ()
+    assert remarks(resolved(asked)) == ()
     plain = from_config_dict(ExperimentConfig, tiny.merged(PRIVATE, {"privacy": {"mode": "none"}}))
-    assert settled(plain).model.norm == "batch" and remarks(plain) == ()
+    assert resolved(plain).model.norm == "batch" and remarks(plain) == ()
 
 
 def test_noise_is_found_for_the_whole_plan():

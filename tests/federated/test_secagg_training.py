@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved
 from primia_jax.data import make_plan
 from primia_jax.errors import PartyLost
 from primia_jax.federated import secagg, variables
@@ -20,7 +20,7 @@ HOSPITALS = tuple(f"hospital_{i}" for i in range(6))
 
 
 def config(scheme="secagg", mode="federated_secure", **more):
-    return settled(
+    return resolved(
         from_config_dict(
             ExperimentConfig,
             {

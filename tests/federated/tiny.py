@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved
 from primia_jax.data import make_plan
 from primia_jax.federated import checkpoints, records
 from primia_jax.federated.aggregation import OWNER
@@ -31,7 +31,7 @@ def merged(base, changes):
 
 
 def config_with(base=TINY, **changes):
-    return settled(from_config_dict(ExperimentConfig, merged(base, changes)))
+    return resolved(from_config_dict(ExperimentConfig, merged(base, changes)))
 
 
 def start(workdir, base=TINY, **changes):

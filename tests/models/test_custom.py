@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from primia_jax import models
-from primia_jax.config import ExperimentConfig, from_config_dict, settled
+from primia_jax.config import ExperimentConfig, from_config_dict, resolved
 from primia_jax.errors import CheckpointError, ConfigError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 def config_of(name, **sections):
     model = {"name": f"own_networks:{name}", "width": 5, **sections.pop("model", {})}
     sections.setdefault("data", {"image_size": 16})
-    return settled(from_config_dict(ExperimentConfig, {"model": model, **sections}))
+    return resolved(from_config_dict(ExperimentConfig, {"model": model, **sections}))
 
 
 def check(config, spatial=False):

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, settled, to_plain
+from primia_jax.config import AuditConfig, ExperimentConfig, from_config_dict, resolved, to_plain
 from primia_jax.errors import ConfigError
 
 _WORDS = {"true": True, "false": False}
@@ -88,7 +88,7 @@ def overridden(config: ExperimentConfig, overrides: Sequence[str], where: str) -
                 raise ConfigError(f"{where}: there is no config.{key}")
         section[last] = value
     # Threads were chosen for the parties of `config`; runs of other modes have others.
-    return settled(from_config_dict(ExperimentConfig, plain))
+    return resolved(from_config_dict(ExperimentConfig, plain))
 
 
 def _split(word: str, where: str) -> tuple[str, Any]:

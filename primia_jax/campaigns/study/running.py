@@ -40,7 +40,7 @@ _ALSO_OWN = ("study_*.png", *(f"{mode}_[0-9]*" for mode in MODES))
 class Study:
     """Result of a study."""
 
-    found: dict[str, Any]  # what tables.json holds
+    tables: dict[str, Any]  # what tables.json holds
     workdir: pathlib.Path
 
 
@@ -108,7 +108,7 @@ def run(
     if config.study.inversion:
         leakage.check_inversion(config)
     runs = list(_runs(config))
-    data = runs[0][2].data  # with its seed settled
+    data = runs[0][2].data  # with its seed resolved
     material = gather(dataclasses.replace(config, data=data))
     readers = _readers(config, material)
     folder = user_path(workdir)

@@ -28,7 +28,7 @@ from primia_jax import experiment, models, tasks
 from primia_jax.campaigns.tuning import best_config, report
 from primia_jax.campaigns.tuning.space import Dimension, parse, with_settings
 from primia_jax.campaigns.tuning.study import LOWEST, STUDY, Study, best_of, interrupted, learned
-from primia_jax.config import ExperimentConfig, TuningConfig, settled
+from primia_jax.config import ExperimentConfig, TuningConfig, resolved
 from primia_jax.core.names import user_path
 from primia_jax.core.storage import read_json, write_text
 from primia_jax.data import make_plan
@@ -281,7 +281,7 @@ class _Search:
     def _train(self, trial: Trial, folder: pathlib.Path) -> tuple[TrialState, float | None, str]:
         """Trains, or goes on with what an interrupted trial had begun."""
         config = with_settings(self._config, trial.params)
-        config = settled(dataclasses.replace(config, tuning=TuningConfig()))
+        config = resolved(dataclasses.replace(config, tuning=TuningConfig()))
         begun = trial.user_attrs.get("takes_up")
         if begun is not None:
             earlier = folder.with_name(f"{begun:04d}")

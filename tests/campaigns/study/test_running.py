@@ -79,7 +79,7 @@ def test_a_study_leaves_every_file(finished):
 def test_every_mode_is_judged_on_the_same_images_as_its_own_run(finished):
     """Test Set 1 of the study is that of each run: the scores are the same."""
     study, _ = finished
-    for row in study.found["table_1a"]["raters"]:
+    for row in study.tables["table_1a"]["raters"]:
         own = json.loads((study.workdir / f"{row['key']}_2" / "metrics.json").read_text())
         scores = row["sets"]["test_1"]
         for name in ("mcc", "accuracy", "roc_auc"):
@@ -87,7 +87,7 @@ def test_every_mode_is_judged_on_the_same_images_as_its_own_run(finished):
         validated = row["sets"]["validation"]["mcc"]["mean"]
         assert validated == pytest.approx(own["validation"]["mcc"]), row["key"]
     lines = (study.workdir / "predictions.csv").read_text().splitlines()
-    sizes = sum(part["n"] for part in study.found["sets"].values())
+    sizes = sum(part["n"] for part in study.tables["sets"].values())
     assert len(lines) == 1 + sizes * len(MODES)
 
 
@@ -144,8 +144,8 @@ def test_resuming_trains_only_what_is_missing(finished, monkeypatch, tmp_path):
     again = primia_jax.study(_config(readers=str(readings)), folder, resume=True, attack=_attack)
     assert trained == ["federated_2"]
     assert (folder / "local_2" / "rounds.jsonl").stat().st_mtime_ns >= before
-    assert again.found["table_1a"]["raters"][:3] == study.found["table_1a"]["raters"]
-    assert [r["title"] for r in again.found["table_1a"]["raters"]][3:] == ["A", "B"]
+    assert again.tables["table_1a"]["raters"][:3] == study.tables["table_1a"]["raters"]
+    assert [r["title"] for r in again.tables["table_1a"]["raters"]][3:] == ["A", "B"]
     other = _config()
     other.training.learning_rate = 2e-2
     with pytest.raises(ConfigError, match=r"training\.learning_rate"):

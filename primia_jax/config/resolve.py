@@ -15,13 +15,13 @@ _GROUP_NORM = (
 )
 
 
-def remarks(asked: ExperimentConfig) -> tuple[str, ...]:
-    """What `settled` will change in `asked` that its user should know, one line each."""
-    turned = asked.privacy.mode != "none" and asked.model.norm == "batch"
+def remarks(config: ExperimentConfig) -> tuple[str, ...]:
+    """Lines for the user on what `resolved` will change in `config`."""
+    turned = config.privacy.mode != "none" and config.model.norm == "batch"
     return (_GROUP_NORM,) if turned else ()
 
 
-def settled(config: ExperimentConfig) -> ExperimentConfig:
+def resolved(config: ExperimentConfig) -> ExperimentConfig:
     """The configuration, consistent as a whole and with its open choices made.
 
     Raises:
