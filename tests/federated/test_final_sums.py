@@ -220,7 +220,7 @@ def may_have_revealed(folder):
 @pytest.mark.parametrize(
     ("federated", "every"),
     [
-        ({"hospitals": 3}, 3),
+        ({"hospitals": 3}, 2),
         pytest.param({"hospitals": 3}, 1, marks=pytest.mark.slow),
         pytest.param(
             {"hospitals": 4, "secure": {"min_participants": 3}}, 1, marks=pytest.mark.slow
